@@ -1,0 +1,1 @@
+"""Types, errors, registry and messages that every package shares; imports nobody."""

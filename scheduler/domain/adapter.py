@@ -1,0 +1,32 @@
+"""What an adapter is called and what its artefact holds."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AdapterRef(BaseModel):
+    """One immutable version of an adapter: enough to find its bytes and to key its KV."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter_id: str = Field(description="Stable id of the adapter, over all versions.")
+    version: int = Field(ge=1, description="Versions count from 1; a version never changes.")
+    digest: str = Field(description="SHA-256 of the artefact's tensors and configuration.")
+    uri: str = Field(description="Object-store key of the artefact's folder.")
+
+
+class AdapterManifest(BaseModel):
+    """The JSON beside an adapter's tensors; written last, so its presence means completeness."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_model: str
+    base_digest: str
+    method: str = "lora"
+    method_config: dict[str, object] = Field(default_factory=dict)
+    digest: str
+    num_bytes: int = Field(ge=0)
+    files: dict[str, str] = Field(description="File name -> SHA-256.")
+    step: int = Field(ge=0, default=0)
+    metrics: dict[str, float] = Field(default_factory=dict)

@@ -1,0 +1,357 @@
+"""Everything that crosses a process border, as tagged unions decoded by type.
+
+gateway --ToWorker--> agent --ToEngine--> engine child
+gateway <--ToGateway-- agent <--FromEngine-- engine child
+
+Encoded with msgpack; a message that does not fit its schema is refused on arrival.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.job import FinetuneSpec
+from scheduler.domain.request import FinishReason, RequestBody
+
+MessageT = TypeVar("MessageT")
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---- gateway -> worker -------------------------------------------------------------------
+
+
+class Submit(Message):
+    """Answer this request; send its frames to the stream `reply_to`."""
+
+    type: Literal["submit"] = "submit"
+    request: RequestBody
+    reply_to: str
+
+
+class Abort(Message):
+    """The caller has left, or has all it wants: stop the request, or one of its sequences."""
+
+    type: Literal["abort"] = "abort"
+    request_id: str
+    index: int | None = Field(None, description="None: every sequence of the request.")
+
+
+class Replay(Message):
+    """Send the frames of a live request again, from sequence number `from_seq` on."""
+
+    type: Literal["replay"] = "replay"
+    request_id: str
+    from_seq: int
+
+
+class JobHint(Message):
+    """Look at this job in SQL: it is new, or its wanted state changed."""
+
+    type: Literal["job_hint"] = "job_hint"
+    job_id: str
+
+
+ToWorker = Annotated[Submit | Abort | Replay | JobHint, Field(discriminator="type")]
+
+
+# ---- worker -> gateway -------------------------------------------------------------------
+
+
+class TokenLogprobs(Message):
+    """Log-probabilities at one position: the token itself and the best alternatives."""
+
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class TokenFrame(Message):
+    """What one engine step added to one sequence.
+
+    `seq` counts the frames of a request from 0, so a reader sees gaps and duplicates.
+    A frame with `finish_reason` is the sequence's last; a frame with `error` ends the request.
+    """
+
+    request_id: str
+    index: int
+    seq: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+    error_code: str | None = None
+
+
+class Frames(Message):
+    """All frames of one engine step for one gateway."""
+
+    type: Literal["frames"] = "frames"
+    reply_to: str
+    frames: tuple[TokenFrame, ...]
+
+
+ToGateway = Annotated[Frames, Field()]
+
+
+# ---- agent -> engine ---------------------------------------------------------------------
+
+
+class Generate(Message):
+    """A request, with its adapter's artefact already on this machine."""
+
+    type: Literal["generate"] = "generate"
+    request: RequestBody
+    reply_to: str
+    adapter_dir: str | None = None
+
+
+class StartJob(Message):
+    """Train: the job is leased, its data sets and its newest checkpoint are on this machine."""
+
+    type: Literal["start_job"] = "start_job"
+    job_id: str
+    tenant_id: str
+    epoch: int = Field(description="Fencing epoch of the lease; comes back in every report.")
+    spec: FinetuneSpec
+    train_path: str
+    valid_path: str | None = None
+    checkpoint_root: str = Field(description="Folder for `step-N` checkpoints of this epoch.")
+    resume_from: str | None = Field(None, description="A complete checkpoint folder.")
+    tenant_weight: float = Field(1.0, gt=0)
+
+
+class StopJob(Message):
+    """Stop training this job; with `checkpoint`, write one first."""
+
+    type: Literal["stop_job"] = "stop_job"
+    job_id: str
+    checkpoint: bool = False
+
+
+class Drain(Message):
+    """Take no new work, finish streams, checkpoint jobs, then end."""
+
+    type: Literal["drain"] = "drain"
+
+
+ToEngine = Annotated[
+    Generate | Abort | Replay | StartJob | StopJob | Drain, Field(discriminator="type")
+]
+
+
+# ---- engine -> agent ---------------------------------------------------------------------
+
+
+class BaseModelInfo(Message):
+    """A base model that a worker holds."""
+
+    id: str
+    digest: str
+    max_model_len: int
+    vocab_size: int
+    num_parameters: int
+    dtype: str
+
+
+class WorkerCapabilities(Message):
+    """What a worker can do: plug-in name -> JSON Schema of its options."""
+
+    base_models: tuple[BaseModelInfo, ...]
+    peft_methods: dict[str, dict[str, Any]]
+    optimizers: dict[str, dict[str, Any]]
+    objectives: dict[str, dict[str, Any]]
+    kv_policies: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    max_rank: int
+    max_num_sequences: int
+
+
+class EngineReady(Message):
+    """The engine is up and takes work."""
+
+    type: Literal["engine_ready"] = "engine_ready"
+    capabilities: WorkerCapabilities
+
+
+class JobProgress(Message):
+    """One optimizer step (or one validation pass) of a job, as its `metrics` event tells it."""
+
+    type: Literal["job_progress"] = "job_progress"
+    job_id: str
+    epoch: int
+    step: int
+    total_steps: int
+    train_loss: float
+    train_mean_token_accuracy: float
+    learning_rate: float
+    trained_tokens: int
+    tokens_per_second: float
+    eta_seconds: float
+    grad_norm: float
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointWritten(Message):
+    """A complete checkpoint lies in `path`; its `adapter/` folder is a peft artefact.
+
+    The last one of a job has `final`: the agent publishes the adapter and ends the job.
+    """
+
+    type: Literal["checkpoint_written"] = "checkpoint_written"
+    job_id: str
+    epoch: int
+    step: int
+    path: str
+    adapter_digest: str
+    num_bytes: int
+    trained_tokens: int
+    metrics: dict[str, float]
+    final: bool = False
+
+
+class JobStopped(Message):
+    """The engine trains this job no more: asked to (`error` None), or it failed."""
+
+    type: Literal["job_stopped"] = "job_stopped"
+    job_id: str
+    epoch: int
+    error: str | None = None
+    error_code: str | None = None
+
+
+class StepSample(Message):
+    """One engine step, for metrics and the dashboard."""
+
+    decode_tokens: int
+    prefill_tokens: int
+    train_forward_tokens: int
+    train_backward_token_layers: int
+    step_ms: float
+    predicted_ms: float | None = None
+    slack_ms: float | None = None
+
+
+class RequestSample(Message):
+    """One finished request, for latency histograms."""
+
+    base_model: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    queue_s: float
+    ttft_s: float
+    e2e_s: float
+    inter_token_s: tuple[float, ...] = ()
+    training_active: bool = False
+
+
+class EngineStats(Message):
+    """Gauges and the steps and requests since the last report; about twice a second."""
+
+    type: Literal["engine_stats"] = "engine_stats"
+    num_running: int
+    num_waiting: int
+    kv_usage: float = Field(ge=0, le=1)
+    num_free_blocks: int
+    num_blocks: int
+    num_preemptions: int
+    resident_adapters: tuple[str, ...]
+    active_jobs: tuple[str, ...]
+    steps: tuple[StepSample, ...] = ()
+    requests: tuple[RequestSample, ...] = ()
+    prompt_tokens: int = Field(0, description="Total since the engine started.")
+    generation_tokens: int = Field(0, description="Total since the engine started.")
+    trained_tokens: int = Field(0, description="Total since the engine started.")
+
+
+FromEngine = Annotated[
+    EngineReady | Frames | JobProgress | CheckpointWritten | JobStopped | EngineStats,
+    Field(discriminator="type"),
+]
+
+
+# ---- worker registry ---------------------------------------------------------------------
+
+
+class WorkerInfo(Message):
+    """What an agent announces about itself, with a time to live."""
+
+    worker_id: str
+    boot_id: str = Field(description="New at every start, part of the inbox's name.")
+    capabilities: WorkerCapabilities
+    stats: EngineStats | None = None
+
+    @property
+    def inbox(self) -> str:
+        """Stream that this worker reads."""
+        return f"in:{self.worker_id}:{self.boot_id}"
+
+
+TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
+TO_GATEWAY: TypeAdapter[ToGateway] = TypeAdapter(ToGateway)
+TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(ToEngine)
+FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(FromEngine)
+
+
+def encode(message: Message) -> bytes:
+    """Message -> msgpack."""
+    packed: bytes = msgpack.packb(message.model_dump(mode="json", exclude_defaults=False))
+    return packed
+
+
+def decode(adapter: TypeAdapter[MessageT], data: bytes) -> MessageT:
+    """Msgpack -> message of the union behind `adapter`.
+
+    Raises:
+        pydantic.ValidationError: the bytes are not such a message.
+    """
+    return adapter.validate_python(msgpack.unpackb(data, strict_map_key=False))
+
+
+__all__ = [
+    "FROM_ENGINE",
+    "TO_ENGINE",
+    "TO_GATEWAY",
+    "TO_WORKER",
+    "Abort",
+    "AdapterRef",
+    "BaseModelInfo",
+    "CheckpointWritten",
+    "Drain",
+    "EngineReady",
+    "EngineStats",
+    "Frames",
+    "FromEngine",
+    "Generate",
+    "JobHint",
+    "JobProgress",
+    "JobStopped",
+    "Message",
+    "Replay",
+    "RequestSample",
+    "StartJob",
+    "StepSample",
+    "StopJob",
+    "Submit",
+    "ToEngine",
+    "ToGateway",
+    "ToWorker",
+    "TokenFrame",
+    "TokenLogprobs",
+    "WorkerCapabilities",
+    "WorkerInfo",
+    "decode",
+    "encode",
+]

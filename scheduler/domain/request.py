@@ -1,0 +1,112 @@
+"""What a tenant asked for, and the running state of one answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scheduler.domain.adapter import AdapterRef
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; STOP and LENGTH are OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SamplingParams(BaseModel):
+    """How tokens are drawn. Stop strings are not here: the gateway matches them on text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(16, ge=0, description="Most tokens to generate.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 keeps all.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    num_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Top alternatives beside the chosen token; None: none at all."
+    )
+    prompt_logprobs: bool = Field(False, description="Also score the prompt's own tokens (echo).")
+
+
+class RequestBody(BaseModel):
+    """One request as it travels from a gateway to an engine. Never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: str
+    tenant_id: str
+    base_model: str
+    adapter: AdapterRef | None = None
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    sampling: SamplingParams = SamplingParams()
+    n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
+    tenant_weight: float = Field(1.0, gt=0)
+    service_class: str = "default"
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Running state of one answer: counters only, no phase.
+
+    tokens      |<---- prompt ---->|<-- output -->|
+    computed    |<-- num_computed_tokens -->|         K/V are in the cache
+    to compute                              |<- num_uncomputed_tokens ->|
+
+    Attributes:
+        request: what was asked.
+        index: which of the request's `n` answers this is.
+        token_ids: prompt and output so far.
+        num_computed_tokens: tokens whose K/V are in the cache.
+        block_table: ids of the superblocks that hold them, in order.
+        arrival_s: monotonic time at which the engine took the request in.
+        first_token_s: monotonic time of its first output token.
+    """
+
+    request: RequestBody
+    index: int
+    token_ids: list[int]
+    arrival_s: float
+    num_computed_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    first_token_s: float | None = None
+    finish_reason: FinishReason | None = None
+    num_preemptions: int = 0
+
+    @property
+    def id(self) -> str:
+        """Unique among all sequences of an engine."""
+        return f"{self.request.request_id}/{self.index}"
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that the caller sent."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose K/V are not in the cache yet."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The generated tokens."""
+        return self.token_ids[self.num_prompt_tokens :]

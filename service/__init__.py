@@ -1,0 +1,1 @@
+"""HTTP: authenticates, validates, forwards and streams."""

@@ -1,0 +1,198 @@
+"""What a decoder of the Llama family is, as numbers; one file per family in `models/` fills it in.
+
+Weights, configs and tokenizers come from Hugging Face folders; the decoder that runs them is ours,
+because one step must mix tenants, save activations for training rows only, and stop at any layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from scheduler.domain.errors import InvalidInput
+from scheduler.domain.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """Shapes and constants of one decoder.
+
+    Attributes:
+        windows: per layer, how many positions a token sees (itself included); None: all before it.
+        rope_scale: factor on cos and sin (YaRN's attention factor; 1 for plain RoPE).
+    """
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_model_len: int
+    rms_eps: float
+    has_qkv_bias: bool
+    has_qk_norm: bool
+    tie_embeddings: bool
+    windows: tuple[int | None, ...]
+    inv_freq: Tensor
+    rope_scale: float
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads, which is that of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Width of the fused query, key and value projection."""
+        return self.q_size + 2 * self.kv_size
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSlice:
+    """Where one named projection lies inside its fused linear: output columns [start, stop)."""
+
+    module: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLinear:
+    """One GEMM of a layer and the named projections that it computes."""
+
+    name: str
+    in_features: int
+    out_features: int
+    slices: tuple[LinearSlice, ...]
+
+
+def fused_linears(config: DecoderConfig) -> tuple[FusedLinear, ...]:
+    """The four GEMMs of every layer, in the order in which they run."""
+    q, kv, inner = config.q_size, config.kv_size, config.intermediate_size
+    hidden = config.hidden_size
+    return (
+        FusedLinear(
+            "qkv",
+            hidden,
+            config.qkv_size,
+            (
+                LinearSlice("q_proj", 0, q),
+                LinearSlice("k_proj", q, q + kv),
+                LinearSlice("v_proj", q + kv, q + 2 * kv),
+            ),
+        ),
+        FusedLinear("o", q, hidden, (LinearSlice("o_proj", 0, hidden),)),
+        FusedLinear(
+            "gate_up",
+            hidden,
+            2 * inner,
+            (LinearSlice("gate_proj", 0, inner), LinearSlice("up_proj", inner, 2 * inner)),
+        ),
+        FusedLinear("down", inner, hidden, (LinearSlice("down_proj", 0, hidden),)),
+    )
+
+
+QKV, O, GATE_UP, DOWN = range(4)
+
+MODULE_PATHS = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """Frozen weights of one layer; linears are (out_features, in_features).
+
+    Attributes:
+        linears: qkv, o, gate_up and down, indexed by QKV, O, GATE_UP, DOWN.
+        q_norm, k_norm: (head_dim,), in families that normalise each head.
+    """
+
+    linears: tuple[Tensor, Tensor, Tensor, Tensor]
+    qkv_bias: Tensor | None
+    input_norm: Tensor
+    post_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+
+@dataclass(slots=True)
+class DecoderWeights:
+    """All frozen weights of a base model, on one device in one dtype."""
+
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    lm_head: Tensor
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, tied ones once."""
+        tensors = [self.embedding, self.final_norm]
+        if self.lm_head.data_ptr() != self.embedding.data_ptr():
+            tensors.append(self.lm_head)
+        for layer in self.layers:
+            tensors += [*layer.linears, layer.input_norm, layer.post_norm]
+            tensors += [t for t in (layer.qkv_bias, layer.q_norm, layer.k_norm) if t is not None]
+        return sum(t.numel() for t in tensors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the GEMMs."""
+        return self.embedding.dtype
+
+
+class ModelFamily(ABC):
+    """How one architecture's Hugging Face config maps onto a DecoderConfig."""
+
+    @classmethod
+    @abstractmethod
+    def decoder_config(cls, config: PretrainedConfig) -> DecoderConfig:
+        """Translate the config.
+
+        Raises:
+            InvalidInput: the config asks for something that this family's decoder lacks.
+        """
+
+
+MODELS: Registry[ModelFamily] = Registry("model architecture")
+
+
+def decoder_config(config: PretrainedConfig) -> DecoderConfig:
+    """The decoder behind a Hugging Face config, by its `architectures` entry.
+
+    Raises:
+        UnknownPlugin: no file in `models/` knows the architecture.
+        InvalidInput: the config names no architecture.
+    """
+    architectures = config.architectures or []
+    if len(architectures) != 1:
+        raise InvalidInput(f"config.json must name one architecture, not {architectures}.")
+    return MODELS[architectures[0]].decoder_config(config)

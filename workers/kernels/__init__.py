@@ -1,0 +1,1 @@
+"""Tensor operations with one meaning each; `reference.py` is their specification."""

@@ -1,0 +1,75 @@
+"""The specification of every kernel: plain torch, one row at a time, slow and obvious.
+
+Shape suffixes: T rows, I in_features, O out_features, C columns of one adapter's term, H heads,
+K KV heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x_TI: Tensor, weight_I: Tensor, eps: float) -> Tensor:
+    """y = weight * x / sqrt(mean(x^2) + eps), row by row."""
+    rows = [weight_I * row / torch.sqrt(row.pow(2).mean() + eps) for row in x_TI]
+    return torch.stack(rows)
+
+
+def rotate(x_THD: Tensor, positions_T: Tensor, inv_freq: Tensor) -> Tensor:
+    """RoPE on (even half, odd half) pairs: element j turns with element j + D/2.
+
+    Source: Su et al. 2021, arXiv:2104.09864, in the half-split form of Hugging Face.
+    """
+    half = x_THD.shape[-1] // 2
+    angles = positions_T.to(inv_freq.dtype)[:, None, None] * inv_freq
+    cos, sin = angles.cos().to(x_THD.dtype), angles.sin().to(x_THD.dtype)
+    first, second = x_THD[..., :half], x_THD[..., half:]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, where gate and up lie side by side."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gate * torch.sigmoid(gate) * up
+
+
+def shrink_expand(
+    x_TI: Tensor, terms: list[tuple[Tensor, Tensor] | None]
+) -> Tensor:
+    """What each row's own adapter adds: x[t] @ shrink[t].T @ expand[t]; None adds zero.
+
+    Shapes:
+        terms: one per row: shrink (C, I) and expand (C, O), or None.
+    """
+    out_features = next(term[1].shape[1] for term in terms if term is not None)
+    rows = []
+    for x, term in zip(x_TI, terms, strict=True):
+        if term is None:
+            rows.append(x.new_zeros(out_features))
+        else:
+            rows.append((term[0] @ x) @ term[1])
+    return torch.stack(rows)
+
+
+def attention(
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, start: int, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of the queries at positions start, start+1, ... over keys from position 0.
+
+    Returns:
+        Output (queries, H, D) and log-sum-exp (queries, H).
+    """
+    num_queries, num_heads, head_dim = q_THD.shape
+    group_size = num_heads // k_TKD.shape[1]
+    out = torch.zeros_like(q_THD)
+    lse = q_THD.new_zeros(num_queries, num_heads)
+    for i in range(num_queries):
+        stop = start + i + 1
+        first = 0 if window is None else max(0, stop - window)
+        for head in range(num_heads):
+            keys = k_TKD[first:stop, head // group_size]
+            scores = keys @ q_THD[i, head] * head_dim**-0.5
+            lse[i, head] = torch.logsumexp(scores, 0)
+            out[i, head] = torch.softmax(scores, 0) @ v_TKD[first:stop, head // group_size]
+    return out, lse

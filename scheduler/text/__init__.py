@@ -1,0 +1,1 @@
+"""Text in and out: templates, tokens, stop strings, data sets; no torch, no transformers."""

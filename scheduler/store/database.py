@@ -2,39 +2,106 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+BUSY_TIMEOUT_S = 5.0
+MIGRATION_LOCK = 7_304_251_119  # any constant: advisory lock of PostgreSQL during migrations
+_SQLITE_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",  # NORMAL may lose the last commits on power loss
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
+)
 
 
 class Database:
     """A pool of connections to one database.
+
+    On SQLite the writers of a process queue in order: SQLite's own busy handler is not fair.
 
     Args:
         url: `sqlite+aiosqlite:///PATH` or `postgresql+psycopg://...`.
     """
 
     def __init__(self, url: str) -> None:
-        raise NotImplementedError
+        self._engine = _sqlite_engine(url) if _is_sqlite(url) else _server_engine(url)
+        self._writer = asyncio.Lock() if _is_sqlite(url) else None
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that may write; commits at the end, rolls back on an exception."""
-        raise NotImplementedError
-        yield
+        async with AsyncExitStack() as stack:
+            if self._writer is not None:
+                await stack.enter_async_context(self._writer)
+            yield await stack.enter_async_context(self._engine.begin())
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that only reads; never waits for writers on SQLite."""
-        raise NotImplementedError
-        yield
+        async with self._engine.connect() as conn:
+            await conn.execution_options(tandem_read_only=True)
+            yield conn
 
     async def close(self) -> None:
         """Close all connections."""
-        raise NotImplementedError
+        await self._engine.dispose()
 
 
 async def migrate(url: str) -> None:
     """Bring the schema to the newest version; safe when several processes start at once."""
-    raise NotImplementedError
+    db = Database(url)
+    try:
+        async with db.begin() as conn:
+            if not _is_sqlite(url):  # SQLite is locked already, by BEGIN IMMEDIATE
+                await conn.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+            await conn.run_sync(_upgrade)
+    finally:
+        await db.close()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _is_sqlite(url: str) -> bool:
+    return make_url(url).get_backend_name() == "sqlite"
+
+
+def _server_engine(url: str) -> AsyncEngine:
+    return create_async_engine(url, pool_pre_ping=True)
+
+
+def _sqlite_engine(url: str) -> AsyncEngine:
+    path = make_url(url).database
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
+    dbapi_connection.isolation_level = None  # transactions begin where _begin_sqlite says
+    cursor = dbapi_connection.cursor()
+    for pragma in _SQLITE_PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin_sqlite(conn: Connection) -> None:
+    """Take the write lock at the start: a later upgrade may fail even with a timeout."""
+    reads = conn.get_execution_options().get("tandem_read_only", False)
+    conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from scheduler.domain.errors import Conflict, NotFound, QuotaExceeded
+from scheduler.domain.job import JobStatus
+from scheduler.store.clock import DbNow
 from scheduler.store.database import Database
-from scheduler.store.idempotency import IdempotencyKey
-from scheduler.store.page import Order, Page
+from scheduler.store.idempotency import IdempotencyKey, remember
+from scheduler.store.ids import new_id
+from scheduler.store.page import Order, Page, fetch_page
+from scheduler.store.tables import files, jobs
+from scheduler.store.tenants import lock_tenant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +44,7 @@ class File:
 
 def new_file_id() -> str:
     """A fresh `file-...` id; the bytes are stored under it before the row is made."""
-    raise NotImplementedError
+    return new_id("file-")
 
 
 def file_object_key(tenant_id: str, file_id: str) -> str:
@@ -80,11 +90,32 @@ class TenantFiles:
             QuotaExceeded: the tenant would hold more than `max_total_bytes`.
             IdempotencyMismatch: the key came with another body.
         """
-        raise NotImplementedError
+        async with self._db.begin() as conn:
+            if idempotency is not None:
+                owner = await remember(conn, self._tenant_id, idempotency, file_id)
+                if owner != file_id:
+                    return await self._one(conn, owner)
+            await lock_tenant(conn, self._tenant_id)
+            if max_total_bytes is not None:
+                await self._check_room(conn, num_bytes, max_total_bytes)
+            await conn.execute(
+                insert(files).values(
+                    id=file_id,
+                    tenant_id=self._tenant_id,
+                    filename=filename,
+                    purpose=purpose,
+                    num_bytes=num_bytes,
+                    object_key=object_key,
+                    status="processed",
+                    created_at=DbNow(),
+                )
+            )
+            return await self._one(conn, file_id)
 
     async def get(self, file_id: str) -> File:
         """Raises NotFound when the tenant has no such file."""
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            return await self._one(conn, file_id)
 
     async def list(
         self,
@@ -99,7 +130,12 @@ class TenantFiles:
         Raises:
             InvalidInput: `after` is not a file of this tenant.
         """
-        raise NotImplementedError
+        mine = select(files).where(files.c.tenant_id == self._tenant_id)
+        if purpose is not None:
+            mine = mine.where(files.c.purpose == purpose)
+        async with self._db.read() as conn:
+            page = await fetch_page(conn, mine, files, after=after, limit=limit, order=order)
+        return Page(items=tuple(_file_of(row) for row in page.items), has_more=page.has_more)
 
     async def delete(self, file_id: str) -> File:
         """Remove the row and return it, so that the caller removes the bytes.
@@ -108,8 +144,55 @@ class TenantFiles:
             NotFound: the tenant has no such file.
             Conflict: a job that has not read it yet still needs it.
         """
-        raise NotImplementedError
+        async with self._db.begin() as conn:
+            file = await self._one(conn, file_id)
+            reader = await conn.scalar(
+                select(jobs.c.id).where(
+                    jobs.c.status == JobStatus.VALIDATING_FILES,
+                    (jobs.c.training_file == file_id) | (jobs.c.validation_file == file_id),
+                )
+            )
+            if reader is not None:
+                raise Conflict(f"Job {reader} is reading file {file_id}; delete it in a moment.")
+            await conn.execute(delete(files).where(files.c.id == file_id))
+        return file
 
     async def total_bytes(self) -> int:
         """Bytes of all files of the tenant."""
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            return await self._total_bytes(conn)
+
+    async def _one(self, conn: AsyncConnection, file_id: str) -> File:
+        query = select(files).where(files.c.id == file_id, files.c.tenant_id == self._tenant_id)
+        row = (await conn.execute(query)).one_or_none()
+        if row is None:
+            raise NotFound(f"No file {file_id!r}; GET /v1/files lists yours.", param="file_id")
+        return _file_of(row)
+
+    async def _total_bytes(self, conn: AsyncConnection) -> int:
+        total = func.coalesce(func.sum(files.c.num_bytes), 0)
+        query = select(total).where(files.c.tenant_id == self._tenant_id)
+        return int(await conn.scalar(query) or 0)
+
+    async def _check_room(self, conn: AsyncConnection, num_bytes: int, limit_bytes: int) -> None:
+        held_bytes = await self._total_bytes(conn)
+        if held_bytes + num_bytes > limit_bytes:
+            raise QuotaExceeded(
+                f"This file would bring your stored files to {held_bytes + num_bytes} bytes; the "
+                f"limit is {limit_bytes}. Delete files you no longer need.",
+                param="file",
+            )
+
+
+def _file_of(row: Row[Any]) -> File:
+    return File(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        filename=row.filename,
+        purpose=row.purpose,
+        num_bytes=row.num_bytes,
+        object_key=row.object_key,
+        status=row.status,
+        created_at=int(row.created_at),
+        expires_at=None if row.expires_at is None else int(row.expires_at),
+    )

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Row, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from scheduler.domain.errors import IdempotencyMismatch
+from scheduler.store.clock import DbNow
 from scheduler.store.database import Database
+from scheduler.store.tables import idempotency_keys
+from scheduler.store.upsert import upsert
+
+REMEMBERED_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +41,24 @@ class Idempotency:
         Raises:
             IdempotencyMismatch: the key came with another body.
         """
-        raise NotImplementedError
+        query = select(idempotency_keys).where(
+            idempotency_keys.c.tenant_id == tenant_id,
+            idempotency_keys.c.key == idempotency.key,
+            idempotency_keys.c.created_at > DbNow() - REMEMBERED_S,
+        )
+        async with self._db.read() as conn:
+            row = (await conn.execute(query)).one_or_none()
+        return None if row is None else _owner(row, idempotency)
 
     async def purge(self) -> int:
         """Forget keys older than 24 h; returns how many."""
-        raise NotImplementedError
+        async with self._db.begin() as conn:
+            result = await conn.execute(
+                delete(idempotency_keys).where(
+                    idempotency_keys.c.created_at <= DbNow() - REMEMBERED_S
+                )
+            )
+        return result.rowcount
 
 
 async def remember(
@@ -50,4 +71,33 @@ async def remember(
     Raises:
         IdempotencyMismatch: the key came with another body.
     """
-    raise NotImplementedError
+    mine = {
+        "body_hash": idempotency.body_hash,
+        "resource_id": resource_id,
+        "created_at": DbNow(),
+    }
+    statement = upsert(conn, idempotency_keys).values(
+        tenant_id=tenant_id, key=idempotency.key, **mine
+    )
+    claimed = await conn.execute(
+        statement.on_conflict_do_update(
+            index_elements=["tenant_id", "key"],
+            set_=mine,
+            where=idempotency_keys.c.created_at <= DbNow() - REMEMBERED_S,
+        )
+    )
+    if claimed.rowcount == 1:
+        return resource_id
+    query = select(idempotency_keys).where(
+        idempotency_keys.c.tenant_id == tenant_id, idempotency_keys.c.key == idempotency.key
+    )
+    return _owner((await conn.execute(query)).one(), idempotency)
+
+
+def _owner(row: Row[Any], idempotency: IdempotencyKey) -> str:
+    if row.body_hash != idempotency.body_hash:
+        raise IdempotencyMismatch(
+            "This Idempotency-Key came before with another body; use a new key for a new request."
+        )
+    owner: str = row.resource_id
+    return owner

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from sqlalchemy import Row, Select, Table
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from scheduler.domain.errors import InvalidInput
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
@@ -29,3 +34,32 @@ class Page(Generic[T]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+async def fetch_page(
+    conn: AsyncConnection,
+    query: Select[Any],
+    table: Table,
+    *,
+    after: str | None,
+    limit: int,
+    order: Order = "desc",
+) -> Page[Row[Any]]:
+    """The rows of `query` over `table` that follow the row with id `after`, by `seq`.
+
+    Raises:
+        InvalidInput: `after` is not among the query's rows, or `limit` is out of range.
+    """
+    if not 1 <= limit <= MAX_PAGE_ITEMS:
+        raise InvalidInput(f"limit must be from 1 to {MAX_PAGE_ITEMS}.", param="limit")
+    if after is not None:
+        cursor = (await conn.execute(query.where(table.c.id == after))).one_or_none()
+        if cursor is None:
+            raise InvalidInput(
+                f"after={after!r} is not in this list; send the last id of a page.", param="after"
+            )
+        beyond = table.c.seq < cursor.seq if order == "desc" else table.c.seq > cursor.seq
+        query = query.where(beyond)
+    ordered = query.order_by(table.c.seq.desc() if order == "desc" else table.c.seq.asc())
+    rows = (await conn.execute(ordered.limit(limit + 1))).all()
+    return Page(items=tuple(rows[:limit]), has_more=len(rows) > limit)

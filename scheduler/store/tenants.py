@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from scheduler.domain.errors import Conflict, InvalidInput, NotFound
 from scheduler.domain.tenant import Tenant
+from scheduler.store.clock import DbNow
 from scheduler.store.database import Database
+from scheduler.store.ids import new_id
+from scheduler.store.tables import tenants
+from scheduler.store.upsert import upsert
+
+SLUG = re.compile("[a-z0-9][a-z0-9-]{0,62}")
+
+
+def tenant_of(row: Row[Any]) -> Tenant:
+    """The tenant that a row of `tenants` describes."""
+    return Tenant(id=row.id, name=row.name, is_admin=row.is_admin, weight=row.weight)
+
+
+async def lock_tenant(conn: AsyncConnection, tenant_id: str) -> Tenant:
+    """The tenant, locked until the transaction ends, so that its quotas cannot be overrun.
+
+    Raises:
+        NotFound: no such tenant.
+    """
+    query = select(tenants).where(tenants.c.id == tenant_id).with_for_update()
+    row = (await conn.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound(f"No tenant {tenant_id!r}.")
+    return tenant_of(row)
 
 
 class Tenants:
@@ -19,16 +51,39 @@ class Tenants:
             InvalidInput: the name is not a slug.
             Conflict: the name is taken.
         """
-        raise NotImplementedError
+        if not SLUG.fullmatch(name):
+            raise InvalidInput(
+                f"Tenant name {name!r} is not a slug; use 1 to 63 lower-case letters, digits and '-'.",
+                param="name",
+            )
+        tenant = Tenant(id=new_id("org-"), name=name, is_admin=is_admin, weight=weight)
+        async with self._db.begin() as conn:
+            result = await conn.execute(
+                upsert(conn, tenants)
+                .values(**asdict(tenant), created_at=DbNow())
+                .on_conflict_do_nothing(index_elements=["name"])
+            )
+        if result.rowcount == 0:
+            raise Conflict(f"A tenant named {name!r} exists; choose another name.", param="name")
+        return tenant
 
     async def get(self, tenant_id: str) -> Tenant:
         """Raises NotFound when there is no such tenant."""
-        raise NotImplementedError
+        return await self._one(tenants.c.id == tenant_id, tenant_id)
 
     async def get_by_name(self, name: str) -> Tenant:
         """Raises NotFound when there is no such tenant."""
-        raise NotImplementedError
+        return await self._one(tenants.c.name == name, name)
 
     async def list(self) -> list[Tenant]:
         """All tenants, oldest first."""
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            rows = await conn.execute(select(tenants).order_by(tenants.c.seq))
+            return [tenant_of(row) for row in rows]
+
+    async def _one(self, condition: ColumnElement[bool], asked: str) -> Tenant:
+        async with self._db.read() as conn:
+            row = (await conn.execute(select(tenants).where(condition))).one_or_none()
+        if row is None:
+            raise NotFound(f"No tenant {asked!r}.")
+        return tenant_of(row)

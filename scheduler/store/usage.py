@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
+from sqlalchemy import func, select
+
 from scheduler.store.database import Database
+from scheduler.store.tables import usage
+from scheduler.store.upsert import upsert
+
+COUNTERS = ("prompt_tokens", "output_tokens", "trained_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +40,24 @@ class Usage:
         trained_tokens: int = 0,
     ) -> None:
         """Add to the counters of one day and model; gateways batch before they call."""
-        raise NotImplementedError
+        added = {
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "trained_tokens": trained_tokens,
+        }
+        async with self._db.begin() as conn:
+            await conn.execute(
+                upsert(conn, usage)
+                .values(tenant_id=tenant_id, day=day, model=model, **added)
+                .on_conflict_do_update(
+                    index_elements=["tenant_id", "day", "model"],
+                    set_={name: usage.c[name] + count for name, count in added.items()},
+                )
+            )
 
     async def total(self, tenant_id: str) -> UsageTotal:
         """All-time sums of a tenant."""
-        raise NotImplementedError
+        sums = [func.coalesce(func.sum(usage.c[name]), 0) for name in COUNTERS]
+        async with self._db.read() as conn:
+            row = (await conn.execute(select(*sums).where(usage.c.tenant_id == tenant_id))).one()
+        return UsageTotal(**{name: int(count) for name, count in zip(COUNTERS, row, strict=True)})

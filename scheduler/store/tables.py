@@ -1,0 +1,229 @@
+"""The tables. `seq` columns give insertion order, which is also the order of pages.
+
+Times are unix seconds by the database's clock. Statements that change a running job match its
+`epoch`, see leases.py.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+# SQLite gives growing keys only to INTEGER; PostgreSQL should not run out of them.
+Seq = BigInteger().with_variant(Integer, "sqlite")
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("is_admin", Boolean, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    CheckConstraint("weight > 0", name="weight"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", String(128), nullable=False),
+    Column("prefix", String(32), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(64), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Index(None, "tenant_id", "seq"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("base_model", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),
+    # Not a foreign key: a file may be deleted once its job has read it.
+    Column("training_file", String(64), nullable=False),
+    Column("validation_file", String(64)),
+    Column("suffix", String(64), nullable=False),
+    Column("adapter_id", String(64), nullable=False, unique=True),
+    Column("model_name", Text, nullable=False, unique=True),
+    Column("hyperparameters", JSON, nullable=False),
+    Column("method", JSON(none_as_null=True)),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("estimated_finish", Float),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("result_files", JSON, nullable=False),
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Column("error_param", String(128)),
+    # What workers and tasks need.
+    Column("train_key", Text),
+    Column("valid_key", Text),
+    Column("epoch", Integer, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", Float),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("pause_requested", Boolean, nullable=False),
+    Column("num_crashes", Integer, nullable=False),
+    Column("num_checks", Integer, nullable=False),
+    Column("hinted_at", Float, nullable=False),
+    Index(None, "tenant_id", "seq"),
+    Index(None, "status", "base_model"),
+)
+
+job_metadata = Table(
+    "job_metadata",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(512), nullable=False),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("type", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON(none_as_null=True)),
+    Index(None, "job_id", "seq"),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", Integer, nullable=False),
+    Column("train_loss", Float, nullable=False),
+    Column("valid_loss", Float),
+    Column("num_mismatches", Integer, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("uri", Text),
+    Column("manifest_sha256", String(64)),
+    Column("model_name", Text, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("job_id", "step"),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("base_model", Text, nullable=False),
+    Column("model_name", Text, nullable=False, unique=True),
+    Column("final_version", Integer),
+    Column("created_at", Float, nullable=False),
+    Column("deleted_at", Float),
+)
+
+adapter_versions = Table(
+    "adapter_versions",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False, index=True),
+    Column("step", Integer, nullable=False),
+    Column("digest", String(128), nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("sent_at", Float),
+    Index(None, "sent_at", "seq"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_hash", String(128), nullable=False),
+    Column("resource_id", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+)

@@ -177,6 +177,10 @@ class EngineProcess:
             return None
         return decode(FROM_ENGINE, body), body
 
+    def close(self) -> None:
+        """Close the pipe: the child ends as soon as it notices."""
+        self._writer.close()
+
     async def stop(self, timeout_s: float = 5.0) -> int:
         """Close the pipe, give the child `timeout_s` to end, then kill it; its exit status."""
         self._writer.close()

@@ -1,0 +1,86 @@
+"""Which requests the engine is answering, so that none ends in silence when the engine dies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scheduler.domain.messages import Frames, TokenFrame
+
+if TYPE_CHECKING:
+    from scheduler.domain.messages import Submit
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """What has been said to the caller so far.
+
+    Attributes:
+        reply_to: stream of the gateway that waits.
+        num_open: sequences that have not ended.
+        next_seq: sequence number that the next frame must carry.
+    """
+
+    request_id: str
+    reply_to: str
+    num_open: int
+    next_seq: int = 0
+
+
+class LiveRequests:
+    """The requests between their Submit and their last frame."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, LiveRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._live
+
+    def add(self, submit: Submit) -> None:
+        """A request has come in."""
+        request = submit.request
+        self._live[request.request_id] = LiveRequest(
+            request.request_id, submit.reply_to, num_open=request.n
+        )
+
+    def observe(self, frames: Frames) -> None:
+        """The engine said something: count, and forget what has ended."""
+        for frame in frames.frames:
+            live = self._live.get(frame.request_id)
+            if live is None:
+                continue
+            live.next_seq = max(live.next_seq, frame.seq + 1)
+            if frame.error is not None:
+                del self._live[frame.request_id]
+            elif frame.finish_reason is not None:
+                live.num_open -= 1
+                self._forget_if_over(live)
+
+    def forget(self, request_id: str) -> None:
+        """The caller has left; nobody waits for its last frames."""
+        self._live.pop(request_id, None)
+
+    def fail(self, request_id: str, error: str, code: str) -> Frames | None:
+        """End one request with an error frame; None when nobody waits for it."""
+        live = self._live.pop(request_id, None)
+        return _error_frames(live, error, code) if live else None
+
+    def fail_all(self, error: str, code: str) -> list[Frames]:
+        """End every request with an error frame."""
+        lost = [_error_frames(live, error, code) for live in self._live.values()]
+        self._live.clear()
+        return lost
+
+    def _forget_if_over(self, live: LiveRequest) -> None:
+        if live.num_open <= 0:
+            del self._live[live.request_id]
+
+
+def _error_frames(live: LiveRequest, error: str, code: str) -> Frames:
+    frame = TokenFrame(
+        request_id=live.request_id, index=0, seq=live.next_seq, error=error, error_code=code
+    )
+    return Frames(reply_to=live.reply_to, frames=(frame,))

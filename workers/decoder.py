@@ -1,0 +1,127 @@
+"""The decoder forward over one packed batch: base GEMMs once, adapters by run, attention by group.
+
+All rows of all tenants, inference and training, go through the same linears. What differs between
+rows (adapter, keys, activations to keep) lies in the ForwardBatch, so a layer has no branches on
+kinds of rows. Layers run one by one: a caller may stop after any of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.adapter_arena import AdapterArena
+from workers.batch import ForwardBatch, Sinks
+from workers.layers import rms_norm, rotate, silu_mul
+from workers.model import DOWN, GATE_UP, O, QKV, DecoderConfig, DecoderWeights, LayerWeights
+
+
+class RotaryTable:
+    """cos and sin of every position, grown on demand."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        positions = torch.arange(config.max_model_len, dtype=wide)
+        angles = positions[:, None] * config.inv_freq.to(wide)
+        self.cos = (angles.cos() * config.rope_scale).to(device=device, dtype=dtype)
+        self.sin = (angles.sin() * config.rope_scale).to(device=device, dtype=dtype)
+
+    def at(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, (T, 1, head_dim / 2) each."""
+        return self.cos[positions_T][:, None], self.sin[positions_T][:, None]
+
+
+class Decoder:
+    """Frozen weights, resident adapters, and the forward pass over both."""
+
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, arena: AdapterArena
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.arena = arena
+        self.rotary = RotaryTable(config, weights.dtype, weights.device)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings, (T, hidden)."""
+        return F.embedding(token_ids, self.weights.embedding)
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states after the last layer, before the final norm: (T, hidden)."""
+        x = self.embed(batch.token_ids)
+        for layer in range(self.config.num_layers):
+            x = self.forward_layer(layer, x, batch)
+        return x
+
+    def forward_layer(self, layer: int, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """Output of one layer for all rows, (T, hidden)."""
+        weights, eps = self.weights.layers[layer], self.config.rms_eps
+        batch.record(layer, "x", x)
+        qkv = self._linear(
+            layer, QKV, rms_norm(x, weights.input_norm, eps), batch, weights.qkv_bias
+        )
+        attn = self._attention(layer, qkv, batch)
+        x = x + self._linear(layer, O, attn, batch)
+        batch.record(layer, "x_mid", x)
+        gate_up = self._linear(layer, GATE_UP, rms_norm(x, weights.post_norm, eps), batch)
+        batch.record(layer, "gate_up", gate_up)
+        return x + self._linear(layer, DOWN, silu_mul(gate_up), batch)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Final norm and vocabulary projection of the given rows: (T, vocab)."""
+        normed = rms_norm(x, self.weights.final_norm, self.config.rms_eps)
+        return F.linear(normed, self.weights.lm_head)
+
+    def _linear(
+        self, layer: int, index: int, x: Tensor, batch: ForwardBatch, bias: Tensor | None = None
+    ) -> Tensor:
+        y = F.linear(x, self.weights.layers[layer].linears[index], bias)
+        batch.adapters.add(self.arena, layer, index, x, y)
+        return y
+
+    def _attention(self, layer: int, qkv: Tensor, batch: ForwardBatch) -> Tensor:
+        config = self.config
+        heads, v = qkv.split((config.q_size + config.kv_size, config.kv_size), dim=-1)
+        heads = self._rotated_heads(layer, heads, batch)
+        q, k = heads.split((config.num_heads, config.num_kv_heads), dim=1)
+        v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
+        batch.record(layer, "q", q)
+        batch.store_keys(layer, k, v)
+        sinks = self._sinks(q, batch)
+        for group in batch.groups:
+            group.run(layer, config.windows[layer], (q, k, v), sinks)
+        attn = sinks.out.flatten(1)
+        batch.record(layer, "attn", attn)
+        if sinks.wants_lse:
+            batch.record(layer, "lse", sinks.lse)
+        return attn
+
+    def _rotated_heads(self, layer: int, heads: Tensor, batch: ForwardBatch) -> Tensor:
+        """Query and key heads, normalised where the family does, at their positions."""
+        config, weights = self.config, self.weights.layers[layer]
+        heads = heads.unflatten(-1, (config.num_heads + config.num_kv_heads, config.head_dim))
+        if config.has_qk_norm:
+            batch.record(layer, "heads", heads)
+            heads = normalise_heads(heads, weights, config)
+        return rotate(heads, batch.cos, batch.sin)
+
+    @staticmethod
+    def _sinks(q: Tensor, batch: ForwardBatch) -> Sinks:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return Sinks(
+            out=torch.empty_like(q),
+            lse=torch.empty(q.shape[:2], dtype=wide, device=q.device),
+            wants_lse=bool(batch.windows),
+        )
+
+
+def normalise_heads(heads: Tensor, weights: LayerWeights, config: DecoderConfig) -> Tensor:
+    """RMSNorm of every query head with q_norm and every key head with k_norm."""
+    assert weights.q_norm is not None
+    assert weights.k_norm is not None
+    q, k = heads.split((config.num_heads, config.num_kv_heads), dim=1)
+    return torch.cat(
+        (rms_norm(q, weights.q_norm, config.rms_eps), rms_norm(k, weights.k_norm, config.rms_eps)),
+        dim=1,
+    )

@@ -1,0 +1,240 @@
+"""The hand-written backward of a decoder layer over any token range of a pack.
+
+Ranges of a layer run last to first: queries of a range add to the key and value gradients of all
+earlier tokens of their example, so a range's own are complete once it is reached. The frozen
+weights get no gradient; the adapter's terms get theirs summed over every range, unit and pack.
+
+Source: FlexLLM, arXiv:2402.18789 (token-level backward); the formulas are in each function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.activations import ActivationSpec, LayerActivations, SaveLevel
+from workers.adapter_arena import AdapterColumns
+from workers.attention import attend_backward
+from workers.batch import ForwardBatch, PackKeys, TrainWindow, window_groups
+from workers.decoder import Decoder
+from workers.kernels.segmented import AdapterRows, AdapterRun
+from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
+from workers.model import DOWN, GATE_UP, QKV, O
+from workers.term_grads import TermGrads
+from workers.train_pack import TrainPack
+
+
+@dataclass(slots=True)
+class BackwardUnit:
+    """One layer of one pack over tokens [start, stop): the smallest thing that runs backward."""
+
+    pack: TrainPack
+    layer: int
+    start: int
+    stop: int
+    columns: AdapterColumns
+    grads: TermGrads
+
+
+class DecoderBackward:
+    """Runs backward units against a decoder."""
+
+    def __init__(self, decoder: Decoder, spec: ActivationSpec) -> None:
+        self.decoder = decoder
+        self.spec = spec
+
+    def run(self, unit: BackwardUnit) -> None:
+        """Carry the gradient through one layer's range; the pack's cursor moves on.
+
+        After the layer's first range (tokens 0 ..), `pack.grad_out` is the gradient of the layer
+        below's output.
+        """
+        pack = unit.pack
+        assert unit.layer == pack.next_backward_layer
+        assert unit.stop == pack.range_stop
+        if pack.grad_kv is None:
+            saved = pack.layers[unit.layer]
+            wide = self.spec.wide_dtype
+            pack.grad_kv = (
+                torch.zeros_like(saved["k"], dtype=wide),
+                torch.zeros_like(saved["v"], dtype=wide),
+            )
+        pack.grad_out[unit.start : unit.stop] = self._layer(unit)
+        pack.range_stop = unit.start
+        if unit.start == 0:
+            pack.grad_kv = None
+            pack.next_backward_layer -= 1
+            pack.range_stop = pack.num_tokens
+            pack.layers[unit.layer].buffers.clear()
+
+    def _layer(self, unit: BackwardUnit) -> Tensor:
+        """Gradient of the layer's input, (stop - start, hidden)."""
+        tokens = slice(unit.start, unit.stop)
+        weights = self.decoder.weights.layers[unit.layer]
+        eps = self.decoder.config.rms_eps
+        window = self._window(unit)
+        saved = self._activations(unit, window)
+        grad = unit.pack.grad_out[tokens]
+
+        x_mid, gate_up = saved["x_mid"], saved["gate_up"]
+        grad_inner = self._linear(unit, DOWN, grad, silu_mul(gate_up))
+        grad_gate_up = silu_mul_backward(grad_inner, gate_up)
+        normed = rms_norm(x_mid, weights.post_norm, eps)
+        grad_normed = self._linear(unit, GATE_UP, grad_gate_up, normed)
+        grad = grad + rms_norm_backward(grad_normed, x_mid, weights.post_norm, eps)
+
+        grad_attn = self._linear(unit, O, grad, saved["attn"])
+        grad_qkv = self._attention(unit, window, saved, grad_attn)
+        normed = rms_norm(saved["x"], weights.input_norm, eps)
+        if unit.layer == 0:
+            self._adapter_grads(unit, QKV, grad_qkv, normed)
+            return torch.zeros_like(grad)
+        grad_normed = self._linear(unit, QKV, grad_qkv, normed)
+        return grad + rms_norm_backward(grad_normed, saved["x"], weights.input_norm, eps)
+
+    def _window(self, unit: BackwardUnit) -> TrainWindow:
+        return TrainWindow(unit.pack, unit.start, unit.stop, 0, unit.pack.layers)
+
+    def _activations(self, unit: BackwardUnit, window: TrainWindow) -> dict[str, Tensor]:
+        """The range's saved activations; those that were not kept are computed again."""
+        saved = unit.pack.layers[unit.layer].buffers
+        tokens = slice(unit.start, unit.stop)
+        if unit.pack.level is SaveLevel.FULL:
+            return {name: buffer[tokens] for name, buffer in saved.items()}
+        scratch = LayerActivations(
+            self.spec,
+            self.spec.names(SaveLevel.FULL),
+            unit.stop - unit.start,
+            self.decoder.weights.device,
+        )
+        recorders = [scratch] * self.decoder.config.num_layers
+        again = TrainWindow(unit.pack, unit.start, unit.stop, 0, recorders, unit.start)
+        batch = self._window_batch(unit, again)
+        self.decoder.forward_layer(unit.layer, saved["x"][tokens], batch)
+        return dict(scratch.buffers)
+
+    def _window_batch(self, unit: BackwardUnit, window: TrainWindow) -> ForwardBatch:
+        count = unit.stop - unit.start
+        tokens = slice(unit.start, unit.stop)
+        device = self.decoder.weights.device
+        cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens].to(device))
+        return ForwardBatch(
+            token_ids=unit.pack.tokens.token_ids[tokens],
+            cos=cos,
+            sin=sin,
+            adapters=AdapterRows([AdapterRun(0, count, unit.columns)]),
+            windows=[window],
+            groups=window_groups(window, device),
+        )
+
+    def _linear(self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor) -> Tensor:
+        """Gradient of a linear's input: grad_y @ W + (grad_y @ expand.T) @ shrink."""
+        grad_x = grad_y @ self.decoder.weights.layers[unit.layer].linears[index]
+        grad_shrunk = self._adapter_grads(unit, index, grad_y, x)
+        if grad_shrunk is not None:
+            linear = self.decoder.arena.linears[index]
+            shrink = self.decoder.arena.shrink[index][unit.layer][unit.columns.rows(linear)]
+            grad_x.addmm_(grad_shrunk, shrink)
+        return grad_x
+
+    def _adapter_grads(
+        self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor
+    ) -> Tensor | None:
+        """Add the range's share to the term gradients; return the gradient of x @ shrink.T.
+
+        Semantics, per projection block:
+            s = x @ shrink.T;  d_expand += s.T @ grad_y;  ds = grad_y @ expand.T
+            d_shrink += ds.T @ x
+        """
+        linear = self.decoder.arena.linears[index]
+        if not unit.columns.targets(linear):
+            return None
+        rows = unit.columns.rows(linear)
+        shrink = self.decoder.arena.shrink[index][unit.layer][rows]
+        expand = self.decoder.arena.expand[index][unit.layer][rows]
+        shrunk = x @ shrink.T
+        grad_shrunk = torch.zeros_like(shrunk)
+        rank = unit.columns.rank
+        for j, part in enumerate(linear.slices):
+            if part.module in unit.columns.modules:
+                block, out = slice(j * rank, (j + 1) * rank), slice(part.start, part.stop)
+                torch.mm(grad_y[:, out], expand[block, out].T, out=grad_shrunk[:, block])
+                unit.grads.add_expand(
+                    unit.layer, index, block, out, shrunk[:, block].T, grad_y[:, out]
+                )
+        unit.grads.add_shrink(unit.layer, index, grad_shrunk.T, x)
+        return grad_shrunk
+
+    def _attention(
+        self,
+        unit: BackwardUnit,
+        window: TrainWindow,
+        saved: dict[str, Tensor],
+        grad_attn: Tensor,
+    ) -> Tensor:
+        """Gradient of the fused qkv output, (stop - start, qkv_size)."""
+        config = self.decoder.config
+        grad_q = torch.empty_like(saved["q"])
+        self._attend_backward(unit, window, saved, grad_attn.view(grad_q.shape), grad_q)
+        assert unit.pack.grad_kv is not None
+        tokens = slice(unit.start, unit.stop)
+        grad_k, grad_v = (sums[tokens].to(grad_q.dtype) for sums in unit.pack.grad_kv)
+        positions = unit.pack.tokens.positions[tokens].to(grad_q.device)
+        cos, sin = self.decoder.rotary.at(positions)
+        grad_heads = rotate_backward(torch.cat((grad_q, grad_k), dim=1), cos, sin)
+        if config.has_qk_norm:
+            grad_heads = self._head_norm_backward(unit, grad_heads, saved["heads"])
+        return torch.cat((grad_heads.flatten(1), grad_v.flatten(1)), dim=1)
+
+    def _attend_backward(
+        self,
+        unit: BackwardUnit,
+        window: TrainWindow,
+        saved: dict[str, Tensor],
+        grad_out: Tensor,
+        grad_q: Tensor,
+    ) -> None:
+        """Fill grad_q, and add to the pack's key and value gradients."""
+        grad_kv = unit.pack.grad_kv
+        assert grad_kv is not None
+        out = saved["attn"].view(grad_q.shape)
+        mask = self.decoder.config.windows[unit.layer]
+        for group in window_groups(window, grad_q.device):
+            spans, source = group.spans, group.source
+            assert isinstance(source, PackKeys)
+            keys, values = source.keys_values(unit.layer, grad_q, grad_q)
+            bias = spans.bias(mask, keys.shape[2], self.spec.wide_dtype)
+            valid = spans.query_mask_SM[..., None, None]
+            part_q, part_k, part_v = attend_backward(
+                spans.gather(grad_out) * valid,
+                spans.gather(saved["q"]),
+                keys,
+                values,
+                spans.gather(out),
+                spans.gather(saved["lse"]),
+                bias,
+            )
+            spans.scatter(part_q, grad_q)
+            index = source.tokens_SN.flatten()
+            grad_kv[0].index_add_(0, index, part_k.transpose(1, 2).flatten(0, 1))
+            grad_kv[1].index_add_(0, index, part_v.transpose(1, 2).flatten(0, 1))
+
+    def _head_norm_backward(
+        self, unit: BackwardUnit, grad_heads: Tensor, heads: Tensor
+    ) -> Tensor:
+        config = self.decoder.config
+        weights = self.decoder.weights.layers[unit.layer]
+        assert weights.q_norm is not None
+        assert weights.k_norm is not None
+        sizes = (config.num_heads, config.num_kv_heads)
+        parts = zip(
+            grad_heads.split(sizes, dim=1),
+            heads.split(sizes, dim=1),
+            (weights.q_norm, weights.k_norm),
+            strict=True,
+        )
+        return torch.cat(
+            [rms_norm_backward(grad, x, norm, config.rms_eps) for grad, x, norm in parts], dim=1
+        )

@@ -1,0 +1,30 @@
+"""`python -m workers.engine_child`: the process that owns the device; an agent starts it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from scheduler.telemetry import configure_logging
+from workers.engine import EngineLoop
+from workers.engine_process import ConnectionClosed, EngineConnection
+from workers.settings import EngineSettings
+
+
+def main() -> int:
+    """Serve the agent at the other end of the pipe until it closes or says Drain."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the agent's to deal with
+    connection = EngineConnection.from_environment()
+    settings = EngineSettings()
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        EngineLoop(settings, connection).run()
+    except ConnectionClosed:
+        return 0
+    finally:
+        connection.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

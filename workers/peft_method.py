@@ -1,0 +1,84 @@
+"""A parameter-efficient method: its parameters, and how they become terms of the base's linears.
+
+Training keeps a method's parameters in one flat float32 master vector; the engine computes with
+terms (`adapter_arena.Term`). `lower` maps parameters to terms, `pull_back` maps the terms'
+gradients to the parameters'. Both run once per optimizer step, never per token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from scheduler.domain.registry import PluginConfig, Registry
+from workers.adapter_arena import Term
+from workers.model import DecoderConfig
+
+Params = dict[str, Tensor]
+Terms = dict[tuple[int, int], Term]
+
+
+class PeftMethod(ABC):
+    """One method with one configuration, over one base model."""
+
+    class Config(PluginConfig):
+        """Options of the method."""
+
+    peft_type: ClassVar[str]
+
+    def __init__(self, config: Any, model: DecoderConfig) -> None:
+        self.config = config
+        self.model = model
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Rank columns that one adapter takes in the arena."""
+
+    @property
+    @abstractmethod
+    def modules(self) -> frozenset[str]:
+        """Projections that the method adapts."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every trained parameter, under its name in a peft file."""
+
+    @abstractmethod
+    def init(self, params: Params, seed: int) -> None:
+        """Fill fresh parameters; the adapter then changes nothing."""
+
+    @abstractmethod
+    def lower(self, params: Params) -> Terms:
+        """Parameters -> terms by (layer, linear)."""
+
+    @abstractmethod
+    def pull_back(self, grads: Terms, into: Params) -> None:
+        """Gradients of the terms -> gradients of the parameters, written into `into`."""
+
+    @abstractmethod
+    def peft_config(self) -> dict[str, Any]:
+        """The method's part of adapter_config.json."""
+
+    @classmethod
+    @abstractmethod
+    def from_peft_config(cls, config: dict[str, Any], model: DecoderConfig) -> PeftMethod:
+        """The method behind an adapter_config.json.
+
+        Raises:
+            InvalidInput: an option that this engine cannot compute.
+        """
+
+
+PEFT_METHODS: Registry[PeftMethod] = Registry("PEFT method")
+
+
+def generator(seed: int, *site: object) -> torch.Generator:
+    """Stateless randomness: the same (seed, site) draws the same numbers in any process."""
+    text = ":".join(map(str, (seed, *site)))
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

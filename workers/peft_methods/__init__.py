@@ -1,0 +1,5 @@
+"""One file per PEFT method."""
+
+from workers.peft_method import PEFT_METHODS
+
+PEFT_METHODS.discover(__name__)

@@ -1,0 +1,150 @@
+"""LoRA: y += (alpha / r) * (x A^T) B^T, with A and B trained and W frozen.
+
+Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; file layout of Hugging Face peft.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from scheduler.domain.errors import InvalidInput
+from scheduler.domain.job import LORA_TARGETS
+from workers.adapter_arena import Term
+from workers.model import MODULE_PATHS, DecoderConfig, FusedLinear, LinearSlice, fused_linears
+from workers.peft_method import PEFT_METHODS, Params, PeftMethod, Terms, generator
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IGNORED = {"use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {},
+           "alpha_pattern": {}, "layers_to_transform": None, "fan_in_fan_out": False}  # fmt: skip
+
+
+@PEFT_METHODS.register("lora")
+class Lora(PeftMethod):
+    """Low-rank factors on any of the seven projections."""
+
+    class Config(PeftMethod.Config):
+        """Options of LoRA."""
+
+        rank: int = Field(16, ge=1, le=256, description="Rank r of A and B.")
+        alpha: float = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / r.")
+        target_modules: tuple[Target, ...] = Field(
+            LORA_TARGETS, min_length=1, description="Projections that get an adapter."
+        )
+        use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+
+    peft_type = "LORA"
+    config: Config
+
+    @property
+    def rank(self) -> int:
+        """See PeftMethod."""
+        return self.config.rank
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """See PeftMethod."""
+        return frozenset(self.config.target_modules)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the update."""
+        rank = self.config.rank
+        return self.config.alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See PeftMethod."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, _, linear, _, part in self._parts():
+            shapes[_name(layer, part.module, "A")] = (self.rank, linear.in_features)
+            shapes[_name(layer, part.module, "B")] = (part.stop - part.start, self.rank)
+        return shapes
+
+    def init(self, params: Params, seed: int) -> None:
+        """A uniform as in peft (Kaiming with a = sqrt 5), B zero."""
+        for name, tensor in params.items():
+            if ".lora_B." in name:
+                tensor.zero_()
+            else:
+                bound = 1 / math.sqrt(tensor.shape[1])
+                drawn = torch.rand(tensor.shape, generator=generator(seed, name))
+                tensor.copy_((drawn * 2 - 1) * bound)
+
+    def lower(self, params: Params) -> Terms:
+        """Stack A by projection; put scale * B^T on the diagonal blocks."""
+        terms: Terms = {}
+        for layer, index, linear, j, part in self._parts():
+            a, b = self._factors(params, layer, part)
+            if (layer, index) not in terms:
+                rows = len(linear.slices) * self.rank
+                terms[layer, index] = Term(
+                    a.new_zeros(rows, linear.in_features), a.new_zeros(rows, linear.out_features)
+                )
+            block = slice(j * self.rank, (j + 1) * self.rank)
+            terms[layer, index].shrink_CI[block] = a
+            terms[layer, index].expand_CO[block, part.start : part.stop] = (self.scale * b).T
+        return terms
+
+    def pull_back(self, grads: Terms, into: Params) -> None:
+        """dA is a block of d_shrink; dB is scale times a transposed block of d_expand."""
+        for layer, index, _, j, part in self._parts():
+            a, b = self._factors(into, layer, part)
+            block = slice(j * self.rank, (j + 1) * self.rank)
+            term = grads[layer, index]
+            a.copy_(term.shrink_CI[block])
+            torch.mul(term.expand_CO[block, part.start : part.stop].T, self.scale, out=b)
+
+    def peft_config(self) -> dict[str, Any]:
+        """See PeftMethod."""
+        return {
+            "peft_type": self.peft_type,
+            "task_type": "CAUSAL_LM",
+            "r": self.config.rank,
+            "lora_alpha": self.config.alpha,
+            "lora_dropout": 0.0,
+            "target_modules": sorted(self.config.target_modules),
+            "use_rslora": self.config.use_rslora,
+            "inference_mode": True,
+            **IGNORED,
+        }
+
+    @classmethod
+    def from_peft_config(cls, config: dict[str, Any], model: DecoderConfig) -> Lora:
+        """See PeftMethod."""
+        for key, plain in IGNORED.items():
+            if config.get(key) not in (plain, None):
+                raise InvalidInput(f"LoRA with {key}={config[key]!r} is not supported.")
+        try:
+            options = cls.Config(
+                rank=config["r"],
+                alpha=config["lora_alpha"],
+                target_modules=tuple(config["target_modules"]),
+                use_rslora=bool(config.get("use_rslora", False)),
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise InvalidInput(f"adapter_config.json is not a plain LoRA: {error}.") from None
+        return cls(options, model)
+
+    def _parts(self) -> Iterator[tuple[int, int, FusedLinear, int, LinearSlice]]:
+        """(layer, linear index, linear, place among its projections, projection), adapted ones."""
+        linears = fused_linears(self.model)
+        for layer in range(self.model.num_layers):
+            for index, linear in enumerate(linears):
+                for j, part in enumerate(linear.slices):
+                    if part.module in self.modules:
+                        yield layer, index, linear, j, part
+
+    @staticmethod
+    def _factors(
+        params: Params, layer: int, part: LinearSlice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return params[_name(layer, part.module, "A")], params[_name(layer, part.module, "B")]
+
+
+def _name(layer: int, module: str, factor: str) -> str:
+    """A parameter's name in adapter_model.safetensors."""
+    return f"base_model.model.model.layers.{layer}.{MODULE_PATHS[module]}.lora_{factor}.weight"

@@ -1,0 +1,98 @@
+"""Everything an operator may set on a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from scheduler.settings import LogSettings, StoreSettings, TextSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _default_worker_id(settings: dict[str, Any]) -> str:
+    return f"{socket.gethostname()}-{settings['device'].replace(':', '')}"
+
+
+class EngineSettings(TextSettings, LogSettings):
+    """What the engine child needs to know."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$", description="Where tensors live.")
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="Of weights and K/V; `auto` is float32 on a CPU, bfloat16 on a GPU.",
+    )
+    num_threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the engine."
+    )
+    max_batched_tokens: int = Field(
+        2048, ge=16, description="Most inference tokens of one engine step."
+    )
+    max_num_sequences: int = Field(64, ge=1, description="Most sequences that run at once.")
+    page_tokens: int = Field(16, ge=1, description="Tokens of one K/V page.")
+    kv_cache_tokens: int = Field(
+        32_768, ge=64, description="K/V capacity, per base model; see kv_cache_bytes."
+    )
+    kv_cache_bytes: int | None = Field(
+        None, gt=0, description="K/V capacity in bytes, in place of kv_cache_tokens."
+    )
+    adapter_slots: int = Field(32, ge=1, description="Adapters that are resident at once.")
+    max_rank: int = Field(64, ge=1, description="Largest adapter rank that is accepted.")
+    training_memory_bytes: int = Field(
+        2 * 2**30, gt=0, description="Most memory for saved activations and gradients."
+    )
+    max_jobs: int = Field(8, ge=0, description="Fine-tuning jobs that train at once.")
+    ttft_ms: float = Field(500.0, gt=0, description="Target time to first token.")
+    tpot_ms: float = Field(100.0, gt=0, description="Target mean time per output token.")
+
+
+class WorkerSettings(EngineSettings, StoreSettings):
+    """What a worker's agent and its engine child need to know."""
+
+    worker_id: str = Field(
+        default_factory=_default_worker_id,
+        pattern="^[A-Za-z0-9._-]+$",
+        description="Name in the registry; unique among all workers. Default: host and device.",
+    )
+    lease_s: float = Field(30.0, gt=0, description="A job unheard of for this long is taken away.")
+    renew_every_s: float = Field(5.0, gt=0, description="How often leases are renewed.")
+    claim_every_s: float = Field(1.0, gt=0, description="How often queued jobs are looked for.")
+    announce_every_s: float = Field(2.0, gt=0, description="How often the registry is told.")
+    announce_ttl_s: float = Field(6.0, gt=0, description="The registry forgets a worker after.")
+    engine_start_timeout_s: float = Field(
+        600.0, gt=0, description="Longest time to load the base models."
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="Time for running streams and checkpoints after SIGTERM."
+    )
+    max_engine_deaths: int = Field(
+        3, ge=1, description="The worker gives up after so many engine deaths within a minute."
+    )
+    adapter_cache_bytes: int = Field(
+        20 * 2**30, gt=0, description="Disk space for adapters fetched from the object store."
+    )
+
+    def engine_environment(self) -> dict[str, str]:
+        """Variables that give the engine child the same settings as these."""
+        values = self.model_dump(mode="json", include=set(EngineSettings.model_fields))
+        return {
+            f"TANDEM_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+            if value is not None
+        }
+
+    @property
+    def work_dir(self) -> Path:
+        """Scratch of this worker: data sets and checkpoints of the jobs it runs."""
+        return self.data_dir / "work" / self.worker_id
+
+    @property
+    def adapter_cache_dir(self) -> Path:
+        """Adapters by content digest, shared by the workers of a machine."""
+        return self.data_dir / "cache" / "adapters"

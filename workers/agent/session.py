@@ -207,7 +207,8 @@ class EngineSession:
                 log.warning("channel_down", doing="read")
                 await asyncio.sleep(CHANNEL_RETRY_PAUSE_S)
                 continue
-            for _, last_id, body in entries:
+            for _, entry_id, body in entries:
+                last_id = entry_id
                 try:
                     order = decode(TO_WORKER, body)
                 except ValidationError as error:

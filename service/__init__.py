@@ -1,1 +1,1 @@
-"""HTTP: authenticates, validates, forwards and streams."""
+"""The gateway: HTTP in, messages to workers out. It authenticates, validates, forwards, streams."""

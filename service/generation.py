@@ -1,0 +1,152 @@
+"""One HTTP request being answered: prompts out to workers, choices back, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.choice import Choice, Piece
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from scheduler.domain.messages import TokenFrame, TokenLogprobs
+    from scheduler.domain.request import RequestBody
+    from service.answers import Answers
+    from service.catalogue import ServedModel
+    from service.metrics import GatewayMetrics
+    from service.usage_meter import UsageMeter
+    from service.worker_pool import WorkerPool
+
+from service.schemas.usage import PromptTokensDetails, UsageRead
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Something that became visible in the choice at `index`; the choice tells if it ended."""
+
+    index: int
+    choice: Choice
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """What every generation of a gateway shares."""
+
+    pool: WorkerPool
+    metrics: GatewayMetrics
+    meter: UsageMeter
+
+
+class Generation:
+    """Runs the requests of one call; choice `index` is prompt position x n + answer.
+
+    Args:
+        engines: the gateway's pool and counters.
+        served: the model.
+        bodies: one request per prompt, all with the same `n`.
+        stops: stop strings.
+        continues_text: answers go on from the prompt's text.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        served: ServedModel,
+        bodies: Sequence[RequestBody],
+        stops: Sequence[str],
+        *,
+        continues_text: bool,
+    ) -> None:
+        self.served = served
+        self.bodies = bodies
+        self.prompt_scores: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+        self._engines = engines
+        sampling = bodies[0].sampling
+        ends = frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids
+        end_ids = ends | frozenset(sampling.stop_token_ids)
+        self.choices = [
+            Choice(served.tokenizer, stops, end_ids, continues_text=continues_text)
+            for body in bodies
+            for _ in range(body.n)
+        ]
+        self._num_cached = [0] * len(bodies)
+        self._start_s = time.perf_counter()
+        self._first_s = [self._start_s] * len(self.choices)
+        self._last_s = [self._start_s] * len(self.choices)
+
+    @property
+    def usage(self) -> UsageRead:
+        """Tokens so far."""
+        prompt = sum(len(body.prompt_token_ids) for body in self.bodies)
+        output = sum(choice.num_tokens for choice in self.choices)
+        return UsageRead(
+            prompt_tokens=prompt,
+            completion_tokens=output,
+            total_tokens=prompt + output,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._num_cached)),
+        )
+
+    async def updates(self) -> AsyncIterator[Update]:
+        """Everything that becomes visible, until all choices have ended.
+
+        Raises:
+            DomainError: the request was refused, or its worker failed.
+        """
+        async with self._engines.pool.open(self.bodies) as answers:
+            try:
+                async for position, frame in answers:
+                    for update in self._absorb(position, frame, answers):
+                        yield update
+            finally:
+                self._settle()
+
+    def _absorb(self, position: int, frame: TokenFrame, answers: Answers) -> list[Update]:
+        index = position * self.bodies[position].n + frame.index
+        choice = self.choices[index]
+        self._num_cached[position] = max(self._num_cached[position], frame.num_cached_tokens)
+        if frame.prompt_logprobs is not None:
+            self.prompt_scores.setdefault(position, frame.prompt_logprobs)
+        self._clock(index, choice, frame)
+        updates = [Update(index, choice, piece) for piece in choice.push(frame)]
+        if choice.stopped_early:
+            answers.stop(position, frame.index)
+        if choice.finish_reason is not None:
+            self._record_end(index, choice)
+        return updates
+
+    def _clock(self, index: int, choice: Choice, frame: TokenFrame) -> None:
+        if not frame.token_ids:
+            return
+        now_s = time.perf_counter()
+        metrics, model = self._engines.metrics, self.served.base_model
+        if choice.num_tokens == 0:
+            metrics.first_token(model, now_s - self._start_s)
+            self._first_s[index] = now_s
+        else:
+            metrics.next_tokens(model, now_s - self._last_s[index], len(frame.token_ids))
+        self._last_s[index] = now_s
+
+    def _record_end(self, index: int, choice: Choice) -> None:
+        assert choice.finish_reason is not None
+        self._engines.metrics.request_done(
+            self.served.base_model,
+            choice.finish_reason,
+            elapsed_s=self._last_s[index] - self._start_s,
+            decode_s=self._last_s[index] - self._first_s[index],
+            num_tokens=choice.num_tokens,
+        )
+
+    def _settle(self) -> None:
+        usage = self.usage
+        self._engines.meter.add(
+            self.bodies[0].tenant_id,
+            self.served.name,
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+        )
+        for choice in self.choices:
+            if choice.finish_reason is None:
+                self._engines.metrics.request_aborted(self.served.base_model)

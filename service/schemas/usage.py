@@ -1,0 +1,20 @@
+"""Token counts of one answer."""
+
+from __future__ import annotations
+
+from service.schemas.base import Read
+
+
+class PromptTokensDetails(Read):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int = 0
+
+
+class UsageRead(Read):
+    """Tokens that went in and came out."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()

@@ -1,0 +1,310 @@
+"""The gateway's side of the channel: requests out, frames in.
+
+One loop reads this gateway's stream and hands every frame to its request's queue. Gaps are seen
+by sequence number and asked for again; a worker whose boot vanished fails its requests, and a
+request that has produced nothing yet is tried once more elsewhere. A reader that leaves early
+(client gone, stop string met) makes the worker stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+from pydantic import ValidationError
+
+from scheduler.domain.errors import (
+    ContextTooLong,
+    DomainError,
+    InvalidInput,
+    Overloaded,
+    QuotaExceeded,
+    WorkerLost,
+)
+from scheduler.domain.messages import (
+    TO_GATEWAY,
+    Abort,
+    Message,
+    Replay,
+    Submit,
+    TokenFrame,
+    decode,
+    encode,
+)
+from scheduler.store.channel import START, ChannelDown
+from service.answers import Answers
+from service.live_request import LiveRequest
+from service.worker_roster import WorkerRoster
+
+if TYPE_CHECKING:
+    from scheduler.domain.request import RequestBody
+    from scheduler.store.channel import Channel
+
+log = structlog.get_logger(__name__)
+
+REFRESH_S = 1.0
+READ_BLOCK_MS = 1000
+READ_COUNT = 256
+QUIET_S = 5.0  # a request silent for this long asks for a replay: its last frame may be lost
+MAX_ATTEMPTS = 2
+
+
+class WorkerPool:
+    """Sends requests to workers and routes their frames back.
+
+    Args:
+        channel: connection to the broker.
+        gateway_id: name of this gateway, stable over restarts.
+        max_waiting_per_worker: requests without a first token at one worker before it counts
+            as full.
+        max_live_per_tenant: unfinished sequences of one tenant.
+        stall_limit_s: silence after which a request is given up.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        gateway_id: str,
+        *,
+        max_waiting_per_worker: int,
+        max_live_per_tenant: int,
+        stall_limit_s: float,
+    ) -> None:
+        self.roster = WorkerRoster()
+        self.num_gaps = 0
+        self._channel = channel
+        self._stream = f"out:{gateway_id}:{uuid.uuid4().hex[:12]}"
+        self._max_waiting = max_waiting_per_worker
+        self._max_live_per_tenant = max_live_per_tenant
+        self._stall_limit_s = stall_limit_s
+        self._live: dict[str, tuple[LiveRequest, Answers]] = {}
+        self._commands: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the loops for as long as the block lasts; commands still queued are sent first."""
+        await self._refresh()
+        loops = [
+            asyncio.create_task(loop())
+            for loop in (self._read_frames, self._send_commands, self._watch)
+        ]
+        try:
+            yield
+        finally:
+            async with asyncio.timeout(2.0):
+                await self._commands.join()
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    # ---- what routes use -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(self, bodies: Sequence[RequestBody]) -> AsyncIterator[Answers]:
+        """Send requests of one caller; whatever is unfinished when the block ends is aborted.
+
+        Raises:
+            QuotaExceeded: the tenant has too much under way already.
+            Overloaded: no worker, or all of them full.
+        """
+        self._admit(bodies)
+        answers = Answers(self, sum(body.n * (body.sampling.max_tokens + 2) for body in bodies))
+        try:
+            for position, body in enumerate(bodies):
+                worker = self.roster.pick(body.base_model, self.num_live())
+                answers.expect(body.n)
+                await self._send(LiveRequest(body, worker.inbox, position), answers)
+            yield answers
+        finally:
+            for live in answers.live:
+                self.abandon(live)
+
+    def num_live(self) -> Counter[str]:
+        """Unfinished requests of this gateway per worker inbox."""
+        return Counter(live.inbox for live, _ in self._live.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of this gateway that have not had a first token."""
+        return sum(live.first_token_s is None for live, _ in self._live.values())
+
+    def stop(self, live: LiveRequest, index: int) -> None:
+        """Take no more of one sequence (its stop string was met)."""
+        live.close(index)
+        self._commands.put_nowait((live.inbox, Abort(request_id=live.id, index=index)))
+        if live.done:
+            self._live.pop(live.id, None)
+
+    def abandon(self, live: LiveRequest) -> None:
+        """Forget a request; the worker is told unless it is through with it."""
+        if self._live.pop(live.id, None) is not None and not live.done:
+            self._commands.put_nowait((live.inbox, Abort(request_id=live.id)))
+
+    # ---- sending -------------------------------------------------------------------------
+
+    def _admit(self, bodies: Sequence[RequestBody]) -> None:
+        tenant_id = bodies[0].tenant_id
+        mine = sum(live.body.n for live, _ in self._live.values() if live.body.tenant_id == tenant_id)
+        wanted = sum(body.n for body in bodies)
+        if mine + wanted > self._max_live_per_tenant:
+            raise QuotaExceeded(
+                f"{mine} answers of yours are under way and {wanted} more would pass the limit of "
+                f"{self._max_live_per_tenant}; wait for some to finish.",
+            )
+        self._refuse_when_full(bodies[0].base_model)
+
+    def _refuse_when_full(self, base_model: str) -> None:
+        worker = self.roster.pick(base_model, self.num_live())
+        waiting = sum(
+            live.inbox == worker.inbox and live.first_token_s is None
+            for live, _ in self._live.values()
+        )
+        reported = worker.stats.num_waiting if worker.stats else 0
+        if max(waiting, reported) >= self._max_waiting:
+            raise Overloaded(
+                f"Every worker of {base_model!r} has a full queue; try again in a few seconds.",
+                retry_after_s=2,
+            )
+
+    async def _send(self, live: LiveRequest, answers: Answers) -> None:
+        self._live[live.id] = (live, answers)
+        answers.live.append(live)
+        submit = Submit(request=live.body, reply_to=self._stream)
+        await self._channel.append(live.inbox, encode(submit))
+
+    async def _send_commands(self) -> None:
+        while True:
+            inbox, message = await self._commands.get()
+            try:
+                await self._channel.append(inbox, encode(message))
+            except ChannelDown as error:
+                log.warning("command_failed", inbox=inbox, reason=str(error))
+            finally:
+                self._commands.task_done()
+
+    # ---- receiving -----------------------------------------------------------------------
+
+    async def _read_frames(self) -> None:
+        last_id = START
+        while True:
+            try:
+                found = await self._channel.read(
+                    {self._stream: last_id}, block_ms=READ_BLOCK_MS, count=READ_COUNT
+                )
+            except ChannelDown as error:
+                log.warning("channel_read_failed", reason=str(error))
+                await asyncio.sleep(0.2)
+                continue
+            for _, entry_id, packed in found:
+                last_id = entry_id
+                self._take(packed)
+
+    def _take(self, packed: bytes) -> None:
+        try:
+            message = decode(TO_GATEWAY, packed)
+        except (ValidationError, ValueError) as error:
+            log.error("bad_message_from_worker", reason=str(error)[:500])
+            return
+        for frame in message.frames:
+            if frame.request_id in self._live:
+                self._route(frame)
+
+    def _route(self, frame: TokenFrame) -> None:
+        live, answers = self._live[frame.request_id]
+        for due in live.take(frame):
+            if due.error is not None:
+                self._end_with_error(live, answers, due)
+                return
+            if due.finish_reason is not None:
+                answers.put(live, due)
+                live.close(due.index)
+            elif live.is_open(due.index):
+                answers.put(live, due)
+        if live.done:
+            self._live.pop(live.id, None)
+        elif live.has_gap:
+            self.num_gaps += 1
+            self._ask_replay(live)
+
+    def _end_with_error(self, live: LiveRequest, answers: Answers, frame: TokenFrame) -> None:
+        self._live.pop(live.id, None)
+        if frame.error_code == WorkerLost.code:
+            self._retry_or_fail(live, answers)
+            return
+        answers.fail(_error_of(frame))
+
+    def _ask_replay(self, live: LiveRequest) -> None:
+        now_s = time.monotonic()
+        if now_s - live.last_replay_s < REFRESH_S:
+            return
+        live.last_replay_s = now_s
+        self._commands.put_nowait(
+            (live.inbox, Replay(request_id=live.id, from_seq=live.next_seq))
+        )
+
+    # ---- workers that come and go --------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            await self._refresh()
+            now_s = time.monotonic()
+            for live, answers in list(self._live.values()):
+                silent_s = now_s - live.last_arrival_s
+                if silent_s > self._stall_limit_s:
+                    self.abandon(live)
+                    answers.fail(WorkerLost("The worker fell silent; send the request again."))
+                elif silent_s > QUIET_S and now_s - live.last_replay_s > QUIET_S:
+                    self._ask_replay(live)
+
+    async def _refresh(self) -> None:
+        try:
+            announced = await self._channel.workers()
+        except ChannelDown as error:
+            log.warning("registry_unreadable", reason=str(error))
+            return
+        lost = self.roster.refresh(announced, time.monotonic())
+        for inbox in lost:
+            self._lose(inbox)
+
+    def _lose(self, inbox: str) -> None:
+        victims = [pair for pair in self._live.values() if pair[0].inbox == inbox]
+        log.warning("worker_lost", inbox=inbox, num_requests=len(victims))
+        for live, answers in victims:
+            del self._live[live.id]
+            self._retry_or_fail(live, answers)
+
+    def _retry_or_fail(self, live: LiveRequest, answers: Answers) -> None:
+        if live.next_seq > 0 or live.num_attempts >= MAX_ATTEMPTS:
+            answers.fail(WorkerLost("The worker stopped amid the answer; send the request again."))
+            return
+        answers.retry(self._resend(live, answers))
+
+    async def _resend(self, live: LiveRequest, answers: Answers) -> None:
+        """Give a request that has produced nothing to another worker, under a new id."""
+        attempt = live.num_attempts + 1
+        body = live.body.model_copy(update={"request_id": f"{live.id}-{attempt}"})
+        try:
+            worker = self.roster.pick(body.base_model, self.num_live(), avoid=[live.inbox])
+            await self._send(LiveRequest(body, worker.inbox, live.position, attempt), answers)
+        except DomainError:
+            answers.fail(WorkerLost("The worker stopped before it answered, and no other is free."))
+
+
+def _error_of(frame: TokenFrame) -> DomainError:
+    """The domain error that a worker's error frame stands for."""
+    text = frame.error or "The worker could not answer."
+    for kind in (Overloaded, QuotaExceeded):
+        if frame.error_code == kind.code:
+            return kind(text)
+    if frame.error_code == ContextTooLong.code:
+        return ContextTooLong(text, param="messages")
+    if frame.error_code == InvalidInput.code:
+        return InvalidInput(text)
+    return DomainError(text)

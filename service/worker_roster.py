@@ -1,0 +1,138 @@
+"""Which workers live, what they hold, and which of them should take the next request.
+
+Workers announce themselves in the channel's registry with a time to live; the roster is this
+gateway's copy of it, refreshed every second. A worker is given up when a new boot of it appears,
+or when it stayed away for the grace time (a restarted broker starts with an empty registry).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from scheduler.domain.errors import InvalidInput, Overloaded, UnknownPlugin
+from scheduler.domain.messages import BaseModelInfo, WorkerInfo
+
+GRACE_S = 4.0  # two announcement intervals, on top of the registry's own time to live
+
+
+class WorkerRoster:
+    """The workers known to this gateway, by inbox name (so one entry per boot)."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, WorkerInfo] = {}
+        self._seen_s: dict[str, float] = {}
+
+    def refresh(self, announced: Collection[WorkerInfo], now_s: float) -> list[str]:
+        """Take in the registry's content; returns the inboxes of workers that are lost."""
+        for info in announced:
+            self._workers[info.inbox] = info
+            self._seen_s[info.inbox] = now_s
+        newest = {info.worker_id: info.inbox for info in announced}
+        lost = [
+            inbox
+            for inbox, info in self._workers.items()
+            if newest.get(info.worker_id, inbox) != inbox or now_s - self._seen_s[inbox] > GRACE_S
+        ]
+        for inbox in lost:
+            del self._workers[inbox], self._seen_s[inbox]
+        return lost
+
+    @property
+    def workers(self) -> list[WorkerInfo]:
+        """Live workers, in a stable order."""
+        return [self._workers[inbox] for inbox in sorted(self._workers)]
+
+    def holding(self, base_model: str) -> list[WorkerInfo]:
+        """Live workers that serve `base_model`."""
+        return [
+            worker
+            for worker in self.workers
+            if any(base.id == base_model for base in worker.capabilities.base_models)
+        ]
+
+    def base(self, base_model: str) -> BaseModelInfo | None:
+        """What a live worker says about `base_model`; None while nobody holds it."""
+        for worker in self.holding(base_model):
+            for base in worker.capabilities.base_models:
+                if base.id == base_model:
+                    return base
+        return None
+
+    def pick(
+        self, base_model: str, num_live: Mapping[str, int], avoid: Collection[str] = ()
+    ) -> WorkerInfo:
+        """The least loaded worker that holds `base_model`.
+
+        Args:
+            base_model: its id.
+            num_live: this gateway's own unfinished requests per inbox; fresher than the stats.
+            avoid: inboxes not to use.
+
+        Raises:
+            Overloaded: no live worker holds it.
+        """
+        able = [worker for worker in self.holding(base_model) if worker.inbox not in avoid]
+        if not able:
+            raise Overloaded(
+                f"No worker serves {base_model!r} at the moment; try again in a few seconds.",
+                param="model",
+                retry_after_s=2,
+            )
+        return min(able, key=lambda worker: load_of(worker, num_live))
+
+    def schemas(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Plug-in name -> JSON Schema of its options, over all live workers."""
+        merged: dict[str, dict[str, Any]] = {}
+        for worker in self.workers:
+            merged.update(getattr(worker.capabilities, kind))
+        return merged
+
+    def check_options(
+        self, base_model: str, kind: str, name: str, options: Mapping[str, Any], param: str
+    ) -> None:
+        """Refuse options that no worker with `base_model` would take.
+
+        Args:
+            base_model: the base model of the job.
+            kind: `peft_methods`, `optimizers`, `objectives` or `kv_policies`.
+            name: the plug-in.
+            options: what the caller wrote for it.
+            param: field of the request to blame.
+
+        Raises:
+            UnknownPlugin: no such plug-in.
+            InvalidInput: the options do not fit its schema.
+            Overloaded: no worker is up to ask.
+        """
+        capabilities = self.pick(base_model, {}).capabilities
+        schemas: dict[str, dict[str, Any]] = getattr(capabilities, kind)
+        word = kind.removesuffix("s").replace("_", " ")
+        if name not in schemas:
+            known = ", ".join(sorted(schemas)) or "none"
+            raise UnknownPlugin(f"Unknown {word} {name!r}; known: {known}.", param=param)
+        check_schema(schemas[name], options, param)
+
+
+def check_schema(schema: Mapping[str, Any], options: Mapping[str, Any], param: str) -> None:
+    """Refuse `options` that do not fit a JSON Schema.
+
+    Raises:
+        InvalidInput: with the dotted path of the first wrong option as `param`.
+    """
+    problems = sorted(Draft202012Validator(schema).iter_errors(dict(options)), key=str)
+    if problems:
+        first = problems[0]
+        path = ".".join([param, *(str(part) for part in first.absolute_path)])
+        raise InvalidInput(f"{path!r}: {first.message[:300]}.", param=path)
+
+
+def load_of(worker: WorkerInfo, num_live: Mapping[str, int]) -> float:
+    """How busy a worker is, as a number to compare with: requests, then KV use."""
+    mine = num_live.get(worker.inbox, 0)
+    if worker.stats is None:
+        return float(mine)
+    theirs = worker.stats.num_running + worker.stats.num_waiting
+    return max(mine, theirs) + worker.stats.kv_usage

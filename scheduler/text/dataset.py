@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
-from scheduler.text.tokenizer import ChatTokenizer
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scheduler.text.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True, slots=True)

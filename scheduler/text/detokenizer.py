@@ -8,8 +8,10 @@ the same walk, hence the pieces always add up to it.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class TokenSpelling(Protocol):

@@ -6,7 +6,10 @@ strings are, and the result does not depend on how the text was cut into pieces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class _Automaton:

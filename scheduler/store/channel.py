@@ -7,17 +7,25 @@ request, never a job.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
 
 from scheduler.domain.errors import Overloaded
 from scheduler.domain.messages import WorkerInfo
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
 START = "0"  # `last_id` of a reader that has read nothing yet
 DEFAULT_MAXLEN = 20_000
+PATIENCE_S = 10.0  # how long a call waits for a connection before it gives up
+WORKER_INFO: TypeAdapter[WorkerInfo] = TypeAdapter(WorkerInfo)
 
 
 class ChannelDown(Overloaded):
-    """The channel did not answer within its patience (about 10 s)."""
+    """The channel did not answer within its patience (`PATIENCE_S`)."""
 
 
 class Channel(ABC):

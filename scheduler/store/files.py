@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, delete, func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from scheduler.domain.errors import Conflict, NotFound, QuotaExceeded
 from scheduler.domain.job import JobStatus
 from scheduler.store.clock import DbNow
-from scheduler.store.database import Database
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.ids import new_id
 from scheduler.store.page import Order, Page, fetch_page
 from scheduler.store.tables import files, jobs
 from scheduler.store.tenants import lock_tenant
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from scheduler.store.database import Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

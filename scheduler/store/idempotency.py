@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from scheduler.domain.errors import IdempotencyMismatch
 from scheduler.store.clock import DbNow
-from scheduler.store.database import Database
 from scheduler.store.tables import idempotency_keys
 from scheduler.store.upsert import upsert
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from scheduler.store.database import Database
 
 REMEMBERED_S = 24 * 3600
 

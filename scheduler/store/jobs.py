@@ -2,93 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from scheduler.domain.job import FinetuneSpec, JobStatus
-from scheduler.store.database import Database
-from scheduler.store.idempotency import IdempotencyKey
-from scheduler.store.job_events import JobCheckpoint, JobEvent
-from scheduler.store.page import Page
+from sqlalchemy import Row, func, insert, select, update
 
+from scheduler.domain.errors import InvalidInput, InvalidTransition, NotFound, QuotaExceeded
+from scheduler.domain.job import JobStatus, check_transition
+from scheduler.store.clock import DbNow
+from scheduler.store.idempotency import IdempotencyKey, remember
+from scheduler.store.ids import new_id
+from scheduler.store.job_end import end_job
+from scheduler.store.job_events import (
+    JobCheckpoint,
+    JobEvent,
+    append_event,
+    fetch_checkpoints,
+    fetch_events,
+)
+from scheduler.store.job_record import Job, JobDraft, JobError, job_of
+from scheduler.store.outbox import OutboxKind, enqueue
+from scheduler.store.page import Page, fetch_page
+from scheduler.store.tables import files, job_metadata, jobs
+from scheduler.store.tenants import lock_tenant
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobDraft:
-    """What is known of a job before it exists.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-    Attributes:
-        spec: every `auto` resolved; `spec.base_model` is the job's model.
-        training_file: id of a file of the same tenant.
-        hyperparameters: as shown in the job object, resolved.
-        method: OpenAI's `method` object as shown, resolved.
-    """
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
-    spec: FinetuneSpec
-    training_file: str
-    validation_file: str | None = None
-    suffix: str = ""
-    hyperparameters: dict[str, object] = field(default_factory=dict)
-    method: dict[str, object] | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
+    from scheduler.store.database import Database
 
+__all__ = ["Job", "JobCheckpoint", "JobDraft", "JobError", "JobEvent", "Jobs", "TenantJobs"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobError:
-    """Why a job failed."""
-
-    code: str
-    message: str
-    param: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Where a job stands; all that OpenAI's job object shows.
-
-    Attributes:
-        id: `ftjob-...`.
-        tenant_id: `org-...`, OpenAI's organization_id.
-        model_name: name of the adapter, fixed at creation.
-        created_at: unix seconds, like all `*_at` and `estimated_finish`.
-        trained_tokens: so far, or in all when finished.
-        cancel_requested: a running job was asked to stop; its worker has not confirmed yet.
-    """
-
-    id: str
-    tenant_id: str
-    status: JobStatus
-    spec: FinetuneSpec
-    training_file: str
-    validation_file: str | None
-    suffix: str
-    adapter_id: str
-    model_name: str
-    hyperparameters: dict[str, object]
-    method: dict[str, object] | None
-    metadata: dict[str, str]
-    created_at: int
-    finished_at: int | None
-    estimated_finish: int | None
-    trained_tokens: int
-    result_files: tuple[str, ...]
-    error: JobError | None
-    cancel_requested: bool
-    pause_requested: bool
-
-    @property
-    def model(self) -> str:
-        """The base model that is fine-tuned."""
-        return self.spec.base_model
-
-    @property
-    def seed(self) -> int:
-        """Seed of the data order and all randomness."""
-        return self.spec.seed
-
-    @property
-    def fine_tuned_model(self) -> str | None:
-        """The adapter's name once the job has succeeded."""
-        return self.model_name if self.status is JobStatus.SUCCEEDED else None
+ADAPTER_ID_CHARS = 8
+ACTIVE = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED)
 
 
 class Jobs:
@@ -125,11 +72,30 @@ class TenantJobs:
             QuotaExceeded: the tenant already has `max_active` unfinished jobs.
             IdempotencyMismatch: the key came with another body.
         """
-        raise NotImplementedError
+        job_id = new_id("ftjob-")
+        async with self._db.begin() as conn:
+            if idempotency is not None:
+                owner = await remember(conn, self._tenant_id, idempotency, job_id)
+                if owner != job_id:
+                    return job_of(await self._row(conn, owner))
+            tenant = await lock_tenant(conn, self._tenant_id)
+            await self._check_quota(conn, max_active)
+            await self._check_file(conn, draft.training_file, "training_file")
+            if draft.validation_file is not None:
+                await self._check_file(conn, draft.validation_file, "validation_file")
+            await conn.execute(insert(jobs).values(_new_row(job_id, tenant.id, tenant.name, draft)))
+            for key, value in draft.metadata.items():
+                await conn.execute(insert(job_metadata).values(job_id=job_id, key=key, value=value))
+            await append_event(
+                conn, job_id, f"Created fine-tuning job {job_id}; checking its files."
+            )
+            await enqueue(conn, OutboxKind.VALIDATE_JOB, job_id)
+            return job_of(await self._row(conn, job_id))
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound when the tenant has no such job."""
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            return job_of(await self._row(conn, job_id))
 
     async def list(
         self,
@@ -143,7 +109,20 @@ class TenantJobs:
         Raises:
             InvalidInput: `after` is not a job of this tenant.
         """
-        raise NotImplementedError
+        mine = select(jobs).where(jobs.c.tenant_id == self._tenant_id)
+        for key, value in (metadata or {}).items():
+            mine = mine.where(
+                select(job_metadata.c.job_id)
+                .where(
+                    job_metadata.c.job_id == jobs.c.id,
+                    job_metadata.c.key == key,
+                    job_metadata.c.value == value,
+                )
+                .exists()
+            )
+        async with self._db.read() as conn:
+            page = await fetch_page(conn, mine, jobs, after=after, limit=limit)
+        return Page(items=tuple(job_of(row) for row in page.items), has_more=page.has_more)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel at once, or ask the worker of a running job to stop.
@@ -152,7 +131,15 @@ class TenantJobs:
             NotFound: the tenant has no such job.
             InvalidTransition: the job is over.
         """
-        raise NotImplementedError
+        async with self._db.begin() as conn:
+            row = await self._row(conn, job_id, lock=True)
+            check_transition(job_id, JobStatus(row.status), JobStatus.CANCELLED)
+            if row.status == JobStatus.RUNNING:
+                if not row.cancel_requested:
+                    await self._ask_worker(conn, job_id, "Cancellation requested.", cancel=True)
+            else:
+                await end_job(conn, job_id, JobStatus.CANCELLED, "The job was cancelled.")
+            return job_of(await self._row(conn, job_id))
 
     async def pause(self, job_id: str) -> Job:
         """Pause a queued job at once, or ask the worker of a running one to checkpoint and stop.
@@ -161,7 +148,18 @@ class TenantJobs:
             NotFound: the tenant has no such job.
             InvalidTransition: the job is neither queued nor running.
         """
-        raise NotImplementedError
+        async with self._db.begin() as conn:
+            row = await self._row(conn, job_id, lock=True)
+            check_transition(job_id, JobStatus(row.status), JobStatus.PAUSED)
+            if row.cancel_requested:
+                raise InvalidTransition(f"Job {job_id} is being cancelled; it cannot be paused.")
+            if row.status == JobStatus.RUNNING:
+                if not row.pause_requested:
+                    await self._ask_worker(conn, job_id, "Pause requested.", pause=True)
+            else:
+                await _set(conn, job_id, status=JobStatus.PAUSED)
+                await append_event(conn, job_id, "The job is paused.")
+            return job_of(await self._row(conn, job_id))
 
     async def resume(self, job_id: str) -> Job:
         """Queue a paused job, or take back a pause that the worker has not confirmed yet.
@@ -170,7 +168,19 @@ class TenantJobs:
             NotFound: the tenant has no such job.
             InvalidTransition: the job is not paused.
         """
-        raise NotImplementedError
+        async with self._db.begin() as conn:
+            row = await self._row(conn, job_id, lock=True)
+            if row.status == JobStatus.RUNNING and row.pause_requested:
+                await self._ask_worker(conn, job_id, "The pause was taken back.", pause=False)
+            elif row.status == JobStatus.PAUSED:
+                await _set(conn, job_id, status=JobStatus.QUEUED)
+                await append_event(conn, job_id, "The job is queued again.")
+                await enqueue(conn, OutboxKind.JOB_HINT, job_id)
+            else:
+                raise InvalidTransition(
+                    f"Job {job_id} is {row.status}; only a paused job is resumed."
+                )
+            return job_of(await self._row(conn, job_id))
 
     async def events(
         self, job_id: str, *, after: str | None = None, limit: int = 20
@@ -181,18 +191,23 @@ class TenantJobs:
             NotFound: the tenant has no such job.
             InvalidInput: `after` is not an event of this job.
         """
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            await self._row(conn, job_id)
+            return await fetch_events(conn, job_id, after=after, limit=limit, order="desc")
 
     async def events_since(
         self, job_id: str, *, since: str | None = None, limit: int = 100
-    ) -> list[JobEvent]:
+    ) -> tuple[JobEvent, ...]:
         """Events newer than event `since` (None: all), oldest first, for a live stream.
 
         Raises:
             NotFound: the tenant has no such job.
             InvalidInput: `since` is not an event of this job.
         """
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            await self._row(conn, job_id)
+            page = await fetch_events(conn, job_id, after=since, limit=limit, order="asc")
+        return page.items
 
     async def checkpoints(
         self, job_id: str, *, after: str | None = None, limit: int = 10
@@ -203,8 +218,99 @@ class TenantJobs:
             NotFound: the tenant has no such job.
             InvalidInput: `after` is not a checkpoint of this job.
         """
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            await self._row(conn, job_id)
+            return await fetch_checkpoints(conn, job_id, after=after, limit=limit)
 
     async def count_active(self) -> int:
         """Jobs of the tenant that are not over (paused ones count)."""
-        raise NotImplementedError
+        async with self._db.read() as conn:
+            return await self._count_active(conn)
+
+    async def _row(self, conn: AsyncConnection, job_id: str, *, lock: bool = False) -> Row[Any]:
+        query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == self._tenant_id)
+        row = (await conn.execute(query.with_for_update() if lock else query)).one_or_none()
+        if row is None:
+            raise NotFound(
+                f"No fine-tuning job {job_id!r}; GET /v1/fine_tuning/jobs lists yours.",
+                param="fine_tuning_job_id",
+            )
+        return row
+
+    async def _count_active(self, conn: AsyncConnection) -> int:
+        query = select(func.count()).where(
+            jobs.c.tenant_id == self._tenant_id, jobs.c.status.in_(ACTIVE)
+        )
+        return int(await conn.scalar(query) or 0)
+
+    async def _check_quota(self, conn: AsyncConnection, max_active: int | None) -> None:
+        if max_active is not None and await self._count_active(conn) >= max_active:
+            raise QuotaExceeded(
+                f"You have {max_active} unfinished fine-tuning jobs, which is the limit; wait for "
+                "one to end or cancel one."
+            )
+
+    async def _check_file(self, conn: AsyncConnection, file_id: str, param: str) -> None:
+        query = select(files.c.purpose).where(
+            files.c.id == file_id, files.c.tenant_id == self._tenant_id
+        )
+        purpose = await conn.scalar(query)
+        if purpose is None:
+            raise InvalidInput(
+                f"No file {file_id!r}; upload it first with purpose 'fine-tune'.", param=param
+            )
+        if purpose != "fine-tune":
+            raise InvalidInput(
+                f"File {file_id!r} has purpose {purpose!r}; upload it with purpose 'fine-tune'.",
+                param=param,
+            )
+
+    async def _ask_worker(
+        self,
+        conn: AsyncConnection,
+        job_id: str,
+        message: str,
+        *,
+        cancel: bool | None = None,
+        pause: bool | None = None,
+    ) -> None:
+        wanted = {"cancel_requested": cancel, "pause_requested": pause}
+        await _set(
+            conn, job_id, **{name: flag for name, flag in wanted.items() if flag is not None}
+        )
+        await append_event(conn, job_id, message)
+        await enqueue(conn, OutboxKind.JOB_HINT, job_id)
+
+
+async def _set(conn: AsyncConnection, job_id: str, **values: object) -> None:
+    await conn.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+
+
+def _new_row(job_id: str, tenant_id: str, tenant_name: str, draft: JobDraft) -> dict[str, object]:
+    spec = draft.spec
+    adapter_id = new_id("", ADAPTER_ID_CHARS)
+    return {
+        "id": job_id,
+        "tenant_id": tenant_id,
+        "status": JobStatus.VALIDATING_FILES,
+        "base_model": spec.base_model,
+        "priority": spec.priority,
+        "spec": spec.model_dump(mode="json"),
+        "training_file": draft.training_file,
+        "validation_file": draft.validation_file,
+        "suffix": draft.suffix,
+        "adapter_id": adapter_id,
+        "model_name": f"ft:{spec.base_model}:{tenant_name}:{draft.suffix}:{adapter_id}",
+        "hyperparameters": draft.hyperparameters,
+        "method": draft.method,
+        "metadata": draft.metadata,
+        "created_at": DbNow(),
+        "trained_tokens": 0,
+        "result_files": [],
+        "epoch": 0,
+        "cancel_requested": False,
+        "pause_requested": False,
+        "num_crashes": 0,
+        "num_checks": 0,
+        "hinted_at": DbNow(),
+    }

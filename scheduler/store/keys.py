@@ -10,18 +10,21 @@ import secrets
 import tempfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, func, insert, select, update
 
 from scheduler.domain.errors import AuthenticationFailed, NotFound
-from scheduler.domain.tenant import Tenant
 from scheduler.store.clock import DbNow
-from scheduler.store.database import Database
 from scheduler.store.ids import new_id
 from scheduler.store.tables import api_keys, tenants
 from scheduler.store.tenants import tenant_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scheduler.domain.tenant import Tenant
+    from scheduler.store.database import Database
 
 PEPPER_BYTES = 32
 CHECKSUM_CHARS = 6

@@ -6,13 +6,16 @@ runs under it. A worker that lost its lease can therefore change nothing: it get
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from scheduler.domain.adapter import AdapterRef
-from scheduler.domain.job import FinetuneSpec
-from scheduler.domain.messages import JobProgress
-from scheduler.store.database import Database
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from scheduler.domain.adapter import AdapterRef
+    from scheduler.domain.job import FinetuneSpec
+    from scheduler.domain.messages import JobProgress
+    from scheduler.store.database import Database
 
 LEASE_S = 30.0
 MAX_CRASHES = 3  # without a checkpoint in between; then the job itself is the suspect

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COPY_BYTES = 2**20
 
 
 class ObjectStore:
@@ -17,40 +30,129 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
-        raise NotImplementedError
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = root.rstrip("/")
 
     async def put_file(self, local: Path, key: str) -> None:
         """Copy a local file to `key`."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._put_file, local, self._path(key))
 
     async def get_file(self, key: str, local: Path) -> None:
         """Copy an object to a local file; parents are made, the file appears complete or not."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._get_file, self._path(key), local)
 
     async def put_dir(self, local: Path, key: str, *, last: str | None = "manifest.json") -> None:
         """Copy all files below a folder; the file `last`, if there, is written last."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._put_dir, local, self._path(key), last)
 
     async def get_dir(self, key: str, local: Path) -> None:
-        """Copy all objects below `key` into a folder."""
-        raise NotImplementedError
+        """Copy all objects below `key` into a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        await asyncio.to_thread(self._get_dir, self._path(key), local)
 
     async def put_bytes(self, key: str, content: bytes) -> None:
         """Write an object."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._put_bytes, self._path(key), content)
 
     async def get_bytes(self, key: str) -> bytes:
         """Read an object."""
-        raise NotImplementedError
+        content: bytes = await asyncio.to_thread(self._fs.cat_file, self._path(key))
+        return content
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for reading; blocking, so use it in a thread or a task process."""
+        file: BinaryIO = self._fs.open(self._path(key), "rb")
+        return file
 
     async def delete(self, key: str) -> None:
         """Remove an object, or all below a prefix; a missing one is fine."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._delete, self._path(key))
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object, or a folder with one, at `key`."""
-        raise NotImplementedError
+        return bool(await asyncio.to_thread(self._fs.exists, self._path(key)))
 
     async def size(self, key: str) -> int:
         """Bytes of an object."""
-        raise NotImplementedError
+        return int(await asyncio.to_thread(self._fs.size, self._path(key)))
+
+    def _path(self, key: str) -> str:
+        parts = key.split("/")
+        if not all(parts) or not key.isprintable() or {".", ".."} & set(parts) or "\\" in key:
+            raise ValueError(f"{key!r} is no object key; use relative parts joined by '/'.")
+        return f"{self._root}/{key}"
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self._fs, LocalFileSystem)
+
+    def _put_file(self, local: Path, path: str) -> None:
+        if not self._is_local:
+            self._fs.put_file(str(local), path)
+            return
+        with local.open("rb") as source, atomic_file(Path(path)) as target:
+            _copy(source, target)
+
+    def _get_file(self, path: str, local: Path) -> None:
+        with self._fs.open(path, "rb") as source, atomic_file(local) as target:
+            _copy(source, target)
+
+    def _put_bytes(self, path: str, content: bytes) -> None:
+        if not self._is_local:
+            self._fs.pipe_file(path, content)
+            return
+        with atomic_file(Path(path)) as target:
+            target.write(content)
+
+    def _put_dir(self, local: Path, path: str, last: str | None) -> None:
+        files = sorted(file for file in local.rglob("*") if file.is_file())
+        files.sort(key=lambda file: str(file.relative_to(local)) == last)
+        for file in files:
+            self._put_file(file, f"{path}/{file.relative_to(local).as_posix()}")
+
+    def _get_dir(self, path: str, local: Path) -> None:
+        found = [name for name in self._fs.find(path) if name != path]
+        if not found:
+            raise FileNotFoundError(path)
+        for name in found:
+            self._get_file(name, local / PurePosixPath(name).relative_to(path))
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is at `path`, complete and on disk, after the block, or else not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync_dir(path.parent)
+
+
+def sync_dir(path: Path) -> None:
+    """Bring a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    while chunk := source.read(COPY_BYTES):
+        target.write(chunk)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
-
-from sqlalchemy import Row, Select, Table
-from sqlalchemy.ext.asyncio import AsyncConnection
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from scheduler.domain.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Row, Select, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]

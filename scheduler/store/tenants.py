@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Row, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from scheduler.domain.errors import Conflict, InvalidInput, NotFound
 from scheduler.domain.tenant import Tenant
 from scheduler.store.clock import DbNow
-from scheduler.store.database import Database
 from scheduler.store.ids import new_id
 from scheduler.store.tables import tenants
 from scheduler.store.upsert import upsert
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from scheduler.store.database import Database
 
 SLUG = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 
@@ -53,7 +56,7 @@ class Tenants:
         """
         if not SLUG.fullmatch(name):
             raise InvalidInput(
-                f"Tenant name {name!r} is not a slug; use 1 to 63 lower-case letters, digits and '-'.",
+                f"Tenant name {name!r} is not a slug; use up to 63 of a-z, 0-9 and '-'.",
                 param="name",
             )
         tenant = Tenant(id=new_id("org-"), name=name, is_admin=is_admin, weight=weight)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
-from scheduler.store.database import Database
 from scheduler.store.tables import usage
 from scheduler.store.upsert import upsert
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from scheduler.store.database import Database
 
 COUNTERS = ("prompt_tokens", "output_tokens", "trained_tokens")
 

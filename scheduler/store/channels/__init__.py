@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from scheduler.store.channel import Channel
+from typing import TYPE_CHECKING
+
+from scheduler.store.channels.local import LocalChannel, socket_path
+from scheduler.store.channels.redis import RedisChannel
+
+if TYPE_CHECKING:
+    from scheduler.store.channel import Channel
 
 
 def connect_channel(url: str) -> Channel:
@@ -11,4 +17,8 @@ def connect_channel(url: str) -> Channel:
     Raises:
         ValueError: the URL is neither.
     """
-    raise NotImplementedError
+    if url.startswith("unix://"):
+        return LocalChannel(socket_path(url))
+    if url.startswith(("redis://", "rediss://")):
+        return RedisChannel(url)
+    raise ValueError(f"Channel URL {url!r} is neither unix:///PATH nor redis://HOST:PORT/DB.")

@@ -1,0 +1,151 @@
+"""The `tandem` command."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from scheduler.data_dir import accounts, store_settings
+from scheduler.domain.errors import DomainError
+from scheduler.launch import UpOptions
+from scheduler.launch import up as launch
+from scheduler.supervisor import ChildKeepsDying
+from scheduler.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+app = typer.Typer(
+    help="Fine-tune and serve many LLM adapters on the same device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys of the tenants.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+DataOption = Annotated[Path, typer.Option("--data", help="Folder of the service's data.")]
+DEFAULT_DATA = Path(".tandem")
+
+
+@app.command()
+def up(
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(help="ID=DIR, DIR or hub id (org/name@revision); may be repeated."),
+    ] = None,
+    data: DataOption = DEFAULT_DATA,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    devices: Annotated[str, typer.Option(help="`cpu`, or GPU numbers such as 0,1.")] = "cpu",
+    tpot_ms: Annotated[
+        float | None, typer.Option(min=0.1, help="Target mean time per output token.")
+    ] = None,
+    ttft_ms: Annotated[
+        float | None, typer.Option(min=0.1, help="Target time to first token.")
+    ] = None,
+) -> None:
+    """Start the service on this machine, in the foreground."""
+    targets = {"TANDEM_TPOT_MS": tpot_ms, "TANDEM_TTFT_MS": ttft_ms}
+    given = {name: str(value) for name, value in targets.items() if value is not None}
+    own = {name: value for name, value in os.environ.items() if name.startswith("TANDEM_")}
+    options = UpOptions(
+        base_models=tuple(base_model or ()),
+        data=data,
+        host=host,
+        port=port,
+        devices=devices,
+        environment=own | given,
+        hub_token=os.environ.get("HF_TOKEN"),
+    )
+    configure_logging()
+    for chatty in ("alembic", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    _run(launch(options, typer.echo, show_key=sys.stdout.isatty()))
+
+
+@keys.command("create")
+def create_key(
+    tenant: Annotated[str, typer.Option(help="Tenant's name; created if there is none.")],
+    data: DataOption = DEFAULT_DATA,
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+) -> None:
+    """Print a new key of a tenant; it cannot be shown again."""
+
+    async def create() -> None:
+        async with accounts(store_settings(data)) as known:
+            owner = await known.tenant(tenant)
+            _, plaintext = await known.keys.create(owner.id, name or "made by tandem keys")
+        typer.echo(plaintext)
+
+    _run(create())
+
+
+@keys.command("list")
+def list_keys(data: DataOption = DEFAULT_DATA) -> None:
+    """Print all keys: id, tenant, first characters, what for, state."""
+
+    async def show() -> None:
+        async with accounts(store_settings(data)) as known:
+            for owner in await known.tenants.list():
+                for key in await known.keys.list(owner.id):
+                    state = f"revoked {_day(key.revoked_at)}" if key.revoked_at else "works"
+                    typer.echo(f"{key.id}\t{owner.name}\t{key.prefix}...\t{key.name}\t{state}")
+
+    _run(show())
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="`key-...`, as `tandem keys list` prints it.")],
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Make a key useless from now on."""
+
+    async def revoke() -> None:
+        async with accounts(store_settings(data)) as known:
+            await known.keys.revoke(key_id)
+        typer.echo(f"{key_id} is revoked.")
+
+    _run(revoke())
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version."""
+    typer.echo(f"tandem {installed_version('tandem-llm')}")
+
+
+def _day(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).date().isoformat()
+
+
+def _run(command: Coroutine[object, object, None]) -> None:
+    """Run a command; what is wrong becomes one sentence and exit status 1."""
+    try:
+        asyncio.run(command)
+    except (DomainError, ChildKeepsDying) as error:
+        reason = str(error)
+    except OSError as error:  # a data folder that cannot be written, a full disk
+        reason = f"{error.filename or 'the data folder'}: {error.strerror or error}."
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"Setting TANDEM_{str(first['loc'][0]).upper()} is wrong: {first['msg']}."
+    else:
+        return
+    typer.echo(f"tandem: {reason}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

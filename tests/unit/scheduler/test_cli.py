@@ -1,0 +1,174 @@
+"""The command line: keys, and refusals in one sentence before anything starts."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from scheduler.cli import app
+from scheduler.data_dir import accounts, store_settings
+from scheduler.domain.errors import AuthenticationFailed
+from scheduler.launch import UpOptions, make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that passes all checks but could not answer."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return folder
+
+
+def _tandem(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _options(model: Path, data: Path, **changes: object) -> UpOptions:
+    fixed: dict[str, object] = {
+        "base_models": (str(model),),
+        "data": data,
+        "host": "127.0.0.1",
+        "port": 0,
+        "devices": "cpu",
+        "environment": {},
+    }
+    return UpOptions(**(fixed | changes))  # type: ignore[arg-type]
+
+
+def test_a_created_key_is_the_only_output_and_works(data: Path) -> None:
+    result = _tandem("keys", "create", "--tenant", "team-a", "--data", data)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("sk-tandem-")
+    assert len(result.stdout.split()) == 1
+
+
+async def test_a_revoked_key_is_refused(data: Path) -> None:
+    async with accounts(store_settings(data)) as known:
+        tenant = await known.tenant("team-a")
+        key_id, plaintext = await known.keys.create(tenant.id, "test")
+        assert (await known.keys.authenticate(plaintext)).name == "team-a"
+
+        await known.keys.revoke(key_id)
+
+        with pytest.raises(AuthenticationFailed):
+            await known.keys.authenticate(plaintext)
+
+
+def test_keys_are_listed_with_their_state_and_without_their_secret(data: Path) -> None:
+    key = _tandem("keys", "create", "--tenant", "team-a", "--data", data).stdout.strip()
+    key_id = _tandem("keys", "list", "--data", data).stdout.split("\t")[0]
+
+    revoked = _tandem("keys", "revoke", key_id, "--data", data)
+    listing = _tandem("keys", "list", "--data", data).stdout
+
+    assert revoked.exit_code == 0
+    assert "team-a" in listing
+    assert "revoked" in listing
+    assert key not in listing
+
+
+def test_revoking_an_unknown_key_fails_in_one_sentence(data: Path) -> None:
+    result = _tandem("keys", "revoke", "key-unknown", "--data", data)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("tandem: ")
+    assert result.stderr.count("\n") == 1
+
+
+async def test_the_first_admin_key_is_made_once_and_for_the_owner_only(data: Path) -> None:
+    async with accounts(store_settings(data)) as known:
+        first = await known.first_admin_key(data)
+        second = await known.first_admin_key(data)
+        assert first is not None
+        assert (await known.keys.authenticate(first)).is_admin
+
+    assert second is None
+    assert (data / "admin.key").read_text().strip() == first
+    assert stat.S_IMODE((data / "admin.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--base-model", "/no/such/model"), "no folder '/no/such/model'"),
+        (("--devices", "tpu"), "neither `cpu` nor GPU numbers"),
+    ],
+)
+def test_up_refuses_what_cannot_work_in_one_sentence(
+    arguments: tuple[str, str], words: str, model: Path, data: Path
+) -> None:
+    given = arguments if "--base-model" in arguments else (*arguments, "--base-model", str(model))
+
+    result = _tandem("up", *given, "--data", data)
+
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not data.exists()
+
+
+def test_up_refuses_a_taken_port(model: Path, data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        result = _tandem("up", "--base-model", model, "--data", data, "--port", str(port))
+
+    assert result.exit_code == 1
+    assert f"port {port} is taken" in result.stderr
+
+
+def test_up_refuses_a_folder_that_another_supervisor_holds(model: Path, data: Path) -> None:
+    data.mkdir()
+    with (data / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        result = _tandem("up", "--base-model", model, "--data", data, "--port", "0")
+
+    assert result.exit_code == 1
+    assert "Another `tandem up` already uses" in result.stderr
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    result = _tandem("keys", "list", "--data", tmp_path / "file" / "data")
+
+    assert result.exit_code == 1
+    assert "Not a directory" in result.stderr
+
+
+def test_two_base_models_of_one_name_are_refused(model: Path, data: Path) -> None:
+    result = _tandem("up", "--base-model", model, "--base-model", model, "--data", data)
+
+    assert result.exit_code == 1
+    assert "Two base models are called 'model'" in result.stderr
+
+
+def test_a_plan_starts_the_broker_first_and_the_gateway_last(model: Path, data: Path) -> None:
+    plan = make_plan(_options(model, data))
+
+    assert [child.name for child in plan.children()] == ["scheduler", "worker cpu", "gateway"]
+    assert plan.url.startswith("http://127.0.0.1:")
+    assert plan.children()[1].environment["TANDEM_DEVICE"] == "cpu"
+
+
+def test_version_is_the_installed_one() -> None:
+    assert _tandem("version").stdout.startswith("tandem 0.")

@@ -1,18 +1,36 @@
-"""Tokenised data sets: what a job trains on."""
+"""Tokenised data sets: what a job trains on, and the file that carries it to the worker.
+
+File: 32 bytes of header (magic, number of examples, number of tokens, CRC-32 of the rest), then
+offsets int64[num_examples + 1], token ids int32[num_tokens], weights float32[num_tokens], all
+little-endian and aligned, so that a reader maps them into memory as they are.
+"""
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from scheduler.domain.errors import InvalidInput
+from scheduler.text.masks import MaskedTokens, mask_chat, mask_pair
+from scheduler.text.rows import ChatRow, parse_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from scheduler.text.tokenizer import ChatTokenizer
+
+_MAGIC = b"TNDMDS01"
+_HEADER = struct.Struct("<8sQQII")
+_CRC_CHUNK_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +47,20 @@ class DatasetLimits:
 
 @dataclass(frozen=True, slots=True)
 class EncodedDataset:
-    """Ragged token ids with the weight of predicting each; `weights` of a first token is 0."""
+    """Examples of different lengths, end to end.
+
+    Attributes:
+        offsets: (num_examples + 1,) int64; example i is [offsets[i], offsets[i + 1]).
+        token_ids: (num_tokens,) int32.
+        weights: (num_tokens,) float32, of predicting each token; 0 at the first of an example.
+        num_last_turn_only: examples of which only the last answer is learnt, because the chat
+            template rewrites earlier ones. Known after encoding, not stored.
+    """
 
     offsets: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     weights: NDArray[np.float32]
+    num_last_turn_only: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -42,8 +69,13 @@ class EncodedDataset:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all examples, trained or not."""
-        return int(self.offsets[-1])
+        """Tokens of all examples, learnt or not."""
+        return len(self.token_ids)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Tokens that are learnt."""
+        return int(np.count_nonzero(self.weights))
 
     def example(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Token ids and weights of example `i`, as views."""
@@ -52,8 +84,13 @@ class EncodedDataset:
 
 
 def bounded_lines(stream: BinaryIO, max_line_bytes: int) -> Iterator[bytes]:
-    """Lines of a file; an overlong one comes cut (one byte over), never whole into memory."""
-    raise NotImplementedError
+    """Lines of a file; an overlong one comes cut just over the limit, never whole into memory."""
+    limit = max_line_bytes + 2  # room for the line end, and one byte to be seen as overlong
+    while line := stream.readline(limit):
+        yield line
+        rest = line
+        while len(rest) == limit and not rest.endswith(b"\n"):
+            rest = stream.readline(limit)
 
 
 def encode_file(
@@ -62,15 +99,140 @@ def encode_file(
     max_tokens: int,
     limits: DatasetLimits | None = None,
 ) -> EncodedDataset:
-    """JSONL rows to tokens and weights. Raises InvalidInput naming the lines."""
-    raise NotImplementedError
+    """JSONL rows to tokens and weights; blank lines are passed over.
+
+    Args:
+        lines: the file's lines (see `bounded_lines`).
+        tokenizer: the base model's.
+        max_tokens: longest example that the model can train on.
+        limits: bounds on the file.
+
+    Raises:
+        InvalidInput: names up to `max_reported_lines` offending lines and what each lacks.
+    """
+    bounds = limits or DatasetLimits()
+    encoder = _Encoder()
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if number > bounds.max_lines:
+            raise InvalidInput(f"The file may have at most {bounds.max_lines} lines.")
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not text.strip():
+            continue
+        try:
+            encoder.add(_encode_row(text, tokenizer, max_tokens, bounds))
+        except InvalidInput as error:
+            problems.append(f"line {number}: {error.message.rstrip('.')}")
+        if len(problems) >= bounds.max_reported_lines:
+            problems.append("lines after that were not checked")
+            break
+        if encoder.num_tokens > bounds.max_total_tokens:
+            raise InvalidInput(f"The file may have at most {bounds.max_total_tokens} tokens.")
+    if problems:
+        raise InvalidInput("; ".join(problems) + ".")
+    if encoder.is_empty:
+        raise InvalidInput("The file has no rows; it must have at least one example.")
+    return encoder.finish()
 
 
 def write(path: Path, dataset: EncodedDataset) -> None:
-    """Write the binary form."""
-    raise NotImplementedError
+    """Write a data set; `path` appears only when the file is complete."""
+    parts = [
+        np.ascontiguousarray(dataset.offsets, "<i8"),
+        np.ascontiguousarray(dataset.token_ids, "<i4"),
+        np.ascontiguousarray(dataset.weights, "<f4"),
+    ]
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part.data.cast("B"), crc) if part.size else crc
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, dataset.num_examples, dataset.num_tokens, crc, 0))
+        for part in parts:
+            file.write(part.tobytes() if part.nbytes < _CRC_CHUNK_BYTES else part.data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def read(path: Path) -> EncodedDataset:
-    """Map a written data set into memory. Raises ValueError if it is damaged."""
-    raise NotImplementedError
+    """Map a written data set into memory, read-only.
+
+    Raises:
+        ValueError: the file is damaged, cut short, or none of ours.
+    """
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise ValueError(f"{path.name} is not a tokenised data set.")
+    _, num_examples, num_tokens, crc, _ = _HEADER.unpack(header)
+    size = _HEADER.size + 8 * (num_examples + 1) + 8 * num_tokens
+    if path.stat().st_size != size:
+        raise ValueError(f"{path.name} must have {size} bytes; it has {path.stat().st_size}.")
+    body = np.memmap(path, np.uint8, mode="r", offset=_HEADER.size)
+    if _crc_of(body) != crc:
+        raise ValueError(f"{path.name} is damaged: its checksum does not fit.")
+    first, second = 8 * (num_examples + 1), 8 * (num_examples + 1) + 4 * num_tokens
+    return EncodedDataset(
+        offsets=body[:first].view("<i8"),
+        token_ids=body[first:second].view("<i4"),
+        weights=body[second:].view("<f4"),
+    )
+
+
+class _Encoder:
+    """Collects examples in flat arrays: four bytes a number, not a Python object each."""
+
+    def __init__(self) -> None:
+        self._offsets = array("q", [0])
+        self._token_ids = array("i")
+        self._weights = array("f")
+        self._num_last_turn_only = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._token_ids)
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self._offsets) == 1
+
+    def add(self, example: MaskedTokens) -> None:
+        self._token_ids.extend(example.token_ids)
+        self._weights.extend(example.weights)
+        self._offsets.append(len(self._token_ids))
+        self._num_last_turn_only += example.last_turn_only
+
+    def finish(self) -> EncodedDataset:
+        return EncodedDataset(
+            offsets=np.frombuffer(self._offsets, np.int64),
+            token_ids=np.frombuffer(self._token_ids, np.int32),
+            weights=np.frombuffer(self._weights, np.float32),
+            num_last_turn_only=self._num_last_turn_only,
+        )
+
+
+def _encode_row(
+    line: bytes, tokenizer: ChatTokenizer, max_tokens: int, limits: DatasetLimits
+) -> MaskedTokens:
+    row = parse_row(
+        line,
+        max_line_bytes=limits.max_line_bytes,
+        max_depth=limits.max_depth,
+        max_messages=limits.max_messages,
+    )
+    example = mask_chat(row, tokenizer) if isinstance(row, ChatRow) else mask_pair(row, tokenizer)
+    if example.num_trained == 0:
+        raise InvalidInput("no token is trained; the answer must have at least one.")
+    if len(example.token_ids) > max_tokens:
+        raise InvalidInput(
+            f"{len(example.token_ids)} tokens; the model's context holds {max_tokens}."
+        )
+    return example
+
+
+def _crc_of(body: NDArray[np.uint8]) -> int:
+    crc = 0
+    for start in range(0, len(body), _CRC_CHUNK_BYTES):
+        crc = zlib.crc32(body[start : start + _CRC_CHUNK_BYTES].data, crc)
+    return crc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from scheduler.text.conversation import Conversation
 from scheduler.text.detokenizer import Detokenizer
 from scheduler.text.encoder import EncodedPrompt, PromptEncoder
 from scheduler.text.model_files import ModelFiles, read_model_files
-from scheduler.text.specials import Specials
+from scheduler.text.specials import Specials, unused_marker
 from scheduler.text.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -69,6 +70,18 @@ class ChatTokenizer:
         if add_bos and self._adds_bos and self.bos_id is not None:
             return [self.bos_id, *ids]
         return ids
+
+    def encode_pair(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """A plain prompt, with bos if the model has it, and its continuation, to tokens.
+
+        The border is a token border; the continuation's first word gets no space of its own.
+        """
+        marker = unused_marker([prompt, completion])
+        shielded = [self._specials.shield(text, marker) for text in (prompt, completion)]
+        encoded = self._encoder.encode_cut("".join(shielded), marker, [len(shielded[0])])
+        border = bisect_left(encoded.starts, encoded.cuts[0])
+        bos = [self.bos_id] if self._adds_bos and self.bos_id is not None else []
+        return bos + encoded.token_ids[:border], encoded.token_ids[border:]
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Tokens to text; bytes that are no UTF-8 become U+FFFD."""

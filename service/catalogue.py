@@ -67,6 +67,15 @@ class Catalogue:
             known = ", ".join(self._tokenizers)
             raise ModelNotFound(f"No base model {name!r}; known: {known}.", param="model")
 
+    def max_model_len(self, base_model: str) -> int | None:
+        """Longest context of a base model; None for one that is served no longer."""
+        tokenizer = self._tokenizers.get(base_model)
+        if tokenizer is None:
+            return None
+        held = self._roster.base(base_model)
+        longest = tokenizer.max_model_len
+        return min(longest, held.max_model_len) if held else longest
+
     def unserved(self) -> list[str]:
         """Base models that no live worker holds."""
         return [base for base in self._tokenizers if not self._roster.holding(base)]
@@ -91,12 +100,13 @@ class Catalogue:
     def _serve(self, name: str, base_model: str, adapter: AdapterRef | None) -> ServedModel:
         tokenizer = self._tokenizers[base_model]
         held = self._roster.base(base_model)
-        longest = tokenizer.max_model_len
+        longest = self.max_model_len(base_model)
+        assert longest is not None
         return ServedModel(
             name=name,
             base_model=base_model,
             adapter=adapter,
             tokenizer=tokenizer,
-            max_model_len=min(longest, held.max_model_len) if held else longest,
+            max_model_len=longest,
             fingerprint=f"fp_{held.digest[:12]}" if held else None,
         )

@@ -61,9 +61,7 @@ async def start_completion(
     n = count_of(body, settings)
     if body.best_of not in (None, n):
         raise InvalidInput("'best_of' must equal 'n' here; leave it out.", param="best_of")
-    requests = [
-        await _request(body, prompt, served, tenant, n) for prompt in body.prompt
-    ]
+    requests = [await _request(body, prompt, served, tenant, n) for prompt in body.prompt]
     generation = Generation(
         engines, served, requests, stops_of(body, settings), continues_text=True
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import http
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -22,6 +21,9 @@ from scheduler.domain.errors import (
     WorkerLost,
 )
 from service.encoding import to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 _STATUS: dict[type[DomainError], int] = {
     InvalidInput: 400,
@@ -147,7 +149,8 @@ def _sentence_of(error: Mapping[str, Any]) -> str:
 def errors(*kinds: type[DomainError]) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route: the documented statuses of the errors that it may answer with."""
     documented: dict[int | str, dict[str, Any]] = {}
-    for kind in (AuthenticationFailed, *kinds):
+    all_kinds: tuple[type[DomainError], ...] = (AuthenticationFailed, *kinds)
+    for kind in all_kinds:
         status = next(_STATUS[cls] for cls in kind.__mro__ if cls in _STATUS)
         text = (kind.__doc__ or "").strip().splitlines()[0]
         earlier = documented.get(status, {}).get("description")

@@ -8,17 +8,20 @@ proxies from closing the connection; a client that takes no byte for long is cut
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from scheduler.domain.errors import DomainError
 from service.encoding import to_json
 from service.errors import describe, error_object
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from service.choice import Choice, Piece
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from scheduler.domain.messages import TokenFrame, TokenLogprobs
     from scheduler.domain.request import RequestBody
@@ -89,7 +89,7 @@ class Generation:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._num_cached)),
         )
 
-    async def updates(self) -> AsyncIterator[Update]:
+    async def updates(self) -> AsyncGenerator[Update, None]:
         """Everything that becomes visible, until all choices have ended.
 
         Raises:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from scheduler.domain.messages import TokenFrame
-from scheduler.domain.request import RequestBody
+if TYPE_CHECKING:
+    from scheduler.domain.messages import TokenFrame
+    from scheduler.domain.request import RequestBody
 
 
 class LiveRequest:

@@ -91,7 +91,12 @@ def count_of(fields: SamplingFields, settings: ServiceSettings) -> int:
 
 
 def fit_max_tokens(
-    wanted: int | None, num_prompt_tokens: int, served: ServedModel, *, default: int | None, param: str
+    wanted: int | None,
+    num_prompt_tokens: int,
+    served: ServedModel,
+    *,
+    default: int | None,
+    param: str,
 ) -> int:
     """How many tokens may be generated.
 

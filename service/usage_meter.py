@@ -7,7 +7,6 @@ transaction per request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -17,6 +16,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from scheduler.store.usage import Usage
 
 log = structlog.get_logger(__name__)

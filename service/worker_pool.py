@@ -12,7 +12,6 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -43,6 +42,8 @@ from service.live_request import LiveRequest
 from service.worker_roster import WorkerRoster
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
     from scheduler.domain.request import RequestBody
     from scheduler.store.channel import Channel
 
@@ -150,7 +151,9 @@ class WorkerPool:
 
     def _admit(self, bodies: Sequence[RequestBody]) -> None:
         tenant_id = bodies[0].tenant_id
-        mine = sum(live.body.n for live, _ in self._live.values() if live.body.tenant_id == tenant_id)
+        mine = sum(
+            live.body.n for live, _ in self._live.values() if live.body.tenant_id == tenant_id
+        )
         wanted = sum(body.n for body in bodies)
         if mine + wanted > self._max_live_per_tenant:
             raise QuotaExceeded(
@@ -244,9 +247,7 @@ class WorkerPool:
         if now_s - live.last_replay_s < REFRESH_S:
             return
         live.last_replay_s = now_s
-        self._commands.put_nowait(
-            (live.inbox, Replay(request_id=live.id, from_seq=live.next_seq))
-        )
+        self._commands.put_nowait((live.inbox, Replay(request_id=live.id, from_seq=live.next_seq)))
 
     # ---- workers that come and go --------------------------------------------------------
 

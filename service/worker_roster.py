@@ -7,13 +7,16 @@ or when it stayed away for the grace time (a restarted broker starts with an emp
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
 
 from scheduler.domain.errors import InvalidInput, Overloaded, UnknownPlugin
-from scheduler.domain.messages import BaseModelInfo, WorkerInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from scheduler.domain.messages import BaseModelInfo, WorkerInfo
 
 GRACE_S = 4.0  # two announcement intervals, on top of the registry's own time to live
 

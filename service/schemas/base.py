@@ -1,7 +1,5 @@
 """What all bodies share: they are strict, and they never change."""
 
-from __future__ import annotations
-
 from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field

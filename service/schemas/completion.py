@@ -1,7 +1,5 @@
 """POST /v1/completions."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -28,7 +26,8 @@ def _as_prompts(prompt: Any) -> Any:
         if all(_is_tokens(item) and item for item in prompt):
             return prompt
     raise PydanticCustomError(
-        "prompt", "Must be a string, a list of strings, a list of token ids, or a list of such lists"
+        "prompt",
+        "Must be a string, a list of strings, a list of token ids, or a list of such lists",
     )
 
 

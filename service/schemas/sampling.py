@@ -1,7 +1,5 @@
 """The sampling fields that chat and text completions share, with their ranges."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field

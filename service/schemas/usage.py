@@ -1,7 +1,5 @@
 """Token counts of one answer."""
 
-from __future__ import annotations
-
 from service.schemas.base import Read
 
 

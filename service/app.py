@@ -1,0 +1,171 @@
+"""Puts a gateway together: stores, channel, tokenizers, routes, error handlers."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from scheduler.domain.errors import DomainError
+from scheduler.store.adapters import Adapters
+from scheduler.store.channels import connect_channel
+from scheduler.store.database import Database, migrate
+from scheduler.store.files import Files
+from scheduler.store.idempotency import Idempotency
+from scheduler.store.jobs import Jobs
+from scheduler.store.keys import Keys, load_pepper
+from scheduler.store.objects import ObjectStore
+from scheduler.store.tenants import Tenants
+from scheduler.store.usage import Usage
+from scheduler.text.tokenizer import load_tokenizer
+from service.catalogue import Catalogue
+from service.deps import adapter_path
+from service.errors import domain_response, plain_response, validation_response
+from service.event_stream import CLIENT_CLOSED, ClientLeft
+from service.gateway import Gateway
+from service.generation import Engines
+from service.metrics import GatewayMetrics
+from service.middleware import Boundary
+from service.routes import (
+    adapters,
+    admin,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    health,
+    models,
+)
+from service.settings import ServiceSettings
+from service.usage_meter import UsageMeter
+from service.worker_pool import WorkerPool
+
+log = structlog.get_logger(__name__)
+
+API_VERSION = "0.1.0"
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The application; it connects to nothing before its lifespan begins."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_gateway(settings) as gateway:
+            app.state.gateway = gateway
+            log.info("gateway_started", base_models=gateway.catalogue.base_models)
+            yield
+
+    app = FastAPI(
+        title="Tandem",
+        version=API_VERSION,
+        summary="Fine-tune and serve many adapters on the same GPU, in the same step.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.add_middleware(
+        Boundary,
+        max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+    )
+    _add_routes(app)
+    _add_error_handlers(app)
+    return app
+
+
+@asynccontextmanager
+async def open_gateway(settings: ServiceSettings) -> AsyncIterator[Gateway]:
+    """Connect to everything for as long as the block lasts."""
+    async with AsyncExitStack() as stack:
+        await migrate(settings.database_url)
+        db = Database(settings.database_url)
+        stack.push_async_callback(db.close)
+        channel = connect_channel(settings.channel_url)
+        stack.push_async_callback(channel.close)
+        pool = WorkerPool(
+            channel,
+            settings.gateway_id,
+            max_waiting_per_worker=settings.max_waiting_per_worker,
+            max_live_per_tenant=settings.max_live_per_tenant,
+            stall_limit_s=settings.stall_limit_s,
+        )
+        meter = UsageMeter(Usage(db))
+        await stack.enter_async_context(meter.running())
+        await stack.enter_async_context(pool.running())
+        yield _assemble(settings, db, pool, meter)
+
+
+def _assemble(
+    settings: ServiceSettings, db: Database, pool: WorkerPool, meter: UsageMeter
+) -> Gateway:
+    model_dirs = settings.model_dirs()
+    tokenizers = {name: load_tokenizer(folder) for name, folder in model_dirs.items()}
+    created_at = min((_born(folder) for folder in model_dirs.values()), default=int(time.time()))
+    return Gateway(
+        settings=settings,
+        db=db,
+        keys=Keys(db, load_pepper(settings.key_pepper_file)),
+        tenants=Tenants(db),
+        files=Files(db),
+        jobs=Jobs(db),
+        adapters=Adapters(db),
+        idempotency=Idempotency(db),
+        objects=ObjectStore(settings.object_store_url),
+        catalogue=Catalogue(tokenizers, pool.roster, created_at),
+        engines=Engines(pool=pool, metrics=GatewayMetrics(pool), meter=meter),
+    )
+
+
+def _born(folder: Path) -> int:
+    return int((folder / "config.json").stat().st_mtime)
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The function's name; routes that exist twice get a prefix where they are bound."""
+    bound = route.path_format.startswith("/adapters/")
+    return f"adapter_{route.name}" if bound else route.name
+
+
+def _add_routes(app: FastAPI) -> None:
+    for module in (files, fine_tuning, adapters, admin, health):
+        app.include_router(module.router)
+    for module in (chat, completions, models):
+        app.include_router(module.router, prefix="/v1")
+        app.include_router(
+            module.router,
+            prefix="/adapters/{adapter_id}/v1",
+            dependencies=[Depends(adapter_path)],
+        )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(DomainError)
+    async def on_domain_error(request: Request, error: DomainError) -> Response:
+        del request
+        return domain_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:
+        del request
+        return validation_response(error.errors())
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code in (404, 405):
+            sentence = f"No route {request.method} {request.url.path}; see /openapi.json."
+            return plain_response(error.status_code, sentence, error.headers)
+        return plain_response(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(ClientLeft)
+    @app.exception_handler(ClientDisconnect)
+    async def on_client_left(request: Request, error: Exception) -> Response:
+        del request, error
+        return Response(status_code=CLIENT_CLOSED)

@@ -1,0 +1,36 @@
+"""What one gateway process holds, built once and handed to routes through dependencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scheduler.store.adapters import Adapters
+    from scheduler.store.database import Database
+    from scheduler.store.files import Files
+    from scheduler.store.idempotency import Idempotency
+    from scheduler.store.jobs import Jobs
+    from scheduler.store.keys import Keys
+    from scheduler.store.objects import ObjectStore
+    from scheduler.store.tenants import Tenants
+    from service.catalogue import Catalogue
+    from service.generation import Engines
+    from service.settings import ServiceSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """The parts of a gateway. Stores here see all tenants, so only `deps.py` touches them."""
+
+    settings: ServiceSettings
+    db: Database
+    keys: Keys
+    tenants: Tenants
+    files: Files
+    jobs: Jobs
+    adapters: Adapters
+    idempotency: Idempotency
+    objects: ObjectStore
+    catalogue: Catalogue
+    engines: Engines

@@ -1,0 +1,1 @@
+"""The routes, one resource per file. A route parses, calls one thing, returns."""

@@ -1,0 +1,61 @@
+"""/v1/admin: tenants and keys, for admin keys only."""
+
+from fastapi import APIRouter
+
+from scheduler.domain.errors import Conflict, InvalidInput, NotFound, PermissionDenied
+from scheduler.domain.tenant import Tenant
+from service.deps import AdminKeys, AdminTenants
+from service.errors import errors
+from service.schemas.admin import KeyCreate, KeyCreated, KeyRead, TenantCreate, TenantRead
+from service.schemas.base import Deleted, ListPage
+
+router = APIRouter(prefix="/v1/admin", tags=["admin"])
+
+
+def _read(tenant: Tenant) -> TenantRead:
+    return TenantRead(
+        id=tenant.id, name=tenant.name, is_admin=tenant.is_admin, weight=tenant.weight
+    )
+
+
+@router.post("/tenants", responses=errors(InvalidInput, PermissionDenied, Conflict))
+async def create_tenant(body: TenantCreate, tenants: AdminTenants) -> TenantRead:
+    """Create a tenant."""
+    return _read(await tenants.create(body.name, is_admin=body.is_admin, weight=body.weight))
+
+
+@router.get("/tenants", responses=errors(PermissionDenied))
+async def list_tenants(tenants: AdminTenants) -> ListPage[TenantRead]:
+    """List all tenants, oldest first."""
+    return ListPage(data=[_read(tenant) for tenant in await tenants.list()])
+
+
+@router.post("/tenants/{tenant_id}/keys", responses=errors(NotFound, PermissionDenied))
+async def create_key(tenant_id: str, body: KeyCreate, keys: AdminKeys) -> KeyCreated:
+    """Create a key of a tenant; the answer is the only place that ever shows it."""
+    key_id, plaintext = await keys.create(tenant_id, body.name)
+    return KeyCreated(id=key_id, tenant_id=tenant_id, name=body.name, value=plaintext)
+
+
+@router.get("/tenants/{tenant_id}/keys", responses=errors(PermissionDenied))
+async def list_keys(tenant_id: str, keys: AdminKeys) -> ListPage[KeyRead]:
+    """List a tenant's keys, revoked ones too."""
+    read = [
+        KeyRead(
+            id=key.id,
+            tenant_id=key.tenant_id,
+            name=key.name,
+            prefix=key.prefix,
+            created_at=key.created_at,
+            revoked_at=key.revoked_at,
+        )
+        for key in await keys.list(tenant_id)
+    ]
+    return ListPage(data=read)
+
+
+@router.delete("/keys/{key_id}", responses=errors(NotFound, PermissionDenied))
+async def revoke_key(key_id: str, keys: AdminKeys) -> Deleted:
+    """Revoke a key: from now on it does not work."""
+    await keys.revoke(key_id)
+    return Deleted(id=key_id, object="api_key")

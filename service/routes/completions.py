@@ -1,0 +1,47 @@
+"""POST /v1/completions, also under an adapter's own URL."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from scheduler.domain.errors import (
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    QuotaExceeded,
+)
+from service.auth import CurrentTenant
+from service.completion import start_completion
+from service.deps import EnginesDep, ModelDoorDep, SettingsDep
+from service.encoding import to_json
+from service.errors import errors
+from service.event_stream import EventStream, unless_disconnected
+from service.routes.inference import require_model
+from service.schemas.completion import Completion, CompletionRequest
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses=errors(InvalidInput, ModelNotFound, PayloadTooLarge, QuotaExceeded, Overloaded)
+    | {200: {"content": {"text/event-stream": {}}}},
+)
+async def create_completion(
+    body: CompletionRequest,
+    request: Request,
+    tenant: CurrentTenant,
+    models: ModelDoorDep,
+    engines: EnginesDep,
+    settings: SettingsDep,
+) -> Response:
+    """Continue one or several prompts."""
+    served = await models.find(require_model(body.model, models))
+    answer = await start_completion(body, served, tenant, engines, settings)
+    if body.stream:
+        return EventStream(
+            answer.events(), ping_s=settings.ping_s, slow_client_s=settings.slow_client_s
+        )
+    whole = await unless_disconnected(request, answer.whole())
+    return Response(to_json(whole), media_type="application/json")

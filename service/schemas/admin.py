@@ -1,0 +1,53 @@
+"""/v1/admin: tenants and their keys."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from service.schemas.base import Body, Read
+
+
+class TenantCreate(Body):
+    """A tenant to create."""
+
+    name: str = Field(min_length=1, max_length=64, description="Slug, part of adapter names.")
+    is_admin: bool = Field(False, description="May create tenants and keys.")
+    weight: float = Field(1.0, gt=0, le=1000, description="Share of contended capacity.")
+
+
+class TenantRead(Read):
+    """A tenant."""
+
+    id: str
+    object: Literal["tenant"] = "tenant"
+    name: str
+    is_admin: bool
+    weight: float
+
+
+class KeyCreate(Body):
+    """A key to create."""
+
+    name: str = Field("default", min_length=1, max_length=64)
+
+
+class KeyRead(Read):
+    """What may be shown about a key."""
+
+    id: str
+    object: Literal["api_key"] = "api_key"
+    tenant_id: str
+    name: str
+    prefix: str
+    created_at: int
+    revoked_at: int | None
+
+
+class KeyCreated(Read):
+    """A new key; its value is shown this once."""
+
+    id: str
+    object: Literal["api_key"] = "api_key"
+    tenant_id: str
+    name: str
+    value: str

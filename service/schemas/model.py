@@ -1,0 +1,54 @@
+"""/v1/models and /v1/capabilities."""
+
+from typing import Any, Literal
+
+from scheduler.domain.messages import BaseModelInfo
+from service.schemas.base import Read
+
+
+class ModelRead(Read):
+    """A model that can be called by `id`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int | None = None
+
+
+class AdapterVersionRead(Read):
+    """One immutable version."""
+
+    version: int
+    model: str
+    step: int
+    digest: str
+    bytes: int
+    created_at: int
+
+
+class AdapterRead(Read):
+    """An adapter and its versions."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    created_at: int
+    model: str
+    base_model: str
+    job_id: str
+    final_version: int | None
+    versions: list[AdapterVersionRead]
+
+
+class Capabilities(Read):
+    """What the live workers can do: plug-in name -> JSON Schema of its options."""
+
+    object: Literal["capabilities"] = "capabilities"
+    base_models: list[BaseModelInfo]
+    peft_methods: dict[str, dict[str, Any]]
+    optimizers: dict[str, dict[str, Any]]
+    objectives: dict[str, dict[str, Any]]
+    kv_policies: dict[str, dict[str, Any]]
+    max_rank: int

@@ -92,14 +92,20 @@ class TextSettings(Settings):
         return dirs
 
 
-class SchedulerSettings(StoreSettings, TextSettings, LogSettings):
+class RelaySettings(Settings):
+    """How often the loops beside all work turn."""
+
+    relay_poll_s: float = Field(0.5, gt=0, description="How often the outbox is looked at.")
+    resend_after_s: float = Field(
+        60.0, gt=0, description="A job that nobody took for so long is hinted again."
+    )
+    reap_every_s: float = Field(10.0, gt=0, description="How often expired leases are looked for.")
+
+
+class SchedulerSettings(StoreSettings, TextSettings, LogSettings, RelaySettings):
     """Everything an operator may set on the scheduler process and on Celery workers."""
 
     celery_broker_url: str | None = Field(
-        None, description="Redis URL for Celery; without it tasks run in this process's pool."
+        None, description="Redis URL for Celery; without it tasks run in child processes here."
     )
-    relay_poll_s: float = Field(0.5, gt=0, description="How often the outbox is looked at.")
-    resend_after_s: float = Field(60.0, gt=0, description="A waiting job is hinted again after.")
-    reap_every_s: float = Field(10.0, gt=0, description="How often expired leases are looked for.")
     max_parallel_tasks: int = Field(1, ge=1, description="Data sets that are checked at once.")
-    max_file_bytes: int = Field(512 * 2**20, gt=0, description="Largest data file.")

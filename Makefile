@@ -1,0 +1,61 @@
+# Everything starts here; on a fresh machine only Python 3.11+ and make are needed.
+#   make demo    two tenants fine-tune and are served, on this machine
+#   make test    the tests
+#   make check   what CI runs
+# TORCH_INDEX=URL takes torch from another wheel index, for instance one without CUDA.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := install
+.PHONY: install demo test check lint e2e chaos bench gpu postgres docs-check clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; make PYTHON=/path/to/python names one."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --no-deps --index-url $(TORCH_INDEX) "$(TORCH)")
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install
+	$(PYTEST)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test e2e
+
+e2e: install
+	$(PYTEST) -m e2e tests/e2e
+
+chaos: install
+	$(PYTEST) -m chaos
+
+bench: install
+	$(PYTEST) -m benchmark benchmarks
+
+gpu: install
+	$(PYTEST) -m gpu
+
+postgres: install
+	$(PYTEST) -m postgres
+
+docs-check: install
+	$(PYTEST) tests/unit/test_architecture.py tests/unit/test_docs.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

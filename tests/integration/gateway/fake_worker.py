@@ -1,0 +1,230 @@
+"""A worker without a model: it speaks the real protocol on a real channel, as told."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scheduler.domain.messages import (
+    TO_WORKER,
+    Abort,
+    BaseModelInfo,
+    EngineStats,
+    Frames,
+    JobHint,
+    Replay,
+    Submit,
+    TokenFrame,
+    TokenLogprobs,
+    WorkerCapabilities,
+    WorkerInfo,
+    decode,
+    encode,
+)
+from scheduler.domain.request import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scheduler.domain.request import RequestBody
+    from scheduler.store.channel import Channel
+
+LORA_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "rank": {"type": "integer", "minimum": 1, "maximum": 256, "default": 16},
+        "alpha": {"type": "number", "exclusiveMinimum": 0, "default": 32},
+        "target_modules": {"type": "array", "items": {"enum": ["q_proj", "v_proj"]}},
+    },
+}
+ADAMW_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"weight_decay": {"type": "number", "minimum": 0, "default": 0.01}},
+}
+
+
+@dataclass
+class Plan:
+    """What the worker does with a request.
+
+    Attributes:
+        token_ids: the answer of every sequence, without an end token.
+        delay_s: before the first token, then between tokens.
+        lose_seq: this frame is not sent, unless it is asked for again.
+        fail_at: at this frame an error is sent instead.
+        fail_code: its code.
+    """
+
+    token_ids: list[int]
+    delay_s: float = 0.0
+    lose_seq: int | None = None
+    fail_at: int | None = None
+    fail_code: str = "internal"
+    silent: bool = False
+
+
+@dataclass
+class FakeWorker:
+    """Announces itself, answers requests by plan, and remembers what it was told."""
+
+    channel: Channel
+    worker_id: str
+    base_model: str
+    eos_id: int
+    plan: Callable[[RequestBody], Plan]
+    boot_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    requests: list[RequestBody] = field(default_factory=list)
+    aborts: list[Abort] = field(default_factory=list)
+    replays: list[Replay] = field(default_factory=list)
+    hints: list[JobHint] = field(default_factory=list)
+    num_waiting: int = 0
+    task: asyncio.Task[None] | None = None
+    _sent: dict[str, tuple[str, list[TokenFrame]]] = field(default_factory=dict)
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    @property
+    def info(self) -> WorkerInfo:
+        base = BaseModelInfo(
+            id=self.base_model,
+            digest="d" * 64,
+            max_model_len=512,
+            vocab_size=258,
+            num_parameters=1,
+            dtype="float32",
+        )
+        capabilities = WorkerCapabilities(
+            base_models=(base,),
+            peft_methods={"lora": LORA_SCHEMA},
+            optimizers={"adamw": ADAMW_SCHEMA},
+            objectives={"supervised": {"type": "object", "additionalProperties": False}},
+            max_rank=64,
+            max_num_sequences=8,
+        )
+        stats = EngineStats(
+            num_running=len(self._tasks),
+            num_waiting=self.num_waiting,
+            kv_usage=0.25,
+            num_free_blocks=3,
+            num_blocks=4,
+            num_preemptions=0,
+            resident_adapters=("a",),
+            active_jobs=(),
+            generation_tokens=7,
+            trained_tokens=11,
+        )
+        return WorkerInfo(
+            worker_id=self.worker_id,
+            boot_id=self.boot_id,
+            capabilities=capabilities,
+            stats=stats,
+        )
+
+    async def run(self) -> None:
+        """Live until cancelled."""
+        announcing = asyncio.create_task(self._announce())
+        last_id = "0"
+        inbox = self.info.inbox
+        try:
+            while True:
+                for _, entry_id, data in await self.channel.read({inbox: last_id}, block_ms=200):
+                    last_id = entry_id
+                    await self._obey(decode(TO_WORKER, data))
+        finally:
+            for task in (announcing, *self._tasks.values()):
+                task.cancel()
+            await asyncio.gather(announcing, *self._tasks.values(), return_exceptions=True)
+
+    async def _announce(self) -> None:
+        while True:
+            await self.channel.announce(self.info, ttl_s=1.0)
+            await asyncio.sleep(0.1)
+
+    async def _obey(self, message: Submit | Abort | Replay | JobHint) -> None:
+        if isinstance(message, Submit):
+            self.requests.append(message.request)
+            task = asyncio.create_task(self._answer(message))
+            self._tasks[message.request.request_id] = task
+        elif isinstance(message, Abort):
+            self.aborts.append(message)
+            if message.index is None and message.request_id in self._tasks:
+                self._tasks.pop(message.request_id).cancel()
+        elif isinstance(message, Replay):
+            self.replays.append(message)
+            reply_to, frames = self._sent.get(message.request_id, ("", []))
+            for frame in frames[message.from_seq :]:
+                await self._send(reply_to, frame)
+        else:
+            self.hints.append(message)
+
+    async def _answer(self, submit: Submit) -> None:
+        request, plan = submit.request, self.plan(submit.request)
+        frames: list[TokenFrame] = []
+        self._sent[request.request_id] = (submit.reply_to, frames)
+        if plan.silent:
+            return
+        steps = _steps(request, plan, self.eos_id)
+        for token_id, finish in steps:
+            await asyncio.sleep(plan.delay_s)
+            for index in range(request.n):
+                seq = len(frames)
+                frame = _frame(request, index, seq, token_id, finish)
+                if plan.fail_at == seq:
+                    frame = frame.model_copy(
+                        update={"error": "It broke.", "error_code": plan.fail_code}
+                    )
+                frames.append(frame)
+                if plan.lose_seq != seq:
+                    await self._send(submit.reply_to, frame)
+                if frame.error:
+                    return
+        self._tasks.pop(request.request_id, None)
+
+    async def _send(self, reply_to: str, frame: TokenFrame) -> None:
+        await self.channel.append(reply_to, encode(Frames(reply_to=reply_to, frames=(frame,))))
+
+
+def _steps(
+    request: RequestBody, plan: Plan, eos_id: int
+) -> list[tuple[int | None, FinishReason | None]]:
+    wanted = request.sampling.max_tokens
+    if wanted == 0:
+        return [(None, FinishReason.LENGTH)]
+    if len(plan.token_ids) < wanted:
+        return [*((token, None) for token in plan.token_ids), (eos_id, FinishReason.STOP)]
+    cut = plan.token_ids[:wanted]
+    return [*((token, None) for token in cut[:-1]), (cut[-1], FinishReason.LENGTH)]
+
+
+def _frame(
+    request: RequestBody, index: int, seq: int, token_id: int | None, finish: FinishReason | None
+) -> TokenFrame:
+    sampling = request.sampling
+    prompt_scores = None
+    if sampling.prompt_logprobs and seq < request.n:
+        prompt_scores = (None, *(_score(token, 1) for token in request.prompt_token_ids[1:]))
+    num_top = sampling.num_logprobs
+    scores = None if num_top is None or token_id is None else (_score(token_id, num_top),)
+    return TokenFrame(
+        request_id=request.request_id,
+        index=index,
+        seq=seq,
+        token_ids=() if token_id is None else (token_id,),
+        logprobs=scores,
+        prompt_logprobs=prompt_scores,
+        finish_reason=finish,
+        num_cached_tokens=2,
+    )
+
+
+def _score(token_id: int, num_top: int) -> TokenLogprobs:
+    top_ids = tuple(range(token_id, token_id + num_top))
+    return TokenLogprobs(
+        logprob=-0.5,
+        rank=1,
+        top_ids=top_ids,
+        top_logprobs=tuple(-0.5 - i for i in range(num_top)),
+    )

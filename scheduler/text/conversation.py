@@ -54,6 +54,7 @@ class Conversation:
             "documents": None,
         }
         self._template = template
+        self._specials = specials
 
     def render(self, end: int | None = None, *, add_generation_prompt: bool) -> str:
         """The text of the first `end` messages, markers in it.
@@ -68,6 +69,12 @@ class Conversation:
                 "add_generation_prompt": add_generation_prompt,
             }
         )
+
+    def last_border(self, rendered: str) -> int:
+        """Where the last special token or white space of a rendering ends; 0 if it has none."""
+        after_space = max(rendered.rfind(space) for space in " \n") + 1
+        ends = [match.end() for match in self._specials.pattern.finditer(rendered)]
+        return max(after_space, *ends[-1:], 0)
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from os.path import commonpath
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from scheduler.domain.errors import InvalidInput
@@ -88,8 +88,10 @@ def _span(chat: Conversation, turn: int, text: str, end: int) -> tuple[int, int]
     except InvalidInput:  # nothing precedes the answer, or only what the template refuses
         return None
     # The prompt opens more than the header, such as a reasoning block that this answer lacks.
-    shared = len(commonpath([prompt, until]))
-    return (shared, len(until)) if shared > len(before) and until.startswith(before) else None
+    pairs = zip(prompt, until, strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    start = chat.last_border(until[:shared])
+    return (start, len(until)) if start > len(before) and until.startswith(before) else None
 
 
 def _weigh(

@@ -7,7 +7,7 @@ RenderBudget that rides in the context under a name no template can write ("!" i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
@@ -83,6 +83,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(obj, str) and attr in _GROWING_METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Reaching for internals is an error at once, not an empty text."""
+        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is not for chat templates.")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`+ * ** %` for a template, paid before the result exists."""

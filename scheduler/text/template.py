@@ -8,7 +8,8 @@ from jinja2.exceptions import TemplateError
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.text.budget import RenderBudget, TemplateTooExpensive
-from scheduler.text.sandbox import BUDGET, Sandbox
+from scheduler.text.filters import BUDGET
+from scheduler.text.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

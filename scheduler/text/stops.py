@@ -40,6 +40,7 @@ class StopMatcher:
         if not all(stops):
             raise ValueError("A stop string must have at least one character.")
         self._automata = [_Automaton(stop) for stop in stops]
+        self._firsts = frozenset(stop[0] for stop in stops)
         self._held = ""
         self.stopped_by: str | None = None
 
@@ -52,8 +53,8 @@ class StopMatcher:
         """
         if self.stopped_by is not None:
             return "", True
-        if not self._automata:
-            return text, False
+        if not self._held and self._firsts.isdisjoint(text):
+            return text, False  # nothing has begun and nothing begins: nearly every token
         buffer = self._held + text
         for end in range(len(self._held) + 1, len(buffer) + 1):
             complete = [a.stop for a in self._automata if a.advance(buffer[end - 1])]

@@ -149,3 +149,7 @@ def _run(command: Coroutine[object, object, None]) -> None:
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
 BUSY_TIMEOUT_S = 5.0
 MIGRATION_LOCK = 7_304_251_119  # any constant: advisory lock of PostgreSQL during migrations
 _SQLITE_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
+    f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
     "PRAGMA synchronous=FULL",  # NORMAL may lose the last commits on power loss
     "PRAGMA foreign_keys=ON",
-    f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
 )
+_RETRY_S = 0.005
 
 
 class Database:
@@ -100,7 +102,25 @@ def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
     cursor = dbapi_connection.cursor()
     for pragma in _SQLITE_PRAGMAS:
         cursor.execute(pragma)
+    _use_wal(cursor)
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Switch the file to WAL, once for good; the busy timeout does not cover this statement.
+
+    A process that does the same at the same moment holds the lock for that one statement only.
+    """
+    give_up_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up_s:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def _begin_sqlite(conn: Connection) -> None:

@@ -70,39 +70,32 @@ class AdapterArena:
         self.shrink = [zeros(linear.in_features, linear) for linear in self.linears]
         self.expand = [zeros(linear.out_features, linear) for linear in self.linears]
 
-    def write(self, columns: AdapterColumns, terms: dict[tuple[int, int], Term]) -> None:
-        """Put an adapter's terms, keyed by (layer, linear index), into its columns.
+    def terms(self, columns: AdapterColumns) -> dict[tuple[int, int], Term]:
+        """An adapter's own rows of every fused linear it targets, as views to write into."""
+        return {
+            (layer, index): Term(
+                self.shrink[index][layer][columns.rows(linear)],
+                self.expand[index][layer][columns.rows(linear)],
+            )
+            for layer in range(self.num_layers)
+            for index, linear in enumerate(self.linears)
+            if columns.targets(linear)
+        }
+
+    def check_finite(self, columns: AdapterColumns) -> None:
+        """Refuse, and wipe, an adapter that is not finite in the arena's dtype.
 
         Raises:
-            InvalidInput: a weight is not finite in the arena's dtype; the columns are zero then.
+            InvalidInput: a weight is NaN, infinite, or overflows.
         """
-        for index, linear in enumerate(self.linears):
-            rows = columns.rows(linear)
-            for layer in range(self.num_layers):
-                shrink, expand = self.shrink[index][layer][rows], self.expand[index][layer][rows]
-                term = terms.get((layer, index))
-                if term is None:
-                    shrink.zero_()
-                    expand.zero_()
-                else:
-                    shrink.copy_(term.shrink_CI)
-                    expand.copy_(term.expand_CO)
-        if not self.is_finite(columns):
+        terms = self.terms(columns).values()
+        peaks = [m.abs().amax() for term in terms for m in (term.shrink_CI, term.expand_CO)]
+        if not bool(torch.isfinite(torch.stack(peaks)).all()):
             self.clear(columns)
             raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
 
-    def is_finite(self, columns: AdapterColumns) -> bool:
-        """Whether all numbers of an adapter are finite."""
-        sums = [
-            matrix[layer][columns.rows(linear)].abs().max()
-            for index, linear in enumerate(self.linears)
-            for matrix in (self.shrink[index], self.expand[index])
-            for layer in range(self.num_layers)
-        ]
-        return bool(torch.isfinite(torch.stack(sums)).all())
-
     def clear(self, columns: AdapterColumns) -> None:
-        """Zero an adapter's columns."""
+        """Zero all rows of the columns, targeted or not."""
         for index, linear in enumerate(self.linears):
             rows = columns.rows(linear)
             for layer in range(self.num_layers):

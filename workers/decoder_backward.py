@@ -17,7 +17,7 @@ from torch import Tensor
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
 from workers.adapter_arena import AdapterColumns
 from workers.attention import attend_backward
-from workers.batch import ForwardBatch, PackKeys, TrainWindow, window_groups
+from workers.batch import AttentionGroup, ForwardBatch, PackKeys, TrainWindow
 from workers.decoder import Decoder
 from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
@@ -36,6 +36,7 @@ class BackwardUnit:
     stop: int
     columns: AdapterColumns
     grads: TermGrads
+    groups: list[AttentionGroup]
 
 
 class DecoderBackward:
@@ -46,27 +47,21 @@ class DecoderBackward:
         self.spec = spec
 
     def run(self, unit: BackwardUnit) -> None:
-        """Carry the gradient through one layer's range; the pack's cursor moves on.
+        """Carry the gradient through one layer's range, in place in `pack.grad_out`.
 
-        After the layer's first range (tokens 0 ..), `pack.grad_out` is the gradient of the layer
-        below's output.
+        Once the layer's first range (from token 0) is done, `grad_out` belongs to the layer below
+        and the layer's activations are let go.
         """
         pack = unit.pack
-        assert unit.layer == pack.next_backward_layer
-        assert unit.stop == pack.range_stop
         if pack.grad_kv is None:
             saved = pack.layers[unit.layer]
-            wide = self.spec.wide_dtype
             pack.grad_kv = (
-                torch.zeros_like(saved["k"], dtype=wide),
-                torch.zeros_like(saved["v"], dtype=wide),
+                torch.zeros_like(saved["k"], dtype=self.spec.wide_dtype),
+                torch.zeros_like(saved["v"], dtype=self.spec.wide_dtype),
             )
         pack.grad_out[unit.start : unit.stop] = self._layer(unit)
-        pack.range_stop = unit.start
         if unit.start == 0:
             pack.grad_kv = None
-            pack.next_backward_layer -= 1
-            pack.range_stop = pack.num_tokens
             pack.layers[unit.layer].buffers.clear()
 
     def _layer(self, unit: BackwardUnit) -> Tensor:
@@ -74,8 +69,7 @@ class DecoderBackward:
         tokens = slice(unit.start, unit.stop)
         weights = self.decoder.weights.layers[unit.layer]
         eps = self.decoder.config.rms_eps
-        window = self._window(unit)
-        saved = self._activations(unit, window)
+        saved = self._activations(unit)
         grad = unit.pack.grad_out[tokens]
 
         x_mid, gate_up = saved["x_mid"], saved["gate_up"]
@@ -86,7 +80,7 @@ class DecoderBackward:
         grad = grad + rms_norm_backward(grad_normed, x_mid, weights.post_norm, eps)
 
         grad_attn = self._linear(unit, O, grad, saved["attn"])
-        grad_qkv = self._attention(unit, window, saved, grad_attn)
+        grad_qkv = self._attention(unit, saved, grad_attn)
         normed = rms_norm(saved["x"], weights.input_norm, eps)
         if unit.layer == 0:
             self._adapter_grads(unit, QKV, grad_qkv, normed)
@@ -94,10 +88,7 @@ class DecoderBackward:
         grad_normed = self._linear(unit, QKV, grad_qkv, normed)
         return grad + rms_norm_backward(grad_normed, saved["x"], weights.input_norm, eps)
 
-    def _window(self, unit: BackwardUnit) -> TrainWindow:
-        return TrainWindow(unit.pack, unit.start, unit.stop, 0, unit.pack.layers)
-
-    def _activations(self, unit: BackwardUnit, window: TrainWindow) -> dict[str, Tensor]:
+    def _activations(self, unit: BackwardUnit) -> dict[str, Tensor]:
         """The range's saved activations; those that were not kept are computed again."""
         saved = unit.pack.layers[unit.layer].buffers
         tokens = slice(unit.start, unit.stop)
@@ -118,15 +109,14 @@ class DecoderBackward:
     def _window_batch(self, unit: BackwardUnit, window: TrainWindow) -> ForwardBatch:
         count = unit.stop - unit.start
         tokens = slice(unit.start, unit.stop)
-        device = self.decoder.weights.device
-        cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens].to(device))
+        cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens])
         return ForwardBatch(
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
             adapters=AdapterRows([AdapterRun(0, count, unit.columns)]),
             windows=[window],
-            groups=window_groups(window, device),
+            groups=unit.groups,
         )
 
     def _linear(self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor) -> Tensor:
@@ -168,21 +158,16 @@ class DecoderBackward:
         return grad_shrunk
 
     def _attention(
-        self,
-        unit: BackwardUnit,
-        window: TrainWindow,
-        saved: dict[str, Tensor],
-        grad_attn: Tensor,
+        self, unit: BackwardUnit, saved: dict[str, Tensor], grad_attn: Tensor
     ) -> Tensor:
         """Gradient of the fused qkv output, (stop - start, qkv_size)."""
         config = self.decoder.config
         grad_q = torch.empty_like(saved["q"])
-        self._attend_backward(unit, window, saved, grad_attn.view(grad_q.shape), grad_q)
+        self._attend_backward(unit, saved, grad_attn.view(grad_q.shape), grad_q)
         assert unit.pack.grad_kv is not None
         tokens = slice(unit.start, unit.stop)
         grad_k, grad_v = (sums[tokens].to(grad_q.dtype) for sums in unit.pack.grad_kv)
-        positions = unit.pack.tokens.positions[tokens].to(grad_q.device)
-        cos, sin = self.decoder.rotary.at(positions)
+        cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens])
         grad_heads = rotate_backward(torch.cat((grad_q, grad_k), dim=1), cos, sin)
         if config.has_qk_norm:
             grad_heads = self._head_norm_backward(unit, grad_heads, saved["heads"])
@@ -191,7 +176,6 @@ class DecoderBackward:
     def _attend_backward(
         self,
         unit: BackwardUnit,
-        window: TrainWindow,
         saved: dict[str, Tensor],
         grad_out: Tensor,
         grad_q: Tensor,
@@ -201,7 +185,7 @@ class DecoderBackward:
         assert grad_kv is not None
         out = saved["attn"].view(grad_q.shape)
         mask = self.decoder.config.windows[unit.layer]
-        for group in window_groups(window, grad_q.device):
+        for group in unit.groups:
             spans, source = group.spans, group.source
             assert isinstance(source, PackKeys)
             keys, values = source.keys_values(unit.layer, grad_q, grad_q)

@@ -25,7 +25,7 @@ def window_loss(
         x: (T, hidden), before the final norm; targets, weights: (T,).
         returns: sums, and (T, hidden) in the dtype of x (empty without `wants_grad`).
     """
-    sums = LossSums()
+    sums = LossSums(tokens=len(x))
     grad = torch.zeros_like(x) if wants_grad else x.new_empty(0)
     trained = weights.nonzero().flatten()
     chunk = max(1, MAX_LOGITS // decoder.config.vocab_size)
@@ -51,7 +51,6 @@ def _chunk(
         float((loss * weights).sum()),
         float((correct * weights).sum()),
         float(weights.sum()),
-        len(targets),
     )
     if not wants_grad:
         return sums, x

@@ -53,8 +53,8 @@ class PeftMethod(ABC):
         """Fill fresh parameters; the adapter then changes nothing."""
 
     @abstractmethod
-    def lower(self, params: Params) -> Terms:
-        """Parameters -> terms by (layer, linear)."""
+    def lower(self, params: Params, into: Terms) -> None:
+        """Write the terms of `params` into zeroed or formerly lowered ones, casting to their dtype."""
 
     @abstractmethod
     def pull_back(self, grads: Terms, into: Params) -> None:

@@ -1,8 +1,8 @@
 """One or more training examples of one job, laid end to end: the unit that runs forward and back.
 
 tokens     |<- example 0 ->|<- example 1 ->| ... |
-forward    |<---- num_forward_tokens ---->|            windows, first to last
-backward   layer num_backward_layers .. below, all tokens or ranges last to first
+forward    |<- window ->|<- window ->|                first to last, all layers or one by one
+backward   layer by layer, last to first; in each, token ranges last to first
 
 A token attends within its own example only, so the gradient is that of the examples apart.
 """
@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from workers.activations import ActivationSpec, LayerActivations, SaveLevel
+from scheduler.policy.pack_cursor import PackCursor
+from workers.activations import KEYS_AND_VALUES, ActivationSpec, LayerActivations, SaveLevel
 from workers.attention import Extent
 
 
@@ -55,6 +56,16 @@ class PackTokens:
             tuple(bounds),
         )
 
+    def to(self, device: torch.device) -> PackTokens:
+        """The same on `device`."""
+        return PackTokens(
+            self.token_ids.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+            self.weights.to(device),
+            self.bounds,
+        )
+
     @property
     def num_tokens(self) -> int:
         """Tokens of all examples."""
@@ -90,14 +101,14 @@ class LossSums:
     loss: float = 0.0
     correct: float = 0.0
     weight: float = 0.0
-    targets: int = 0
+    tokens: int = 0
 
     def add(self, other: LossSums) -> None:
         """Add another's sums."""
         self.loss += other.loss
         self.correct += other.correct
         self.weight += other.weight
-        self.targets += other.targets
+        self.tokens += other.tokens
 
 
 @dataclass(slots=True)
@@ -105,65 +116,44 @@ class TrainPack:
     """A pack on its way through forward windows and backward units.
 
     Attributes:
-        trains: False for a validation pack, which keeps K/V only and has no backward.
-        grad_out: (T, hidden) gradient at the output of layer `next_backward_layer`; made by the
-            loss of each forward window, then carried down.
+        cursor: what has run, and what comes next.
+        grad_out: (T, hidden) gradient at the output of the layer that is next in backward; made
+            by the loss of each forward window, then carried down in place.
         grad_kv: key and value gradients of the layer in work, while its token ranges run.
-        range_stop: tokens [range_stop, T) of that layer are done.
     """
 
     tokens: PackTokens
+    cursor: PackCursor
     level: SaveLevel
     layers: list[LayerActivations]
     grad_out: Tensor
-    next_backward_layer: int
-    range_stop: int
-    trains: bool = True
-    num_forward_tokens: int = 0
     grad_kv: tuple[Tensor, Tensor] | None = None
-    grad_below: Tensor | None = None
     sums: LossSums = field(default_factory=LossSums)
 
     @classmethod
     def allocate(
         cls,
         tokens: PackTokens,
+        cursor: PackCursor,
         spec: ActivationSpec,
-        num_layers: int,
         level: SaveLevel,
         device: torch.device,
-        trains: bool = True,
     ) -> TrainPack:
         """A fresh pack with its buffers; a validation pack keeps K and V only."""
-        names = spec.names(level) if trains else ["k", "v"]
-        hidden = spec.shapes["x"][0]
-        count = tokens.num_tokens
+        names = spec.names(level) if cursor.trains else list(KEYS_AND_VALUES)
+        count = tokens.num_tokens if cursor.trains else 0
         return cls(
-            tokens=tokens,
+            tokens=tokens.to(device),
+            cursor=cursor,
             level=level,
-            layers=[LayerActivations(spec, names, count, device) for _ in range(num_layers)],
-            grad_out=torch.zeros(count if trains else 0, hidden, dtype=spec.dtype, device=device),
-            next_backward_layer=num_layers - 1,
-            range_stop=count,
-            trains=trains,
+            layers=[
+                LayerActivations(spec, names, tokens.num_tokens, device)
+                for _ in range(cursor.num_layers)
+            ],
+            grad_out=torch.zeros(count, *spec.shapes["x"], dtype=spec.dtype, device=device),
         )
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all examples."""
         return self.tokens.num_tokens
-
-    @property
-    def num_uncomputed_tokens(self) -> int:
-        """Tokens whose forward is still to come."""
-        return self.num_tokens - self.num_forward_tokens
-
-    @property
-    def num_backward_layers(self) -> int:
-        """Layers whose backward is still to come; 0 for validation."""
-        return self.next_backward_layer + 1 if self.trains else 0
-
-    @property
-    def is_done(self) -> bool:
-        """Whether neither forward nor backward work is left."""
-        return self.num_uncomputed_tokens == 0 and self.num_backward_layers == 0

@@ -14,7 +14,6 @@ from pydantic import Field, ValidationError
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.job import LORA_TARGETS
-from workers.adapter_arena import Term
 from workers.model import MODULE_PATHS, DecoderConfig, FusedLinear, LinearSlice, fused_linears
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod, Terms, generator
 
@@ -74,20 +73,14 @@ class Lora(PeftMethod):
                 drawn = torch.rand(tensor.shape, generator=generator(seed, name))
                 tensor.copy_((drawn * 2 - 1) * bound)
 
-    def lower(self, params: Params) -> Terms:
+    def lower(self, params: Params, into: Terms) -> None:
         """Stack A by projection; put scale * B^T on the diagonal blocks."""
-        terms: Terms = {}
-        for layer, index, linear, j, part in self._parts():
+        for layer, index, _, j, part in self._parts():
             a, b = self._factors(params, layer, part)
-            if (layer, index) not in terms:
-                rows = len(linear.slices) * self.rank
-                terms[layer, index] = Term(
-                    a.new_zeros(rows, linear.in_features), a.new_zeros(rows, linear.out_features)
-                )
             block = slice(j * self.rank, (j + 1) * self.rank)
-            terms[layer, index].shrink_CI[block] = a
-            terms[layer, index].expand_CO[block, part.start : part.stop] = (self.scale * b).T
-        return terms
+            term = into[layer, index]
+            term.shrink_CI[block] = a
+            term.expand_CO[block, part.start : part.stop] = (self.scale * b).T
 
     def pull_back(self, grads: Terms, into: Params) -> None:
         """dA is a block of d_shrink; dB is scale times a transposed block of d_expand."""

@@ -1,0 +1,64 @@
+"""The decision for one engine step: which tokens run. Ints and strings, so that it travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`count` tokens of an inference sequence from position `start`."""
+
+    sequence_id: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpan:
+    """`count` tokens of a job's pack from token `start`, forward through all layers."""
+
+    job_id: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneUnits:
+    """`count` units of one job's pack, in the order that the pack's cursor gives."""
+
+    job_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: a forward lane (spans and windows in one packed batch), then a lane of units.
+
+    Attributes:
+        fresh_blocks: blocks handed out for this step, to be cleared before it runs.
+        predicted_ms: what the latency law expects of the whole step.
+        slack_ms: time that training may take; None when nobody waits for the step.
+    """
+
+    spans: tuple[Span, ...] = ()
+    windows: tuple[WindowSpan, ...] = ()
+    units: tuple[LaneUnits, ...] = ()
+    fresh_blocks: tuple[int, ...] = ()
+    predicted_ms: float = 0.0
+    slack_ms: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to run."""
+        return not (self.spans or self.windows or self.units)
+
+    @property
+    def num_inference_tokens(self) -> int:
+        """Rows of inference."""
+        return sum(span.count for span in self.spans)
+
+    @property
+    def num_window_tokens(self) -> int:
+        """Rows of training in the packed forward."""
+        return sum(window.count for window in self.windows)

@@ -1,0 +1,1 @@
+"""What runs next: pure functions and small state machines over ints; time is passed in."""

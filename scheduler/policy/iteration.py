@@ -1,0 +1,191 @@
+"""Which tokens run in the next engine step.
+
+There is no prefill or decode phase. Every sequence has tokens that are not yet computed: a new
+request its whole prompt, a decoding one its last token. A step hands out a token budget until the
+uncomputed tokens, the blocks or the budget run out. Serving goes first; training takes the slack.
+
+Source: vLLM's V1 scheduler (num_computed_tokens catches up with num_tokens); FlexLLM,
+arXiv:2402.18789 (serving and training tokens in one step).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from scheduler.domain.plan import Span, StepPlan
+from scheduler.domain.request import Sequence
+from scheduler.policy.blocks import BlockPool
+from scheduler.policy.latency import ForwardShape, LatencyLaw
+from scheduler.policy.slack import SloTargets, step_slack_ms
+from scheduler.policy.training import TrainDemand, plan_training
+
+MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Bounds on one step.
+
+    Attributes:
+        idle_quantum_ms: training time of a step that nobody waits for; arrivals interrupt it.
+    """
+
+    max_batched_tokens: int
+    max_num_sequences: int
+    idle_quantum_ms: float = 100.0
+
+
+class IterationScheduler:
+    """Waiting and running sequences of one base model, and their blocks."""
+
+    def __init__(
+        self, pool: BlockPool, limits: StepLimits, law: LatencyLaw, targets: SloTargets
+    ) -> None:
+        self.pool = pool
+        self.limits = limits
+        self.law = law
+        self.targets = targets
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._training_ran_s = 0.0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it stands, and free its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._free_blocks(sequence)
+
+    def schedule(
+        self, now_s: float, demands: list[TrainDemand], admit: Callable[[Sequence], bool]
+    ) -> StepPlan:
+        """Fill one step: serving first, then training within the slack that is left.
+
+        Args:
+            admit: asked once when a sequence is about to run; False leaves it waiting.
+        """
+        spans = tuple(self._serve(admit))
+        shape = self.forward_shape(spans, ())
+        inference_ms = self.law.forward_ms(shape)
+        slack_ms = step_slack_ms(
+            [*self.running, *self.waiting], self.targets, now_s, inference_ms + self.law.margin_ms
+        )
+        budget_ms = self.limits.idle_quantum_ms if slack_ms is None else slack_ms
+        share = plan_training(
+            demands,
+            budget_ms,
+            self.law,
+            self._window_cost(shape) if spans else None,
+            must_advance=self._is_starving(now_s, slack_ms),
+        )
+        if share.windows or share.units:
+            self._training_ran_s = now_s
+        return StepPlan(
+            spans=spans,
+            windows=share.windows,
+            units=share.units,
+            fresh_blocks=self.pool.take_fresh(),
+            predicted_ms=inference_ms + share.expected_ms,
+            slack_ms=slack_ms,
+        )
+
+    def commit(self, plan: StepPlan) -> None:
+        """Count a step's tokens as computed."""
+        by_id = {sequence.id: sequence for sequence in self.running}
+        for span in plan.spans:
+            sequence = by_id.get(span.sequence_id)
+            if sequence is not None:
+                sequence.num_computed_tokens = span.start + span.count
+
+    def forward_shape(
+        self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]
+    ) -> ForwardShape:
+        """Cost features of a packed forward; windows are (start, count) pairs."""
+        long = [(s.start, s.count) for s in spans if s.count > 1] + list(windows)
+        return ForwardShape(
+            num_rows=sum(s.count for s in spans) + sum(count for _, count in windows),
+            num_spans=len(spans) + len(windows),
+            context_tokens=sum(s.start + 1 for s in spans if s.count == 1),
+            score_pairs=sum(count * (start + count) for start, count in long),
+        )
+
+    def _is_starving(self, now_s: float, slack_ms: float | None) -> bool:
+        """Nobody waits; or nobody is late, and training has stood still for long."""
+        if slack_ms is None:
+            return True
+        return slack_ms > 0 and now_s - self._training_ran_s > MAX_STANDSTILL_S
+
+    def _window_cost(self, shape: ForwardShape) -> Callable[[int], float]:
+        base_ms = self.law.forward_ms(shape)
+
+        def cost_ms(count: int) -> float:
+            wider = ForwardShape(
+                shape.num_rows + count,
+                shape.num_spans + 1,
+                shape.context_tokens,
+                shape.score_pairs + count * count,
+            )
+            return max(0.0, self.law.forward_ms(wider) - base_ms) if count else 0.0
+
+        return cost_ms
+
+    def _serve(self, admit: Callable[[Sequence], bool]) -> Iterator[Span]:
+        """Spans of running sequences, shortest first, then of those that may be admitted."""
+        budget = self.limits.max_batched_tokens
+        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed_tokens > 1):
+            if sequence not in self.running:
+                continue  # preempted by one before it
+            count = min(sequence.num_uncomputed_tokens, budget)
+            if count > 0 and self._make_room(sequence, count):
+                budget -= count
+                yield Span(sequence.id, sequence.num_computed_tokens, count)
+        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_sequences:
+            sequence = self.waiting[0]
+            count = min(sequence.num_uncomputed_tokens, budget)
+            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
+            if not self.pool.can_allocate(needed) or not admit(sequence):
+                break
+            self.running.append(self.waiting.popleft())
+            self._grow(sequence, count)
+            budget -= count
+            yield Span(sequence.id, sequence.num_computed_tokens, count)
+
+    def _make_room(self, sequence: Sequence, count: int) -> bool:
+        """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
+        while not self._grow(sequence, count):
+            victim = max(self.running, key=lambda s: s.arrival_s)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _grow(self, sequence: Sequence, count: int) -> bool:
+        needed = self.pool.blocks_for(sequence.num_computed_tokens + count)
+        missing = needed - len(sequence.block_table)
+        if missing > 0:
+            if not self.pool.can_allocate(missing):
+                return False
+            sequence.block_table += self.pool.allocate(sequence.id, missing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free_blocks(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _free_blocks(self, sequence: Sequence) -> None:
+        self.pool.free(sequence.id, sequence.block_table)
+        sequence.block_table = []
+
+

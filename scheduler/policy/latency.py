@@ -1,0 +1,97 @@
+"""The latency law: what a step will take, learnt while it runs.
+
+A packed forward costs a fixed part, the GEMMs of its rows (a measured curve, since small batches
+are bound by memory), and attention by kind. A unit of the training lane costs a fixed part and its
+tokens. Each has a fit of its own; predictions carry the fit's own mean error as a margin.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from scheduler.policy.least_squares import OnlineLeastSquares
+from scheduler.policy.pack_cursor import Direction, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class RowCosts:
+    """Measured milliseconds of all base GEMMs by number of rows, ascending."""
+
+    rows: tuple[int, ...]
+    ms: tuple[float, ...]
+
+    def at(self, rows: int) -> float:
+        """Cost of `rows` rows: linear between measured counts and beyond the last."""
+        if rows == 0:
+            return 0.0
+        if len(self.rows) == 1:
+            return self.ms[0] * rows / self.rows[0]
+        right = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
+        x0, x1 = self.rows[right - 1], self.rows[right]
+        y0, y1 = self.ms[right - 1], self.ms[right]
+        return max(self.ms[0], y0 + (y1 - y0) * (rows - x0) / (x1 - x0))
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardShape:
+    """What the cost of a packed forward depends on.
+
+    Attributes:
+        num_rows: all rows.
+        num_spans: inference spans and training windows.
+        context_tokens: keys that single-token spans read.
+        score_pairs: query-key pairs of longer spans and windows.
+    """
+
+    num_rows: int
+    num_spans: int
+    context_tokens: int
+    score_pairs: int
+
+
+class LatencyLaw:
+    """Predicts, and learns from, packed forwards and units."""
+
+    def __init__(self, costs: RowCosts, num_layers: int) -> None:
+        self.costs = costs
+        per_token_layer = costs.at(costs.rows[-1]) / costs.rows[-1] / num_layers
+        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01])
+        self._units = {
+            Direction.FORWARD: OnlineLeastSquares([0.1, per_token_layer]),
+            Direction.BACKWARD: OnlineLeastSquares([0.2, 1.5 * per_token_layer]),
+        }
+
+    def forward_ms(self, shape: ForwardShape) -> float:
+        """Expected time of a packed forward, sampling included."""
+        if shape.num_rows == 0:
+            return 0.0
+        floor = 0.5 * self.costs.at(shape.num_rows)
+        return max(floor, self._forward.predict(self._features(shape)))
+
+    def unit_ms(self, unit: Unit) -> float:
+        """Expected time of one unit, with its margin."""
+        law = self._units[unit.direction]
+        return max(0.01, law.predict([1.0, float(unit.num_tokens)]) + law.error)
+
+    @property
+    def margin_ms(self) -> float:
+        """Mean error of forward predictions."""
+        return self._forward.error
+
+    def observe_forward(self, shape: ForwardShape, elapsed_ms: float) -> None:
+        """Learn from a packed forward."""
+        self._forward.observe(self._features(shape), elapsed_ms)
+
+    def observe_unit(self, unit: Unit, elapsed_ms: float) -> None:
+        """Learn from a unit."""
+        self._units[unit.direction].observe([1.0, float(unit.num_tokens)], elapsed_ms)
+
+    def _features(self, shape: ForwardShape) -> list[float]:
+        return [
+            1.0,
+            self.costs.at(shape.num_rows),
+            float(shape.num_spans),
+            shape.context_tokens / 1e3,
+            shape.score_pairs / 1e3,
+        ]

@@ -1,0 +1,124 @@
+"""Where a training pack stands, and the next thing to run on it: ints only.
+
+tokens    |<-- num_forward_tokens -->|<- window ->|   forward windows, first to last
+layers of the window: `window_layer` is the next to run
+backward: layer `backward_layer`, tokens [0, range_stop) of it are still to come
+
+Unit shapes follow from the pack alone, never from the clock: how many units a step runs is the
+scheduler's choice, their shape is not, so a run without inference repeats itself bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Direction(StrEnum):
+    """Which way a unit carries its rows through a layer."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One layer over tokens [start, stop) of a pack."""
+
+    direction: Direction
+    layer: int
+    start: int
+    stop: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of the unit."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackCursor:
+    """Progress of one pack.
+
+    Attributes:
+        trains: False for a validation pack: forward only.
+        window_tokens: size of a forward window that runs apart from inference.
+        range_tokens: size of a backward token range.
+        window_stop: end of the window in work; equals num_forward_tokens when none is.
+    """
+
+    num_tokens: int
+    num_layers: int
+    trains: bool
+    window_tokens: int
+    range_tokens: int
+    num_forward_tokens: int = 0
+    window_stop: int = 0
+    window_layer: int = 0
+    backward_layer: int
+    range_stop: int
+
+    @classmethod
+    def begin(
+        cls, num_tokens: int, num_layers: int, *, trains: bool, window_tokens: int, range_tokens: int
+    ) -> PackCursor:
+        """A pack of which nothing has run."""
+        return cls(
+            num_tokens=num_tokens,
+            num_layers=num_layers,
+            trains=trains,
+            window_tokens=window_tokens,
+            range_tokens=range_tokens,
+            backward_layer=num_layers - 1 if trains else -1,
+            range_stop=num_tokens,
+        )
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose forward is not complete."""
+        return self.num_tokens - self.num_forward_tokens
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether a window stands between two layers."""
+        return self.window_layer > 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether neither forward nor backward work is left."""
+        return self.num_uncomputed_tokens == 0 and self.backward_layer < 0
+
+    def next_unit(self) -> Unit | None:
+        """The only unit that may run next; None when all is done."""
+        if self.num_uncomputed_tokens > 0:
+            start = self.num_forward_tokens
+            stop = (
+                self.window_stop
+                if self.is_suspended
+                else min(start + self.window_tokens, self.num_tokens)
+            )
+            return Unit(Direction.FORWARD, self.window_layer, start, stop)
+        if self.backward_layer < 0:
+            return None
+        start = max(0, self.range_stop - self.range_tokens)
+        return Unit(Direction.BACKWARD, self.backward_layer, start, self.range_stop)
+
+    def after(self, unit: Unit) -> PackCursor:
+        """The cursor once `next_unit()` has run."""
+        assert unit == self.next_unit()
+        if unit.direction is Direction.BACKWARD:
+            return self._after_backward(unit)
+        if unit.layer + 1 == self.num_layers:
+            return self.after_window(unit.stop - unit.start)
+        return replace(self, window_layer=unit.layer + 1, window_stop=unit.stop)
+
+    def after_window(self, count: int) -> PackCursor:
+        """The cursor once `count` more tokens have gone through all layers."""
+        stop = self.num_forward_tokens + count
+        assert stop <= self.num_tokens
+        return replace(self, num_forward_tokens=stop, window_stop=stop, window_layer=0)
+
+    def _after_backward(self, unit: Unit) -> PackCursor:
+        if unit.start > 0:
+            return replace(self, range_stop=unit.start)
+        return replace(self, backward_layer=unit.layer - 1, range_stop=self.num_tokens)

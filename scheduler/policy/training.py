@@ -1,0 +1,115 @@
+"""What training does with a step's slack.
+
+With inference in the step, a pack's forward rides along in the packed batch as a window of what
+the slack affords, or its units follow; with none, units run until the idle quantum is over. The
+job that was served least, relative to its weight, goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from scheduler.domain.plan import LaneUnits, WindowSpan
+from scheduler.policy.latency import LatencyLaw
+from scheduler.policy.pack_cursor import PackCursor
+
+MIN_WINDOW_TOKENS = 16  # below this a window costs more in overhead than it advances
+
+
+@dataclass(frozen=True, slots=True)
+class TrainDemand:
+    """A job that has a pack in work.
+
+    Attributes:
+        served: training tokens so far, divided by the tenant's weight.
+    """
+
+    job_id: str
+    cursor: PackCursor
+    served: float
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingShare:
+    """Windows and units of one step, and the time they should take."""
+
+    windows: tuple[WindowSpan, ...]
+    units: tuple[LaneUnits, ...]
+    expected_ms: float
+
+
+def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:
+    """Higher priority first, then least served, then by name."""
+    return sorted(demands, key=lambda d: (-d.priority, d.served, d.job_id))
+
+
+def affordable_tokens(budget_ms: float, most: int, window_ms: Callable[[int], float]) -> int:
+    """Most tokens up to `most` whose window costs at most `budget_ms` (bisection)."""
+    if window_ms(most) <= budget_ms:
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if window_ms(middle) <= budget_ms:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def plan_training(
+    demands: list[TrainDemand],
+    budget_ms: float,
+    law: LatencyLaw,
+    window_ms: Callable[[int], float] | None,
+    *,
+    must_advance: bool,
+) -> TrainingShare:
+    """Spend `budget_ms` on the demands, in order.
+
+    Args:
+        must_advance: run one unit even if none is thought to fit, so that nothing starves and a
+            wrong law meets an observation.
+        window_ms: extra cost of a window of so many tokens in this step's packed forward; None
+            when the step has no inference rows to ride along with.
+    """
+    windows: list[WindowSpan] = []
+    units: list[LaneUnits] = []
+    left_ms = budget_ms
+    for demand in in_order(demands):
+        cursor = demand.cursor
+        if window_ms is not None and not windows and can_ride(cursor):
+            most = min(cursor.num_uncomputed_tokens, cursor.window_tokens)
+            count = affordable_tokens(left_ms, most, window_ms)
+            if count >= min(MIN_WINDOW_TOKENS, most):
+                windows.append(WindowSpan(demand.job_id, cursor.num_forward_tokens, count))
+                left_ms -= window_ms(count)
+                cursor = cursor.after_window(count)
+        count, spent_ms = affordable_units(cursor, left_ms, law)
+        left_ms -= spent_ms
+        if count:
+            units.append(LaneUnits(demand.job_id, count))
+    if must_advance and demands and not (windows or units):
+        first = in_order(demands)[0]
+        return TrainingShare((), (LaneUnits(first.job_id, 1),), budget_ms)
+    return TrainingShare(tuple(windows), tuple(units), budget_ms - left_ms)
+
+
+def can_ride(cursor: PackCursor) -> bool:
+    """Whether the pack's next work is a forward window that may join a packed batch."""
+    return cursor.num_uncomputed_tokens > 0 and not cursor.is_suspended
+
+
+def affordable_units(
+    cursor: PackCursor, budget_ms: float, law: LatencyLaw
+) -> tuple[int, float]:
+    """How many of a pack's next units fit in `budget_ms`, and what they cost."""
+    count, spent_ms = 0, 0.0
+    while (unit := cursor.next_unit()) is not None:
+        cost_ms = law.unit_ms(unit)
+        if spent_ms + cost_ms > budget_ms:
+            break
+        count, spent_ms, cursor = count + 1, spent_ms + cost_ms, cursor.after(unit)
+    return count, spent_ms

@@ -1,0 +1,133 @@
+"""An adapter on disk: a folder that Hugging Face peft loads, with our manifest beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from scheduler.domain.adapter import AdapterManifest
+from scheduler.domain.errors import InvalidInput
+from workers.durable import write_durably
+from workers.model import DecoderConfig
+from workers.peft_method import PEFT_METHODS, Params, PeftMethod
+
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+MANIFEST = "manifest.json"
+MAX_HEADER_BYTES = 1 << 20
+MAX_TENSORS = 4096
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """A method and its parameters, on the CPU."""
+
+    method: PeftMethod
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class BaseIdentity:
+    """Which base model an adapter belongs to."""
+
+    model: str
+    digest: str
+
+
+def write_adapter(
+    folder: Path,
+    method: PeftMethod,
+    params: Params,
+    base: BaseIdentity,
+    step: int,
+    metrics: dict[str, float],
+) -> AdapterManifest:
+    """Write tensors, configuration and, last, the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = save({name: p.detach().cpu().contiguous() for name, p in params.items()})
+    config = method.peft_config() | {"base_model_name_or_path": base.model}
+    files = {TENSORS: tensors, CONFIG: json.dumps(config, indent=2, sort_keys=True).encode()}
+    for name, content in files.items():
+        write_durably(folder / name, content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = AdapterManifest(
+        base_model=base.model,
+        base_digest=base.digest,
+        method=method.peft_type.lower(),
+        method_config=method.config.model_dump(mode="json"),
+        digest=hashlib.sha256("".join(hashes[n] for n in sorted(hashes)).encode()).hexdigest(),
+        num_bytes=sum(map(len, files.values())),
+        files=hashes,
+        step=step,
+        metrics=metrics,
+    )
+    write_durably(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    return manifest
+
+
+def read_adapter(folder: Path, model: DecoderConfig) -> LoadedAdapter:
+    """Read a peft folder.
+
+    Raises:
+        InvalidInput: a file is missing or hostile, or does not fit the base model.
+    """
+    config = _read_config(folder / CONFIG)
+    kind = str(config.get("peft_type", "")).lower()
+    method = PEFT_METHODS[kind].from_peft_config(config, model)
+    return LoadedAdapter(method, _read_tensors(folder / TENSORS, method.shapes()))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise InvalidInput(f"{path.name} is missing or not JSON.") from None
+    if not isinstance(config, dict):
+        raise InvalidInput(f"{path.name} must be a JSON object.")
+    return config
+
+
+def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> Params:
+    _check_header(path)
+    try:
+        with safe_open(path, "pt") as reader:
+            names = set(reader.keys())
+            if names != set(shapes):
+                odd = sorted(names ^ set(shapes))[:3]
+                raise InvalidInput(f"{path.name} and its configuration differ in tensors: {odd}.")
+            params = {name: reader.get_tensor(name) for name in shapes}
+    except SafetensorError as error:
+        raise InvalidInput(f"{path.name} is not a readable safetensors file: {error}.") from None
+    for name, tensor in params.items():
+        _check_tensor(name, tensor, shapes[name])
+    return params
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise InvalidInput(f"{path.name} has a header of {length} bytes.")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError):
+        raise InvalidInput(f"{path.name} is missing or not a safetensors file.") from None
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise InvalidInput(f"{path.name} holds more than {MAX_TENSORS} tensors.")
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise InvalidInput(f"Tensor {name!r} has shape {tuple(tensor.shape)}, not {shape}.")
+    if tensor.dtype not in DTYPES:
+        raise InvalidInput(f"Tensor {name!r} has dtype {tensor.dtype}; known: {DTYPES}.")
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInput(f"Tensor {name!r} holds NaN or infinite numbers.")

@@ -1,0 +1,96 @@
+"""A request inside the engine: its sequences, its adapter, and every frame sent so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.domain.messages import Generate, RequestSample, TokenFrame, TokenLogprobs
+from scheduler.domain.request import FinishReason, Sequence
+from workers.adapter_file import LoadedAdapter
+from workers.adapter_pool import AdapterSlot
+from workers.model_host import ModelHost
+from workers.sampler import SampledToken
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """State of one request from arrival to its last frame.
+
+    Attributes:
+        adapter: read from disk, on its way into a slot.
+        slot: held while any sequence is alive.
+        frames: all frames so far, for a gateway that asks for a replay.
+        prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
+        token_times_s: by sequence index, when each output token left.
+    """
+
+    order: Generate
+    host: ModelHost
+    sequences: list[Sequence]
+    adapter: LoadedAdapter | None = None
+    slot: AdapterSlot | None = None
+    frames: list[TokenFrame] = field(default_factory=list)
+    prompt_scores: list[TokenLogprobs] = field(default_factory=list)
+    token_times_s: dict[int, list[float]] = field(default_factory=dict)
+    admitted_s: float | None = None
+
+    @classmethod
+    def of(cls, order: Generate, host: ModelHost, now_s: float) -> LiveRequest:
+        """A request that has just arrived."""
+        prompt = list(order.request.prompt_token_ids)
+        sequences = [
+            Sequence(order.request, index, list(prompt), now_s) for index in range(order.request.n)
+        ]
+        return cls(order, host, sequences)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def frame(
+        self,
+        sequence: Sequence,
+        token: SampledToken | None,
+        *,
+        error: str | None = None,
+        error_code: str | None = None,
+    ) -> TokenFrame:
+        """The next frame of the request, remembered for a replay."""
+        has_token = token is not None and token.token_id is not None
+        is_first = has_token and sequence.num_output_tokens == 1
+        scores = self.prompt_scores if sequence.request.sampling.prompt_logprobs else None
+        frame = TokenFrame(
+            request_id=sequence.request.request_id,
+            index=sequence.index,
+            seq=len(self.frames),
+            token_ids=(token.token_id,) if token and token.token_id is not None else (),
+            logprobs=(token.logprobs,) if token and token.logprobs else None,
+            prompt_logprobs=(
+                (None, *scores)
+                if scores is not None and sequence.index == 0 and (is_first or not has_token)
+                else None
+            ),
+            finish_reason=sequence.finish_reason,
+            error=error,
+            error_code=error_code,
+        )
+        self.frames.append(frame)
+        return frame
+
+    def sample(self, sequence: Sequence, *, training_active: bool) -> RequestSample:
+        """Latencies of an ended sequence."""
+        times = self.token_times_s.get(sequence.index, [])
+        end_s = times[-1] if times else sequence.arrival_s
+        first_s = times[0] if times else sequence.arrival_s
+        return RequestSample(
+            base_model=sequence.request.base_model,
+            finish_reason=sequence.finish_reason or FinishReason.ABORT,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+            queue_s=max(0.0, (self.admitted_s or sequence.arrival_s) - sequence.arrival_s),
+            ttft_s=max(0.0, first_s - sequence.arrival_s),
+            e2e_s=max(0.0, end_s - sequence.arrival_s),
+            inter_token_s=tuple(b - a for a, b in zip(times, times[1:], strict=False)),
+            training_active=training_active,
+        )

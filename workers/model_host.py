@@ -1,0 +1,107 @@
+"""One base model on this worker: its weights, cache, adapters, scheduler and trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from scheduler.domain.messages import BaseModelInfo, JobProgress
+from scheduler.policy.blocks import BlockPool
+from scheduler.policy.iteration import IterationScheduler, StepLimits
+from scheduler.policy.latency import LatencyLaw
+from scheduler.policy.slack import SloTargets
+from scheduler.text.model_files import read_model_files
+from workers.adapter_arena import AdapterArena
+from workers.adapter_file import BaseIdentity
+from workers.adapter_pool import AdapterPool
+from workers.base_weights import WeightFolder, load_weights
+from workers.checkpoint_writer import CheckpointWriter
+from workers.decoder import Decoder
+from workers.kv_cache import KVCache
+from workers.model import decoder_config
+from workers.model_runner import ModelRunner
+from workers.row_costs import measure_row_costs
+from workers.settings import EngineSettings
+from workers.trainer import Trainer, TrainerLimits
+
+COLUMNS_PER_SLOT = 16  # an adapter slot is counted at rank 16
+
+
+@dataclass(slots=True)
+class ModelHost:
+    """Everything that belongs to one base model."""
+
+    info: BaseModelInfo
+    eos_ids: frozenset[int]
+    runner: ModelRunner
+    adapters: AdapterPool
+    scheduler: IterationScheduler
+    trainer: Trainer
+
+
+def load_host(
+    model_id: str,
+    folder: Path,
+    settings: EngineSettings,
+    writer: CheckpointWriter,
+    report: Callable[[JobProgress], None],
+) -> ModelHost:
+    """Load a base model and set up everything around it.
+
+    Raises:
+        InvalidInput: the folder is not a model that this engine runs.
+    """
+    device, dtype = torch.device(settings.device), compute_dtype(settings)
+    config = decoder_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    files = WeightFolder(folder)
+    weights = load_weights(files, config, dtype, device)
+    columns = max(settings.adapter_slots * COLUMNS_PER_SLOT, 2 * settings.max_rank)
+    arena = AdapterArena(config, columns, dtype, device)
+    decoder = Decoder(config, weights, arena)
+    num_blocks = 1 + _num_blocks(settings, KVCache.bytes_per_block(config, settings.page_tokens, dtype))
+    cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
+    adapters = AdapterPool(arena, settings.max_rank)
+    base = BaseIdentity(model_id, files.digest())
+    law = LatencyLaw(measure_row_costs(weights), config.num_layers)
+    limits = TrainerLimits(settings.training_memory_bytes, settings.max_jobs)
+    return ModelHost(
+        info=BaseModelInfo(
+            id=model_id,
+            digest=base.digest,
+            max_model_len=config.max_model_len,
+            vocab_size=config.vocab_size,
+            num_parameters=weights.num_parameters,
+            dtype=str(dtype).removeprefix("torch."),
+        ),
+        eos_ids=read_model_files(folder).eos_ids,
+        runner=ModelRunner(decoder, cache),
+        adapters=adapters,
+        scheduler=IterationScheduler(
+            BlockPool(num_blocks, settings.page_tokens),
+            StepLimits(settings.max_batched_tokens, settings.max_num_sequences),
+            law,
+            SloTargets(settings.ttft_ms, settings.tpot_ms),
+        ),
+        trainer=Trainer(decoder, adapters, base, limits, writer, report),
+    )
+
+
+def compute_dtype(settings: EngineSettings) -> torch.dtype:
+    """Dtype of weights and K/V; `auto` is what the device multiplies fast."""
+    if settings.dtype != "auto":
+        dtype = getattr(torch, settings.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if settings.device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
+
+
+def _num_blocks(settings: EngineSettings, block_bytes: int) -> int:
+    if settings.kv_cache_bytes is not None:
+        return max(1, settings.kv_cache_bytes // block_bytes)
+    return max(1, settings.kv_cache_tokens // settings.page_tokens)

@@ -1,0 +1,150 @@
+"""Draws the next token of every sequence in one batched pass.
+
+Randomness is stateless: the number that picks a token is a hash of (seed, answer index, position),
+so a sequence draws the same tokens alone or in any batch, and again after a preemption.
+Log-probabilities are those of the unmodified logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scheduler.domain.messages import TokenLogprobs
+from scheduler.domain.request import SamplingParams, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One drawn token; `token_id` is None where the logits were not finite."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None
+
+
+class Sampler:
+    """Sampling over rows of logits, one row a sequence."""
+
+    def sample(self, logits_RV: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+        """Draw one token for each row.
+
+        Shapes:
+            logits_RV: (rows, vocab); not changed.
+        """
+        wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+        is_finite = torch.isfinite(wide.sum(-1)).tolist()
+        shaped = self._penalised(wide, sequences)
+        token_ids = shaped.argmax(-1)
+        drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
+        if drawn:
+            rows = torch.tensor(drawn, device=wide.device)
+            token_ids[rows] = self._draw(shaped[rows], [sequences[i] for i in drawn])
+        chosen = token_ids.tolist()
+        logprobs = score_rows(wide, chosen, sequences)
+        return [
+            SampledToken(token if finite else None, scored)
+            for token, finite, scored in zip(chosen, is_finite, logprobs, strict=True)
+        ]
+
+    def _penalised(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Logits after penalties and bias; the same tensor when no row asks for any."""
+        changed = [i for i, s in enumerate(sequences) if _reshapes(s.request.sampling)]
+        if not changed:
+            return logits
+        logits = logits.clone()
+        for i in changed:
+            apply_penalties(logits[i], sequences[i])
+        return logits
+
+    def _draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Inverse-CDF sampling of temperature-scaled, truncated rows."""
+        params = [s.request.sampling for s in sequences]
+        temperature = logits.new_tensor([p.temperature for p in params])
+        probs = torch.softmax(logits / temperature[:, None], dim=-1)
+        for i, p in enumerate(params):
+            if p.top_k or p.top_p < 1 or p.min_p > 0:
+                truncate(probs[i], p)
+        cumulative = probs.cumsum(-1)
+        draws = logits.new_tensor([uniform(s) for s in sequences])
+        picked = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)
+        return picked[:, 0].clamp_(max=logits.shape[1] - 1)
+
+
+def _reshapes(params: SamplingParams) -> bool:
+    return bool(
+        params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1
+        or params.logit_bias
+    )
+
+
+def apply_penalties(row: Tensor, sequence: Sequence) -> None:
+    """Repetition over prompt and output, presence and frequency over the output; in place."""
+    params = sequence.request.sampling
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
+        values = row[seen]
+        factor = params.repetition_penalty
+        row[seen] = torch.where(values > 0, values / factor, values * factor)
+    output = sequence.output_token_ids
+    if output and (params.presence_penalty or params.frequency_penalty):
+        tokens, counts = torch.tensor(output, device=row.device).unique(return_counts=True)
+        row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(row.dtype)
+    for token, bias in params.logit_bias.items():
+        row[token] += bias
+
+
+def truncate(probs: Tensor, params: SamplingParams) -> None:
+    """Zero what top_k, top_p and min_p cut off; in place, the most likely token always stays.
+
+    Source: Holtzman et al. 2019, arXiv:1904.09751 (top_p); arXiv:2407.01082 (min_p).
+    """
+    values, order = probs.sort(descending=True, stable=True)
+    keep = torch.ones_like(values, dtype=torch.bool)
+    if params.top_k:
+        keep[params.top_k :] = False
+    if params.min_p > 0:
+        keep &= values >= params.min_p * values[0]
+    if params.top_p < 1:
+        kept = values * keep
+        before = kept.cumsum(0) - kept
+        keep &= before < params.top_p * kept.sum()
+    keep[0] = True
+    probs[order[~keep]] = 0
+
+
+def uniform(sequence: Sequence) -> float:
+    """The number in [0, 1) that picks this sequence's next token."""
+    seed = sequence.request.sampling.seed
+    name = sequence.request.request_id if seed is None else str(seed)
+    text = f"{name}:{sequence.index}:{sequence.num_output_tokens}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 40) / (1 << 24)  # exact in float32, below 1
+
+
+def score_rows(
+    logits: Tensor, token_ids: list[int], sequences: list[Sequence]
+) -> list[TokenLogprobs | None]:
+    """Log-probabilities of the chosen tokens, for the rows that ask for them."""
+    asked = [i for i, s in enumerate(sequences) if s.request.sampling.num_logprobs is not None]
+    result: list[TokenLogprobs | None] = [None] * len(sequences)
+    for i in asked:
+        count = sequences[i].request.sampling.num_logprobs or 0
+        result[i] = score(torch.log_softmax(logits[i], dim=-1), token_ids[i], count)
+    return result
+
+
+def score(logprobs: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """One token's log-probability and rank, with the `count` best alternatives."""
+    chosen = logprobs[token_id]
+    top = logprobs.topk(count)
+    return TokenLogprobs(
+        logprob=float(chosen),
+        rank=int((logprobs > chosen).sum()) + 1,
+        top_ids=tuple(top.indices.tolist()),
+        top_logprobs=tuple(top.values.tolist()),
+    )

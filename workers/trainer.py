@@ -1,0 +1,339 @@
+"""Drives the jobs of one base model: windows in the packed forward, units in the lane after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scheduler.domain.errors import DomainError, InvalidInput
+from scheduler.domain.messages import JobProgress, StartJob
+from scheduler.domain.plan import LaneUnits, WindowSpan
+from scheduler.policy.pack_cursor import Direction, PackCursor, Unit
+from scheduler.policy.training import TrainDemand
+from scheduler.text import dataset
+from workers.activations import ActivationSpec, SaveLevel
+from workers.adapter_file import BaseIdentity
+from workers.adapter_pool import AdapterPool
+from workers.batch import AttentionGroup, ForwardBatch, TrainWindow, window_groups
+from workers.checkpoint_writer import CheckpointWriter, WriteRequest
+from workers.decoder import Decoder
+from workers.decoder_backward import BackwardUnit, DecoderBackward
+from workers.flat_params import FlatParams
+from workers.job_checkpoint import CheckpointData, read_checkpoint
+from workers.kernels.segmented import AdapterRows, AdapterRun
+from workers.loss import window_loss
+from workers.model_runner import PackWindow
+from workers.optimizer import OPTIMIZERS
+from workers.peft_method import PEFT_METHODS
+from workers.term_grads import TermGrads
+from workers.train_data import TrainData
+from workers.train_job import TrainJob
+from workers.train_pack import PackTokens, TrainPack
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerLimits:
+    """Shapes and bounds of training.
+
+    Attributes:
+        pack_tokens: most tokens of a pack of several examples.
+        window_tokens: rows of a forward window that runs apart from inference.
+        range_tokens: rows of a backward unit.
+    """
+
+    memory_bytes: int
+    max_jobs: int
+    pack_tokens: int = 512
+    window_tokens: int = 256
+    range_tokens: int = 256
+
+
+@dataclass(slots=True)
+class ActiveJob:
+    """A job, the stream that it is in the middle of, and the pack in work.
+
+    Attributes:
+        window, hidden: a forward window that stands between two layers, and its rows.
+        groups: attention groups of the pack's token ranges, shared by all layers.
+    """
+
+    job: TrainJob
+    stream: Generator[TrainPack]
+    pack: TrainPack
+    window: ForwardBatch | None = None
+    hidden: Tensor | None = None
+    groups: dict[tuple[int, int], list[AttentionGroup]] = field(default_factory=dict)
+
+    def next_pack(self) -> bool:
+        """Take the stream's next pack; False when the job has ended."""
+        pack = next(self.stream, None)
+        if pack is not None:
+            self.pack = pack
+            self.groups.clear()
+        return pack is not None
+
+    def range_groups(self, start: int, stop: int) -> list[AttentionGroup]:
+        """Attention groups of tokens [start, stop) of the pack, rows counted from `start`."""
+        if (start, stop) not in self.groups:
+            window = TrainWindow(self.pack, start, stop, 0, self.pack.layers)
+            self.groups[start, stop] = window_groups(window, self.pack.tokens.token_ids.device)
+        return self.groups[start, stop]
+
+
+class Trainer:
+    """The jobs that train on one base model."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: AdapterPool,
+        base: BaseIdentity,
+        limits: TrainerLimits,
+        writer: CheckpointWriter,
+        report: Callable[[JobProgress], None],
+    ) -> None:
+        self.decoder = decoder
+        self.pool = pool
+        self.base = base
+        self.limits = limits
+        self.writer = writer
+        self.report = report
+        self.spec = ActivationSpec.of(decoder.config, decoder.weights.dtype)
+        self.backward = DecoderBackward(decoder, self.spec)
+        self.device = decoder.weights.device
+        self.active: dict[str, ActiveJob] = {}
+        self.trained_tokens = 0
+
+    # ---- jobs come and go ----------------------------------------------------------------
+
+    def start(self, order: StartJob) -> bool:
+        """Begin or resume a job; False if it had nothing left to do.
+
+        Raises:
+            DomainError: its rank, data or checkpoint cannot be used.
+        """
+        job = self._make_job(order)
+        try:
+            if order.resume_from is not None:
+                job.restore(read_checkpoint(Path(order.resume_from), job.method))
+            stream = job.stream()
+            pack = next(stream, None)
+        except DomainError:
+            self.pool.discard(job.slot)
+            raise
+        if pack is None:
+            self.pool.discard(job.slot)
+            return False
+        self.active[order.job_id] = ActiveJob(job, stream, pack)
+        return True
+
+    def stop(self, job_id: str, *, checkpoint: bool) -> None:
+        """Drop a job; a checkpoint holds its state after the last optimizer step."""
+        if checkpoint:
+            job = self.active[job_id].job
+            self._write(job, job.snapshot(), False)
+        self.drop(job_id)
+
+    def demands(self) -> list[TrainDemand]:
+        """What each job could run next."""
+        return [
+            TrainDemand(
+                job_id,
+                active.pack.cursor,
+                active.job.served_tokens / active.job.order.tenant_weight,
+                active.job.order.spec.priority,
+            )
+            for job_id, active in self.active.items()
+        ]
+
+    # ---- windows that ride in a packed forward --------------------------------------------
+
+    def pack_windows(self, windows: tuple[WindowSpan, ...]) -> list[PackWindow]:
+        """The planned windows as packs and columns."""
+        return [
+            PackWindow(
+                self.active[w.job_id].pack,
+                w.start,
+                w.count,
+                self.active[w.job_id].job.slot.columns,
+            )
+            for w in windows
+        ]
+
+    @torch.inference_mode()
+    def finish_windows(self, windows: tuple[WindowSpan, ...], hidden: Tensor) -> None:
+        """Take the windows' hidden rows: loss, its gradient, and the cursors move on."""
+        row = 0
+        for window in windows:
+            active = self.active[window.job_id]
+            self._take_loss(active.pack, window.start, hidden[row : row + window.count])
+            active.pack.cursor = active.pack.cursor.after_window(window.count)
+            self._count(active, window.count)
+            row += window.count
+
+    # ---- the lane of units -----------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run_units(self, plan: LaneUnits, may_go_on: Callable[[], bool]) -> Iterator[Unit]:
+        """Run up to `plan.count` units of a job, yielding each once it is done."""
+        active = self.active[plan.job_id]
+        for _ in range(plan.count):
+            unit = active.pack.cursor.next_unit()
+            if unit is None or not may_go_on():
+                return
+            if unit.direction is Direction.FORWARD:
+                self._forward_unit(active, unit)
+            else:
+                self._backward_unit(active, unit)
+            active.pack.cursor = active.pack.cursor.after(unit)
+            yield unit
+
+    def advance(self, job_id: str) -> bool:
+        """Ask a job whose pack is done for its next one; False when the job has ended.
+
+        Raises:
+            DomainError: the optimizer step failed.
+        """
+        active = self.active[job_id]
+        while active.pack.cursor.is_done:
+            if not active.next_pack():
+                self.drop(job_id)
+                return False
+        return True
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job that has ended or raised."""
+        active = self.active.pop(job_id)
+        active.stream.close()
+        self.pool.discard(active.job.slot)
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _forward_unit(self, active: ActiveJob, unit: Unit) -> None:
+        if active.window is None or active.hidden is None:
+            active.window = self._unit_batch(active, unit)
+            active.hidden = self.decoder.embed(active.window.token_ids)
+        active.hidden = self.decoder.forward_layer(unit.layer, active.hidden, active.window)
+        if unit.layer + 1 == self.decoder.config.num_layers:
+            self._take_loss(active.pack, unit.start, active.hidden)
+            self._count(active, unit.num_tokens)
+            active.window = active.hidden = None
+
+    def _unit_batch(self, active: ActiveJob, unit: Unit) -> ForwardBatch:
+        pack = active.pack
+        window = TrainWindow(pack, unit.start, unit.stop, 0, pack.layers)
+        cos, sin = self.decoder.rotary.at(pack.tokens.positions[unit.start : unit.stop])
+        return ForwardBatch(
+            token_ids=pack.tokens.token_ids[unit.start : unit.stop],
+            cos=cos,
+            sin=sin,
+            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, active.job.slot.columns)]),
+            windows=[window],
+            groups=active.range_groups(unit.start, unit.stop),
+        )
+
+    def _backward_unit(self, active: ActiveJob, unit: Unit) -> None:
+        self.backward.run(
+            BackwardUnit(
+                active.pack,
+                unit.layer,
+                unit.start,
+                unit.stop,
+                active.job.slot.columns,
+                active.job.term_grads,
+                active.range_groups(unit.start, unit.stop),
+            )
+        )
+
+    def _take_loss(self, pack: TrainPack, start: int, hidden: Tensor) -> None:
+        tokens = slice(start, start + len(hidden))
+        sums, grad = window_loss(
+            self.decoder,
+            hidden,
+            pack.tokens.targets[tokens],
+            pack.tokens.weights[tokens],
+            wants_grad=pack.cursor.trains,
+        )
+        pack.sums.add(sums)
+        if pack.cursor.trains:
+            pack.grad_out[tokens] = grad
+
+    def _count(self, active: ActiveJob, tokens: int) -> None:
+        active.job.served_tokens += tokens
+        if active.pack.cursor.trains:
+            self.trained_tokens += tokens
+
+    def _make_job(self, order: StartJob) -> TrainJob:
+        spec = order.spec
+        method_type = PEFT_METHODS[spec.method]
+        method = method_type(method_type.Config.model_validate(spec.method_config), self.decoder.config)
+        optimizer_type = OPTIMIZERS[spec.optimizer]
+        optimizer = optimizer_type(optimizer_type.Config.model_validate(spec.optimizer_config))
+        if len(self.active) >= self.limits.max_jobs:
+            raise InvalidInput(f"This worker trains at most {self.limits.max_jobs} jobs at once.")
+        slot = self.pool.try_reserve(f"job:{order.job_id}", method)
+        if slot is None:
+            raise InvalidInput("No adapter columns are free for this job's rank.")
+        self.pool.acquire(slot)
+        wide = self.spec.wide_dtype
+        params = FlatParams(method.shapes(), wide, self.device)
+        method.init(params.views, spec.seed)
+        return TrainJob(
+            order=order,
+            method=method,
+            optimizer=optimizer,
+            slot=slot,
+            term_views=self.pool.arena.terms(slot.columns),
+            data=self._data(order.train_path, order),
+            valid=self._data(order.valid_path, order) if order.valid_path else None,
+            params=params,
+            grads=FlatParams(method.shapes(), wide, self.device),
+            term_grads=TermGrads(self.decoder.config, slot.columns, wide, self.device),
+            optimizer_state=optimizer.init_state(params.flat),
+            allocate=self._allocate,
+            report=self.report,
+            checkpoint=self._write,
+        )
+
+    def _data(self, path: str, order: StartJob) -> TrainData:
+        spec = order.spec
+        return TrainData(
+            dataset.read(Path(path)),
+            spec.examples_per_step,
+            spec.n_epochs,
+            spec.seed,
+            self.limits.pack_tokens,
+        )
+
+    def _allocate(self, tokens: PackTokens, trains: bool) -> TrainPack:
+        cursor = PackCursor.begin(
+            tokens.num_tokens,
+            self.decoder.config.num_layers,
+            trains=trains,
+            window_tokens=self.limits.window_tokens,
+            range_tokens=self.limits.range_tokens,
+        )
+        return TrainPack.allocate(tokens, cursor, self.spec, self._level(tokens), self.device)
+
+    def _level(self, tokens: PackTokens) -> SaveLevel:
+        """Keep everything where the job's share of training memory holds it."""
+        full = self.spec.bytes_per_token(SaveLevel.FULL) * self.decoder.config.num_layers
+        share = self.limits.memory_bytes // self.limits.max_jobs
+        return SaveLevel.FULL if tokens.num_tokens * full <= share else SaveLevel.INPUTS
+
+    def _write(self, job: TrainJob, data: CheckpointData, is_final: bool) -> None:
+        self.writer.submit(
+            WriteRequest(
+                root=Path(job.order.checkpoint_root),
+                job_id=job.job_id,
+                epoch=job.order.epoch,
+                method=job.method,
+                data=data,
+                base=self.base,
+                is_final=is_final,
+            )
+        )

@@ -25,13 +25,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-HYPERPARAMETERS = {
-    "n_epochs": 10,
-    "batch_size": 8,
-    "learning_rate": 3e-3,
-    "rank": 16,
-    "alpha": 32,
-}
+N_EPOCHS, BATCH_SIZE = 10, 8
+EXTRAS = {"learning_rate": 3e-3, "rank": 16, "alpha": 32}  # beyond OpenAI's hyperparameters
 READERS = 2  # chats in the background at any time
 BASELINE_S = 12.0
 POLL_S = 0.5
@@ -66,8 +61,11 @@ class TenantRun:
             training_file=file.id,
             suffix="demo",
             seed=1,
-            method={"type": "supervised", "supervised": {}},
-            extra_body=HYPERPARAMETERS,
+            method={
+                "type": "supervised",
+                "supervised": {"hyperparameters": {"n_epochs": N_EPOCHS, "batch_size": BATCH_SIZE}},
+            },
+            extra_body=EXTRAS,
         )
 
     async def refresh(self) -> dict[str, float]:

@@ -55,9 +55,7 @@ class ActivationSpec:
 
     def names(self, level: SaveLevel) -> list[str]:
         """Buffers that stay in memory at `level`."""
-        return [
-            name for name in self.shapes if level is SaveLevel.FULL or name not in RECOMPUTED
-        ]
+        return [name for name in self.shapes if level is SaveLevel.FULL or name not in RECOMPUTED]
 
     def bytes_per_token(self, level: SaveLevel) -> int:
         """Memory of one token in one layer."""

@@ -126,7 +126,7 @@ def attend(
     Returns:
         Output (S, M, H, D) in the dtype of q, and log-sum-exp (S, M, H) in float32 or wider.
     """
-    spans, queries, heads, head_dim = q_SMHD.shape
+    spans, queries, heads, _ = q_SMHD.shape
     tile = max(1, MAX_SCORES // (spans * heads * k_SKND.shape[2]))
     parts = [
         _attend_tile(q_SMHD[:, i : i + tile], k_SKND, v_SKND, bias_SMN[:, i : i + tile])

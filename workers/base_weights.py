@@ -116,7 +116,9 @@ def _layer(
     qkv, o, gate_up, down = (
         torch.cat(
             [
-                read(f"{MODULE_PATHS[part.module]}.weight", part.stop - part.start, fused.in_features)
+                read(
+                    f"{MODULE_PATHS[part.module]}.weight", part.stop - part.start, fused.in_features
+                )
                 for part in fused.slices
             ]
         ).contiguous()

@@ -150,9 +150,7 @@ class ForwardBatch:
     def record(self, layer: int, name: str, rows: Tensor) -> None:
         """Offer activations of all rows to the training windows, which keep what they need."""
         for window in self.windows:
-            window.recorders[layer].put(
-                name, window.start - window.record_from, rows[window.rows]
-            )
+            window.recorders[layer].put(name, window.start - window.record_from, rows[window.rows])
 
     def store_keys(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
         """Keep K and V of all rows: training rows in their pack, inference rows in pages."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.adapter_arena import AdapterArena
 from workers.batch import ForwardBatch, Sinks
 from workers.layers import rms_norm, rotate, silu_mul
-from workers.model import DOWN, GATE_UP, O, QKV, DecoderConfig, DecoderWeights, LayerWeights
+from workers.model import DOWN, GATE_UP, QKV, DecoderConfig, DecoderWeights, LayerWeights, O
 
 
 class RotaryTable:
@@ -28,16 +28,14 @@ class RotaryTable:
         self.sin = (angles.sin() * config.rope_scale).to(device=device, dtype=dtype)
 
     def at(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, (T, 1, head_dim / 2) each."""
+        """Cos and sin, (T, 1, head_dim / 2) each."""
         return self.cos[positions_T][:, None], self.sin[positions_T][:, None]
 
 
 class Decoder:
     """Frozen weights, resident adapters, and the forward pass over both."""
 
-    def __init__(
-        self, config: DecoderConfig, weights: DecoderWeights, arena: AdapterArena
-    ) -> None:
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, arena: AdapterArena) -> None:
         self.config = config
         self.weights = weights
         self.arena = arena
@@ -62,7 +60,7 @@ class Decoder:
             layer, QKV, rms_norm(x, weights.input_norm, eps), batch, weights.qkv_bias
         )
         attn = self._attention(layer, qkv, batch)
-        x = x + self._linear(layer, O, attn, batch)
+        x = x + self._linear(layer, OUT, attn, batch)
         batch.record(layer, "x_mid", x)
         gate_up = self._linear(layer, GATE_UP, rms_norm(x, weights.post_norm, eps), batch)
         batch.record(layer, "gate_up", gate_up)

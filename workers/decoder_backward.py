@@ -21,7 +21,7 @@ from workers.batch import AttentionGroup, ForwardBatch, PackKeys, TrainWindow
 from workers.decoder import Decoder
 from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
-from workers.model import DOWN, GATE_UP, QKV, O
+from workers.model import DOWN, GATE_UP, OUT, QKV
 from workers.term_grads import TermGrads
 from workers.train_pack import TrainPack
 
@@ -79,7 +79,7 @@ class DecoderBackward:
         grad_normed = self._linear(unit, GATE_UP, grad_gate_up, normed)
         grad = grad + rms_norm_backward(grad_normed, x_mid, weights.post_norm, eps)
 
-        grad_attn = self._linear(unit, O, grad, saved["attn"])
+        grad_attn = self._linear(unit, OUT, grad, saved["attn"])
         grad_qkv = self._attention(unit, saved, grad_attn)
         normed = rms_norm(saved["x"], weights.input_norm, eps)
         if unit.layer == 0:
@@ -157,9 +157,7 @@ class DecoderBackward:
         unit.grads.add_shrink(unit.layer, index, grad_shrunk.T, x)
         return grad_shrunk
 
-    def _attention(
-        self, unit: BackwardUnit, saved: dict[str, Tensor], grad_attn: Tensor
-    ) -> Tensor:
+    def _attention(self, unit: BackwardUnit, saved: dict[str, Tensor], grad_attn: Tensor) -> Tensor:
         """Gradient of the fused qkv output, (stop - start, qkv_size)."""
         config = self.decoder.config
         grad_q = torch.empty_like(saved["q"])
@@ -205,9 +203,7 @@ class DecoderBackward:
             grad_kv[0].index_add_(0, index, part_k.transpose(1, 2).flatten(0, 1))
             grad_kv[1].index_add_(0, index, part_v.transpose(1, 2).flatten(0, 1))
 
-    def _head_norm_backward(
-        self, unit: BackwardUnit, grad_heads: Tensor, heads: Tensor
-    ) -> Tensor:
+    def _head_norm_backward(self, unit: BackwardUnit, grad_heads: Tensor, heads: Tensor) -> Tensor:
         config = self.decoder.config
         weights = self.decoder.weights.layers[unit.layer]
         assert weights.q_norm is not None

@@ -30,8 +30,8 @@ from scheduler.domain.messages import (
     Replay,
     StartJob,
     StopJob,
-    TokenFrame,
     ToEngine,
+    TokenFrame,
     WorkerCapabilities,
 )
 from scheduler.domain.plan import StepPlan
@@ -99,7 +99,9 @@ class EngineLoop:
         """What this engine can do, for the gateway to validate against."""
         return WorkerCapabilities(
             base_models=tuple(host.info for host in self.hosts.values()),
-            peft_methods={n: PEFT_METHODS[n].Config.model_json_schema() for n in PEFT_METHODS.names()},
+            peft_methods={
+                n: PEFT_METHODS[n].Config.model_json_schema() for n in PEFT_METHODS.names()
+            },
             optimizers={n: OPTIMIZERS[n].Config.model_json_schema() for n in OPTIMIZERS.names()},
             objectives={"supervised": {}},
             max_rank=self.settings.max_rank,
@@ -159,7 +161,9 @@ class EngineLoop:
         if host is None:
             raise ModelNotFound(f"This worker does not hold the base model {request.base_model!r}.")
         if max(request.prompt_token_ids) >= host.info.vocab_size:
-            raise InvalidInput("The prompt holds a token id outside the vocabulary.", param="prompt")
+            raise InvalidInput(
+                "The prompt holds a token id outside the vocabulary.", param="prompt"
+            )
         pool = host.scheduler.pool
         if pool.blocks_for(len(request.prompt_token_ids) + 1) > pool.num_blocks:
             raise InvalidInput("The prompt is longer than this worker's K/V cache.", param="prompt")
@@ -215,9 +219,7 @@ class EngineLoop:
             active = host.trainer.active.get(order.job_id)
             if active is not None:
                 host.trainer.stop(order.job_id, checkpoint=order.checkpoint)
-                self.writer.submit(
-                    JobStopped(job_id=order.job_id, epoch=active.job.order.epoch)
-                )
+                self.writer.submit(JobStopped(job_id=order.job_id, epoch=active.job.order.epoch))
 
     def _drain(self) -> None:
         self.is_draining = True
@@ -296,15 +298,15 @@ class EngineLoop:
             self._fail_job(job_id, epoch, error.message, error.code)
         except Exception:
             log.exception("job_crashed", job_id=job_id)
-            self._fail_job(job_id, epoch, "The engine hit an internal error in this job.", "internal")
+            self._fail_job(
+                job_id, epoch, "The engine hit an internal error in this job.", "internal"
+            )
 
     def _fail_job(self, job_id: str, epoch: int, message: str, code: str) -> None:
         for host in self.hosts.values():
             if job_id in host.trainer.active:
                 host.trainer.drop(job_id)
-        self.writer.submit(
-            JobStopped(job_id=job_id, epoch=epoch, error=message, error_code=code)
-        )
+        self.writer.submit(JobStopped(job_id=job_id, epoch=epoch, error=message, error_code=code))
 
     # ---- tokens leave ----------------------------------------------------------------------------
 
@@ -312,9 +314,7 @@ class EngineLoop:
         slot = self.live[sequence.request.request_id].slot
         return None if slot is None else slot.columns
 
-    def _emit(
-        self, host: ModelHost, sequences: list[Sequence], tokens: list[SampledToken]
-    ) -> None:
+    def _emit(self, host: ModelHost, sequences: list[Sequence], tokens: list[SampledToken]) -> None:
         """Append the drawn tokens and send one message of frames to each gateway."""
         now_s = time.monotonic()
         frames: dict[str, list[TokenFrame]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Named float32 parameters as views of one flat vector, so that an optimizer is a few operations."""
+"""Named parameters as views of one flat vector, so that an optimizer is a few operations."""
 
 from __future__ import annotations
 

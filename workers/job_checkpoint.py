@@ -73,9 +73,7 @@ def write_checkpoint(
     folder = root / f".tmp-{uuid.uuid4().hex}"
     folder.mkdir()
     state = data.state
-    adapter = write_adapter(
-        folder / ADAPTER, method, data.params, base, state.step, state.metrics
-    )
+    adapter = write_adapter(folder / ADAPTER, method, data.params, base, state.step, state.metrics)
     write_durably(folder / OPTIMIZER, save(data.optimizer_state))
     write_durably(
         folder / STATE, json.dumps(asdict(state) | {"fingerprint": machine}, indent=2).encode()

@@ -41,7 +41,7 @@ class KVCache:
         return 2 * tokens * config.head_dim * dtype.itemsize
 
     def clear(self, blocks: list[int]) -> None:
-        """Zero newly allocated blocks, so that what a former owner left (NaN too) reaches nobody."""
+        """Zero blocks that have a new owner: nothing of the former one's (NaN too) is read."""
         self.keys[:, blocks] = 0
         self.values[:, blocks] = 0
 

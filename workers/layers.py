@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / rms(x) over the last dimension."""
+    """Weight * x / rms(x) over the last dimension."""
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 

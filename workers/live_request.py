@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from scheduler.domain.messages import Generate, RequestSample, TokenFrame, TokenLogprobs
 from scheduler.domain.request import FinishReason, Sequence
@@ -91,6 +92,6 @@ class LiveRequest:
             queue_s=max(0.0, (self.admitted_s or sequence.arrival_s) - sequence.arrival_s),
             ttft_s=max(0.0, first_s - sequence.arrival_s),
             e2e_s=max(0.0, end_s - sequence.arrival_s),
-            inter_token_s=tuple(b - a for a, b in zip(times, times[1:], strict=False)),
+            inter_token_s=tuple(b - a for a, b in pairwise(times)),
             training_active=training_active,
         )

@@ -108,7 +108,7 @@ def fused_linears(config: DecoderConfig) -> tuple[FusedLinear, ...]:
     )
 
 
-QKV, O, GATE_UP, DOWN = range(4)
+QKV, OUT, GATE_UP, DOWN = range(4)
 
 MODULE_PATHS = {
     "q_proj": "self_attn.q_proj",
@@ -126,7 +126,7 @@ class LayerWeights:
     """Frozen weights of one layer; linears are (out_features, in_features).
 
     Attributes:
-        linears: qkv, o, gate_up and down, indexed by QKV, O, GATE_UP, DOWN.
+        linears: qkv, o, gate_up and down, indexed by QKV, OUT, GATE_UP, DOWN.
         q_norm, k_norm: (head_dim,), in families that normalise each head.
     """
 

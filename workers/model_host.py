@@ -62,7 +62,9 @@ def load_host(
     columns = max(settings.adapter_slots * COLUMNS_PER_SLOT, 2 * settings.max_rank)
     arena = AdapterArena(config, columns, dtype, device)
     decoder = Decoder(config, weights, arena)
-    num_blocks = 1 + _num_blocks(settings, KVCache.bytes_per_block(config, settings.page_tokens, dtype))
+    num_blocks = 1 + _num_blocks(
+        settings, KVCache.bytes_per_block(config, settings.page_tokens, dtype)
+    )
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
     base = BaseIdentity(model_id, files.digest())

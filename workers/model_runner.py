@@ -173,9 +173,7 @@ def _placement(item: InferenceRow) -> tuple[bool, int]:
     return item.span.count >= LONG_RUN_ROWS, offset
 
 
-def add_run(
-    runs: list[AdapterRun], start: int, stop: int, columns: AdapterColumns | None
-) -> None:
+def add_run(runs: list[AdapterRun], start: int, stop: int, columns: AdapterColumns | None) -> None:
     """Append rows of one adapter, joining the run before if it is the same adapter's."""
     if columns is None:
         return

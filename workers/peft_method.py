@@ -54,7 +54,7 @@ class PeftMethod(ABC):
 
     @abstractmethod
     def lower(self, params: Params, into: Terms) -> None:
-        """Write the terms of `params` into zeroed or formerly lowered ones, casting to their dtype."""
+        """Write the terms of `params` over zeroed or older ones, in their dtype."""
 
     @abstractmethod
     def pull_back(self, grads: Terms, into: Params) -> None:

@@ -16,7 +16,11 @@ class TermGrads:
     """
 
     def __init__(
-        self, config: DecoderConfig, columns: AdapterColumns, dtype: torch.dtype, device: torch.device
+        self,
+        config: DecoderConfig,
+        columns: AdapterColumns,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         linears = fused_linears(config)
         targets = [
@@ -55,7 +59,7 @@ class TermGrads:
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, whatever the dtype of the factors."""
+    """Total += left @ right, whatever the dtype of the factors."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -130,7 +130,11 @@ class TrainJob:
             )
         grads.mul_(min(1.0, spec.max_grad_norm / (norm + 1e-6)))
         lr = learning_rate(
-            spec.learning_rate, spec.lr_schedule, spec.warmup_ratio, self.step, self.data.total_steps
+            spec.learning_rate,
+            spec.lr_schedule,
+            spec.warmup_ratio,
+            self.step,
+            self.data.total_steps,
         )
         self.optimizer.step(self.params.flat, grads, self.optimizer_state, lr, self.step + 1)
         if not bool(torch.isfinite(self.params.flat.abs().amax())):

@@ -41,7 +41,11 @@ class PackTokens:
     @classmethod
     def of(cls, examples: list[tuple[list[int], list[float]]]) -> PackTokens:
         """Concatenate (token ids, weight of predicting each token) pairs."""
-        tokens, positions, targets, weights, bounds = [], [], [], [], [0]
+        tokens: list[int] = []
+        positions: list[int] = []
+        targets: list[int] = []
+        weights: list[float] = []
+        bounds = [0]
         for ids, token_weights in examples:
             tokens += ids
             positions += range(len(ids))
@@ -88,9 +92,7 @@ class PackTokens:
     def key_starts(self, start: int, stop: int) -> list[int]:
         """First token of the example of each of `extents(start, stop)`."""
         return [
-            first
-            for first, last in pairwise(self.bounds)
-            if max(first, start) < min(last, stop)
+            first for first, last in pairwise(self.bounds) if max(first, start) < min(last, stop)
         ]
 
 

@@ -270,7 +270,9 @@ class Trainer:
     def _make_job(self, order: StartJob) -> TrainJob:
         spec = order.spec
         method_type = PEFT_METHODS[spec.method]
-        method = method_type(method_type.Config.model_validate(spec.method_config), self.decoder.config)
+        method = method_type(
+            method_type.Config.model_validate(spec.method_config), self.decoder.config
+        )
         optimizer_type = OPTIMIZERS[spec.optimizer]
         optimizer = optimizer_type(optimizer_type.Config.model_validate(spec.optimizer_config))
         if len(self.active) >= self.limits.max_jobs:

@@ -69,8 +69,7 @@ class IterationScheduler:
     ) -> StepPlan:
         """Fill one step: serving first, then training within the slack that is left.
 
-        Args:
-            admit: asked once when a sequence is about to run; False leaves it waiting.
+        `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
         spans = tuple(self._serve(admit))
         shape = self.forward_shape(spans, ())
@@ -187,5 +186,3 @@ class IterationScheduler:
     def _free_blocks(self, sequence: Sequence) -> None:
         self.pool.free(sequence.id, sequence.block_table)
         sequence.block_table = []
-
-

@@ -60,7 +60,13 @@ class PackCursor:
 
     @classmethod
     def begin(
-        cls, num_tokens: int, num_layers: int, *, trains: bool, window_tokens: int, range_tokens: int
+        cls,
+        num_tokens: int,
+        num_layers: int,
+        *,
+        trains: bool,
+        window_tokens: int,
+        range_tokens: int,
     ) -> PackCursor:
         """A pack of which nothing has run."""
         return cls(

@@ -69,11 +69,9 @@ def plan_training(
 ) -> TrainingShare:
     """Spend `budget_ms` on the demands, in order.
 
-    Args:
-        must_advance: run one unit even if none is thought to fit, so that nothing starves and a
-            wrong law meets an observation.
-        window_ms: extra cost of a window of so many tokens in this step's packed forward; None
-            when the step has no inference rows to ride along with.
+    `window_ms` is the extra cost of a window of so many tokens in this step's packed forward; None
+    when the step has no inference rows to ride along with. `must_advance` runs one unit even if
+    none is thought to fit, so that nothing starves and a wrong law meets an observation.
     """
     windows: list[WindowSpan] = []
     units: list[LaneUnits] = []
@@ -102,9 +100,7 @@ def can_ride(cursor: PackCursor) -> bool:
     return cursor.num_uncomputed_tokens > 0 and not cursor.is_suspended
 
 
-def affordable_units(
-    cursor: PackCursor, budget_ms: float, law: LatencyLaw
-) -> tuple[int, float]:
+def affordable_units(cursor: PackCursor, budget_ms: float, law: LatencyLaw) -> tuple[int, float]:
     """How many of a pack's next units fit in `budget_ms`, and what they cost."""
     count, spent_ms = 0, 0.0
     while (unit := cursor.next_unit()) is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rms_norm(x_TI: Tensor, weight_I: Tensor, eps: float) -> Tensor:
-    """y = weight * x / sqrt(mean(x^2) + eps), row by row."""
+    """Y = weight * x / sqrt(mean(x^2) + eps), row by row."""
     rows = [weight_I * row / torch.sqrt(row.pow(2).mean() + eps) for row in x_TI]
     return torch.stack(rows)
 
@@ -34,9 +34,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def shrink_expand(
-    x_TI: Tensor, terms: list[tuple[Tensor, Tensor] | None]
-) -> Tensor:
+def shrink_expand(x_TI: Tensor, terms: list[tuple[Tensor, Tensor] | None]) -> Tensor:
     """What each row's own adapter adds: x[t] @ shrink[t].T @ expand[t]; None adds zero.
 
     Shapes:

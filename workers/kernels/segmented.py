@@ -68,7 +68,7 @@ class AdapterRows:
         self.alone = [run for run in runs if id(run) not in shared]
 
     def add(self, arena: AdapterArena, layer: int, index: int, x: Tensor, y: Tensor) -> None:
-        """y += what each row's adapter adds; in place."""
+        """Y += what each row's adapter adds; in place."""
         linear = arena.linears[index]
         shrink, expand = arena.shrink[index][layer], arena.expand[index][layer]
         for run in self.alone:
@@ -104,7 +104,7 @@ def share(runs: list[AdapterRun]) -> SharedRuns | None:
 def expand_into(
     y: Tensor, shrunk: Tensor, arena: AdapterArena, layer: int, index: int, columns: AdapterColumns
 ) -> None:
-    """y += shrunk @ expand, projection by projection: only the blocks that are not zero."""
+    """Y += shrunk @ expand, projection by projection: only the blocks that are not zero."""
     linear = arena.linears[index]
     expand = arena.expand[index][layer][columns.rows(linear)]
     for j, part in enumerate(linear.slices):

@@ -1,4 +1,4 @@
-"""Llama: RMSNorm, grouped-query attention with RoPE, SwiGLU.  Source: arXiv:2302.13971, 2307.09288."""
+"""Llama: RMSNorm, grouped-query attention, RoPE, SwiGLU.  Source: arXiv:2302.13971, 2307.09288."""
 
 from __future__ import annotations
 

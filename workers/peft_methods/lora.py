@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field, ValidationError
 
 from scheduler.domain.errors import InvalidInput
-from scheduler.domain.job import LORA_TARGETS
 from workers.model import MODULE_PATHS, DecoderConfig, FusedLinear, LinearSlice, fused_linears
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod, Terms, generator
 
@@ -32,7 +31,7 @@ class Lora(PeftMethod):
         rank: int = Field(16, ge=1, le=256, description="Rank r of A and B.")
         alpha: float = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / r.")
         target_modules: tuple[Target, ...] = Field(
-            LORA_TARGETS, min_length=1, description="Projections that get an adapter."
+            get_args(Target), min_length=1, description="Projections that get an adapter."
         )
         use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
 
@@ -83,7 +82,7 @@ class Lora(PeftMethod):
             term.expand_CO[block, part.start : part.stop] = (self.scale * b).T
 
     def pull_back(self, grads: Terms, into: Params) -> None:
-        """dA is a block of d_shrink; dB is scale times a transposed block of d_expand."""
+        """DA is a block of d_shrink; dB is scale times a transposed block of d_expand."""
         for layer, index, _, j, part in self._parts():
             a, b = self._factors(into, layer, part)
             block = slice(j * self.rank, (j + 1) * self.rank)

@@ -10,24 +10,27 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
 from openai import OpenAI
 
-from scheduler.domain.tenant import Tenant
 from scheduler.store.channels import connect_channel
 from scheduler.store.channels.local import LocalBroker, socket_path
 from scheduler.text.tokenizer import ChatTokenizer, load_tokenizer
 from service.app import create_app
-from service.gateway import Gateway
 from service.settings import ServiceSettings
 from tests.integration.gateway.fake_worker import FakeWorker, Plan
 from tests.integration.gateway.tiny_folder import write_tiny_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
+
+    from scheduler.domain.tenant import Tenant
+    from service.gateway import Gateway
 
 BASE = "org/tiny"
 ANSWER = "Hello, wörld!"

@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.adapter_arena import AdapterArena
 from workers.batch import ForwardBatch, Sinks
 from workers.layers import rms_norm, rotate, silu_mul
-from workers.model import DOWN, GATE_UP, QKV, DecoderConfig, DecoderWeights, LayerWeights, O
+from workers.model import DOWN, GATE_UP, OUT, QKV, DecoderConfig, DecoderWeights, LayerWeights
 
 
 class RotaryTable:

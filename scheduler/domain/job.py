@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scheduler.domain.errors import InvalidTransition
 
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 class JobStatus(StrEnum):
     """OpenAI's states, and `paused`."""

@@ -37,7 +37,7 @@ class SamplingParams(BaseModel):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     num_logprobs: int | None = Field(
-        None, ge=0, le=20, description="Top alternatives beside the chosen token; None: none at all."
+        None, ge=0, le=20, description="Alternatives beside the chosen token; None: no scores."
     )
     prompt_logprobs: bool = Field(False, description="Also score the prompt's own tokens (echo).")
 

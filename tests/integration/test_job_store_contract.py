@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from scheduler.domain.tenant import Tenant
 
-POSTGRES_URL = "TANDEM_TEST_POSTGRES_URL"  # e.g. postgresql+psycopg://user@/db?host=/run/pg
+POSTGRES_URL = "TEST_POSTGRES_URL"  # e.g. postgresql+psycopg://user@/db?host=/run/pg
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

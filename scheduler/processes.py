@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+EXIT_UNUSABLE = 78  # sysexits.h: EX_CONFIG; starting the process again would not help
 _PR_SET_PDEATHSIG = 1  # prctl(2): which signal a process gets when its parent dies
 
 

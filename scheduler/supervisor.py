@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from scheduler.processes import tied_to_parent
+from scheduler.processes import EXIT_UNUSABLE, tied_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ class Supervisor:
         """Start a child again and again.
 
         Raises:
-            ChildKeepsDying: too many quick deaths.
+            ChildKeepsDying: too many quick deaths, or it says that it cannot work.
         """
         deaths_s: deque[float] = deque(maxlen=MAX_QUICK_DEATHS)
         pause_s = FIRST_PAUSE_S
@@ -100,6 +100,8 @@ class Supervisor:
             if self._is_stopping:
                 return
             log.error("process_died", process=spec.name, status=_describe(status))
+            if status == EXIT_UNUSABLE:
+                raise ChildKeepsDying(f"{spec.name} cannot start; its own lines above say why.")
             now_s = time.monotonic()
             deaths_s.append(now_s)
             if len(deaths_s) == MAX_QUICK_DEATHS and now_s - deaths_s[0] < QUICK_S:

@@ -9,13 +9,14 @@ import sys
 
 import structlog
 
+from scheduler.processes import EXIT_UNUSABLE
 from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database
 from scheduler.store.leases import Leases
 from scheduler.store.objects import ObjectStore
 from scheduler.telemetry import configure_logging
 from workers.agent.adapter_cache import AdapterCache
-from workers.agent.agent import Agent, EngineKeepsDying
+from workers.agent.agent import Agent, EngineKeepsDying, EngineUnusable
 from workers.engine_process import engine_command
 from workers.settings import WorkerSettings
 
@@ -37,6 +38,8 @@ async def serve(settings: WorkerSettings) -> int:
     except EngineKeepsDying as error:
         log.error("worker_gives_up", reason=str(error))
         return 1
+    except EngineUnusable:
+        return EXIT_UNUSABLE
     finally:
         await channel.close()
         await database.close()

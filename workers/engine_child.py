@@ -5,10 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 
+import structlog
+
+from scheduler.domain.errors import DomainError
+from scheduler.processes import EXIT_UNUSABLE
 from scheduler.telemetry import configure_logging
 from workers.engine import EngineLoop
 from workers.engine_process import ConnectionClosed, EngineConnection
 from workers.settings import EngineSettings
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> int:
@@ -18,7 +24,13 @@ def main() -> int:
     settings = EngineSettings()
     configure_logging(settings.log_level, settings.log_format)
     try:
-        EngineLoop(settings, connection).run()
+        engine = EngineLoop(settings, connection)
+    except DomainError as error:  # a base model that cannot be loaded
+        log.error("engine_cannot_start", reason=error.message)
+        connection.close()
+        return EXIT_UNUSABLE
+    try:
+        engine.run()
     except ConnectionClosed:
         return 0
     finally:

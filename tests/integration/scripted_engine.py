@@ -224,6 +224,8 @@ def _stats() -> EngineStats:
 def main() -> None:
     """Run as a child of an agent."""
     connection = EngineConnection.from_environment()
+    if "SCRIPTED_ENGINE_EXIT" in os.environ:
+        raise SystemExit(int(os.environ["SCRIPTED_ENGINE_EXIT"]))
     try:
         ScriptedEngine(connection).run()
     except ConnectionClosed:

@@ -26,6 +26,7 @@ from scheduler.domain.messages import (
     encode,
 )
 from scheduler.domain.request import RequestBody
+from scheduler.processes import EXIT_UNUSABLE
 from scheduler.store.adapters import Adapters
 from scheduler.store.channels.local import LocalBroker, LocalChannel
 from scheduler.store.checks import Checks
@@ -37,7 +38,7 @@ from scheduler.store.objects import ObjectStore
 from scheduler.store.tenants import Tenants
 from tests.integration.scripted_engine import DIE, HANG, write_adapter
 from workers.agent.adapter_cache import AdapterCache
-from workers.agent.agent import Agent, EngineKeepsDying
+from workers.agent.agent import Agent, EngineKeepsDying, EngineUnusable
 from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -322,6 +323,16 @@ async def test_an_engine_that_keeps_dying_is_given_up(stage: Stage) -> None:
                 await until(lambda boot_id=worker.boot_id: _booted_anew(stage, boot_id))
 
         with pytest.raises(EngineKeepsDying, match="3 times within a minute, last with status 9"):
+            await asyncio.wait_for(running, PATIENCE_S)
+
+
+async def test_an_engine_that_cannot_work_is_given_up_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRIPTED_ENGINE_EXIT", str(EXIT_UNUSABLE))
+
+    async with stage.agent() as running:
+        with pytest.raises(EngineUnusable):
             await asyncio.wait_for(running, PATIENCE_S)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from scheduler.processes import EXIT_UNUSABLE
 from workers.agent.session import EngineSession
 from workers.engine_process import EngineProcess, thread_environment
 
@@ -30,6 +31,10 @@ log = structlog.get_logger(__name__)
 
 class EngineKeepsDying(Exception):
     """The engine died so often in a minute that another start would not help."""
+
+
+class EngineUnusable(Exception):
+    """The engine says that it cannot work with these settings."""
 
 
 class Agent:
@@ -71,11 +76,14 @@ class Agent:
 
         Raises:
             EngineKeepsDying: so often that starting it again is no use.
+            EngineUnusable: it cannot work with these settings.
         """
         while not self._draining.is_set():
             status = await self._run_engine()
             if self._draining.is_set():
                 return
+            if status == EXIT_UNUSABLE:
+                raise EngineUnusable("The engine cannot start; its own line says why.")
             log.error("engine_died", status=status)
             self._count_death(status)
             await asyncio.sleep(RESTART_PAUSE_S)

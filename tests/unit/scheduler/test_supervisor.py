@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler import supervisor
+from scheduler.processes import EXIT_UNUSABLE
 from scheduler.supervisor import ChildKeepsDying, ChildSpec, Supervisor
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ time.sleep(60)
 
 PARENT = """
 import asyncio, sys
+from scheduler.processes import EXIT_UNUSABLE
 from scheduler.supervisor import ChildSpec, Supervisor
 spec = ChildSpec("a", (sys.executable, sys.argv[1], "a", sys.argv[2]))
 asyncio.run(Supervisor([spec]).run(asyncio.Event()))
@@ -99,6 +101,13 @@ async def test_a_child_that_does_not_stay_up_ends_all_with_its_reason(
         await Supervisor([child("a"), broken]).run(asyncio.Event())
 
     assert len(_entries(diary, "started")) == len(_entries(diary, "ended"))
+
+
+async def test_a_child_that_says_it_cannot_work_is_not_started_again() -> None:
+    hopeless = ChildSpec("hopeless", (sys.executable, "-c", f"raise SystemExit({EXIT_UNUSABLE})"))
+
+    with pytest.raises(ChildKeepsDying, match="hopeless cannot start"):
+        await asyncio.wait_for(Supervisor([hopeless]).run(asyncio.Event()), 10)
 
 
 async def test_a_child_that_will_not_end_is_killed(

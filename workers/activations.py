@@ -1,8 +1,9 @@
 """What a training example keeps between its forward windows and its backward units.
 
 Each layer has named buffers indexed by token. Which names are kept is the save level: everything
-that backward reads (`full`), or the layer's input and K/V only (`inputs`), from which one layer at
-a time is computed again. Frozen linears never keep their input.
+that backward reads (`full`), the layer's input and K/V (`inputs`), from which one layer at a time
+is computed again, or K/V only (`window_outer`), from which one token range at a time is computed
+again through all layers. Frozen linears never keep their input.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ class SaveLevel(StrEnum):
 
     FULL = "full"
     INPUTS = "inputs"
+    WINDOW_OUTER = "window_outer"
 
 
 KEYS_AND_VALUES = ("k", "v")
-RECOMPUTED = ("q", "attn", "lse", "x_mid", "gate_up", "heads")
+KEPT: dict[SaveLevel, frozenset[str] | None] = {
+    SaveLevel.FULL: None,  # all that the family has
+    SaveLevel.INPUTS: frozenset({"x", *KEYS_AND_VALUES}),
+    SaveLevel.WINDOW_OUTER: frozenset(KEYS_AND_VALUES),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ class ActivationSpec:
 
     def names(self, level: SaveLevel) -> list[str]:
         """Buffers that stay in memory at `level`."""
-        return [name for name in self.shapes if level is SaveLevel.FULL or name not in RECOMPUTED]
+        kept = KEPT[level]
+        return [name for name in self.shapes if kept is None or name in kept]
 
     def bytes_per_token(self, level: SaveLevel) -> int:
         """Memory of one token in one layer."""

@@ -49,20 +49,33 @@ class DecoderBackward:
     def run(self, unit: BackwardUnit) -> None:
         """Carry the gradient through one layer's range, in place in `pack.grad_out`.
 
-        Once the layer's first range (from token 0) is done, `grad_out` belongs to the layer below
-        and the layer's activations are let go.
+        Once nothing reads a layer's activations any more they are let go.
         """
         pack = unit.pack
-        if pack.grad_kv is None:
+        if unit.layer not in pack.grad_kv:
             saved = pack.layers[unit.layer]
-            pack.grad_kv = (
+            pack.grad_kv[unit.layer] = (
                 torch.zeros_like(saved["k"], dtype=self.spec.wide_dtype),
                 torch.zeros_like(saved["v"], dtype=self.spec.wide_dtype),
             )
         pack.grad_out[unit.start : unit.stop] = self._layer(unit)
         if unit.start == 0:
-            pack.grad_kv = None
+            del pack.grad_kv[unit.layer]
             pack.layers[unit.layer].buffers.clear()
+
+    def recompute(self, unit: BackwardUnit) -> None:
+        """Run one layer of a window-outer pack's range forward again, and keep all of it."""
+        pack = unit.pack
+        if unit.layer == 0:
+            names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
+            pack.range_layers = [
+                LayerActivations(self.spec, names, unit.stop - unit.start, device)
+                for _ in range(self.decoder.config.num_layers)
+            ]
+            pack.hidden = self.decoder.embed(pack.tokens.token_ids[unit.start : unit.stop])
+        assert pack.hidden is not None
+        batch = self._range_batch(unit, pack.range_layers)
+        pack.hidden = self.decoder.forward_layer(unit.layer, pack.hidden, batch)
 
     def _layer(self, unit: BackwardUnit) -> Tensor:
         """Gradient of the layer's input, (stop - start, hidden)."""
@@ -89,32 +102,29 @@ class DecoderBackward:
         return grad + rms_norm_backward(grad_normed, saved["x"], weights.input_norm, eps)
 
     def _activations(self, unit: BackwardUnit) -> dict[str, Tensor]:
-        """The range's saved activations; those that were not kept are computed again."""
-        saved = unit.pack.layers[unit.layer].buffers
-        tokens = slice(unit.start, unit.stop)
-        if unit.pack.level is SaveLevel.FULL:
+        """The range's activations; those of one layer that were not kept are computed again."""
+        pack, tokens = unit.pack, slice(unit.start, unit.stop)
+        saved = pack.layers[unit.layer].buffers
+        if pack.level is SaveLevel.FULL:
             return {name: buffer[tokens] for name, buffer in saved.items()}
-        scratch = LayerActivations(
-            self.spec,
-            self.spec.names(SaveLevel.FULL),
-            unit.stop - unit.start,
-            self.decoder.weights.device,
-        )
-        recorders = [scratch] * self.decoder.config.num_layers
-        again = TrainWindow(unit.pack, unit.start, unit.stop, 0, recorders, unit.start)
-        batch = self._window_batch(unit, again)
+        if pack.level is SaveLevel.WINDOW_OUTER:
+            return pack.range_layers[unit.layer].buffers
+        names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
+        scratch = LayerActivations(self.spec, names, unit.stop - unit.start, device)
+        batch = self._range_batch(unit, [scratch] * self.decoder.config.num_layers)
         self.decoder.forward_layer(unit.layer, saved["x"][tokens], batch)
-        return dict(scratch.buffers)
+        return scratch.buffers
 
-    def _window_batch(self, unit: BackwardUnit, window: TrainWindow) -> ForwardBatch:
-        count = unit.stop - unit.start
+    def _range_batch(self, unit: BackwardUnit, recorders: list[LayerActivations]) -> ForwardBatch:
+        """The unit's rows as a batch whose activations go to `recorders`."""
         tokens = slice(unit.start, unit.stop)
         cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens])
+        window = TrainWindow(unit.pack, unit.start, unit.stop, 0, recorders, unit.start)
         return ForwardBatch(
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, count, unit.columns)]),
+            adapters=AdapterRows([AdapterRun(0, unit.stop - unit.start, unit.columns)]),
             windows=[window],
             groups=unit.groups,
         )
@@ -162,9 +172,9 @@ class DecoderBackward:
         config = self.decoder.config
         grad_q = torch.empty_like(saved["q"])
         self._attend_backward(unit, saved, grad_attn.view(grad_q.shape), grad_q)
-        assert unit.pack.grad_kv is not None
         tokens = slice(unit.start, unit.stop)
-        grad_k, grad_v = (sums[tokens].to(grad_q.dtype) for sums in unit.pack.grad_kv)
+        sums = unit.pack.grad_kv[unit.layer]
+        grad_k, grad_v = (total[tokens].to(grad_q.dtype) for total in sums)
         cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens])
         grad_heads = rotate_backward(torch.cat((grad_q, grad_k), dim=1), cos, sin)
         if config.has_qk_norm:
@@ -179,8 +189,7 @@ class DecoderBackward:
         grad_q: Tensor,
     ) -> None:
         """Fill grad_q, and add to the pack's key and value gradients."""
-        grad_kv = unit.pack.grad_kv
-        assert grad_kv is not None
+        grad_kv = unit.pack.grad_kv[unit.layer]
         out = saved["attn"].view(grad_q.shape)
         mask = self.decoder.config.windows[unit.layer]
         for group in unit.groups:

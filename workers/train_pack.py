@@ -119,9 +119,11 @@ class TrainPack:
 
     Attributes:
         cursor: what has run, and what comes next.
+        hidden: rows of a window between two layers, forward or again.
         grad_out: (T, hidden) gradient at the output of the layer that is next in backward; made
             by the loss of each forward window, then carried down in place.
-        grad_kv: key and value gradients of the layer in work, while its token ranges run.
+        grad_kv: by layer, sums of key and value gradients, while token ranges add to them.
+        range_layers: all activations of the range in work of a window-outer pack, by layer.
     """
 
     tokens: PackTokens
@@ -129,7 +131,9 @@ class TrainPack:
     level: SaveLevel
     layers: list[LayerActivations]
     grad_out: Tensor
-    grad_kv: tuple[Tensor, Tensor] | None = None
+    hidden: Tensor | None = None
+    grad_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    range_layers: list[LayerActivations] = field(default_factory=list)
     sums: LossSums = field(default_factory=LossSums)
 
     @classmethod

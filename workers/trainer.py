@@ -57,7 +57,7 @@ class ActiveJob:
     """A job, the stream that it is in the middle of, and the pack in work.
 
     Attributes:
-        window, hidden: a forward window that stands between two layers, and its rows.
+        window: a forward window that stands between two layers.
         groups: attention groups of the pack's token ranges, shared by all layers.
     """
 
@@ -65,7 +65,6 @@ class ActiveJob:
     stream: Generator[TrainPack]
     pack: TrainPack
     window: ForwardBatch | None = None
-    hidden: Tensor | None = None
     groups: dict[tuple[int, int], list[AttentionGroup]] = field(default_factory=dict)
 
     def next_pack(self) -> bool:
@@ -107,6 +106,11 @@ class Trainer:
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
         self.trained_tokens = 0
+        self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
+            Direction.FORWARD: self._forward_unit,
+            Direction.RECOMPUTE: self._recompute_unit,
+            Direction.BACKWARD: self._backward_unit,
+        }
 
     # ---- jobs come and go ----------------------------------------------------------------
 
@@ -185,10 +189,7 @@ class Trainer:
             unit = active.pack.cursor.next_unit()
             if unit is None or not may_go_on():
                 return
-            if unit.direction is Direction.FORWARD:
-                self._forward_unit(active, unit)
-            else:
-                self._backward_unit(active, unit)
+            self._run[unit.direction](active, unit)
             active.pack.cursor = active.pack.cursor.after(unit)
             yield unit
 
@@ -214,14 +215,15 @@ class Trainer:
     # ---- inside ------------------------------------------------------------------------------
 
     def _forward_unit(self, active: ActiveJob, unit: Unit) -> None:
-        if active.window is None or active.hidden is None:
+        pack = active.pack
+        if active.window is None or pack.hidden is None:
             active.window = self._unit_batch(active, unit)
-            active.hidden = self.decoder.embed(active.window.token_ids)
-        active.hidden = self.decoder.forward_layer(unit.layer, active.hidden, active.window)
+            pack.hidden = self.decoder.embed(active.window.token_ids)
+        pack.hidden = self.decoder.forward_layer(unit.layer, pack.hidden, active.window)
         if unit.layer + 1 == self.decoder.config.num_layers:
-            self._take_loss(active.pack, unit.start, active.hidden)
+            self._take_loss(pack, unit.start, pack.hidden)
             self._count(active, unit.num_tokens)
-            active.window = active.hidden = None
+            active.window = pack.hidden = None
 
     def _unit_batch(self, active: ActiveJob, unit: Unit) -> ForwardBatch:
         pack = active.pack
@@ -237,16 +239,20 @@ class Trainer:
         )
 
     def _backward_unit(self, active: ActiveJob, unit: Unit) -> None:
-        self.backward.run(
-            BackwardUnit(
-                active.pack,
-                unit.layer,
-                unit.start,
-                unit.stop,
-                active.job.slot.columns,
-                active.job.term_grads,
-                active.range_groups(unit.start, unit.stop),
-            )
+        self.backward.run(self._backward_of(active, unit))
+
+    def _recompute_unit(self, active: ActiveJob, unit: Unit) -> None:
+        self.backward.recompute(self._backward_of(active, unit))
+
+    def _backward_of(self, active: ActiveJob, unit: Unit) -> BackwardUnit:
+        return BackwardUnit(
+            active.pack,
+            unit.layer,
+            unit.start,
+            unit.stop,
+            active.job.slot.columns,
+            active.job.term_grads,
+            active.range_groups(unit.start, unit.stop),
         )
 
     def _take_loss(self, pack: TrainPack, start: int, hidden: Tensor) -> None:
@@ -312,20 +318,25 @@ class Trainer:
         )
 
     def _allocate(self, tokens: PackTokens, trains: bool) -> TrainPack:
+        level = self._level(tokens.num_tokens)
         cursor = PackCursor.begin(
             tokens.num_tokens,
             self.decoder.config.num_layers,
             trains=trains,
             window_tokens=self.limits.window_tokens,
             range_tokens=self.limits.range_tokens,
+            is_window_outer=level is SaveLevel.WINDOW_OUTER,
         )
-        return TrainPack.allocate(tokens, cursor, self.spec, self._level(tokens), self.device)
+        return TrainPack.allocate(tokens, cursor, self.spec, level, self.device)
 
-    def _level(self, tokens: PackTokens) -> SaveLevel:
-        """Keep everything where the job's share of training memory holds it."""
-        full = self.spec.bytes_per_token(SaveLevel.FULL) * self.decoder.config.num_layers
+    def _level(self, num_tokens: int) -> SaveLevel:
+        """The most that a job's share of training memory holds: it follows from the pack alone."""
         share = self.limits.memory_bytes // self.limits.max_jobs
-        return SaveLevel.FULL if tokens.num_tokens * full <= share else SaveLevel.INPUTS
+        token_layers = num_tokens * self.decoder.config.num_layers
+        for level in (SaveLevel.FULL, SaveLevel.INPUTS):
+            if token_layers * self.spec.bytes_per_token(level) <= share:
+                return level
+        return SaveLevel.WINDOW_OUTER
 
     def _write(self, job: TrainJob, data: CheckpointData, is_final: bool) -> None:
         self.writer.submit(

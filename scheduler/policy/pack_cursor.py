@@ -4,6 +4,9 @@ tokens    |<-- num_forward_tokens -->|<- window ->|   forward windows, first to 
 layers of the window: `window_layer` is the next to run
 backward: layer `backward_layer`, tokens [0, range_stop) of it are still to come
 
+A layer runs over all its ranges before the layer below. A window-outer pack turns that around:
+a range runs through all its layers, computed again first, before the range to its left.
+
 Unit shapes follow from the pack alone, never from the clock: how many units a step runs is the
 scheduler's choice, their shape is not, so a run without inference repeats itself bit for bit.
 """
@@ -18,6 +21,7 @@ class Direction(StrEnum):
     """Which way a unit carries its rows through a layer."""
 
     FORWARD = "forward"
+    RECOMPUTE = "recompute"
     BACKWARD = "backward"
 
 
@@ -44,7 +48,9 @@ class PackCursor:
         trains: False for a validation pack: forward only.
         window_tokens: size of a forward window that runs apart from inference.
         range_tokens: size of a backward token range.
+        is_window_outer: ranges outside, layers inside, each range computed again.
         window_stop: end of the window in work; equals num_forward_tokens when none is.
+        recompute_layer: next layer to compute again for the range in work.
     """
 
     num_tokens: int
@@ -52,9 +58,11 @@ class PackCursor:
     trains: bool
     window_tokens: int
     range_tokens: int
+    is_window_outer: bool = False
     num_forward_tokens: int = 0
     window_stop: int = 0
     window_layer: int = 0
+    recompute_layer: int = 0
     backward_layer: int
     range_stop: int
 
@@ -67,6 +75,7 @@ class PackCursor:
         trains: bool,
         window_tokens: int,
         range_tokens: int,
+        is_window_outer: bool = False,
     ) -> PackCursor:
         """A pack of which nothing has run."""
         return cls(
@@ -75,6 +84,7 @@ class PackCursor:
             trains=trains,
             window_tokens=window_tokens,
             range_tokens=range_tokens,
+            is_window_outer=is_window_outer and trains,
             backward_layer=num_layers - 1 if trains else -1,
             range_stop=num_tokens,
         )
@@ -107,13 +117,17 @@ class PackCursor:
         if self.backward_layer < 0:
             return None
         start = max(0, self.range_stop - self.range_tokens)
+        if self.is_window_outer and self.recompute_layer < self.num_layers:
+            return Unit(Direction.RECOMPUTE, self.recompute_layer, start, self.range_stop)
         return Unit(Direction.BACKWARD, self.backward_layer, start, self.range_stop)
 
     def after(self, unit: Unit) -> PackCursor:
         """The cursor once `next_unit()` has run."""
         assert unit == self.next_unit()
+        if unit.direction is Direction.RECOMPUTE:
+            return replace(self, recompute_layer=unit.layer + 1)
         if unit.direction is Direction.BACKWARD:
-            return self._after_backward(unit)
+            return self._after_range(unit) if self.is_window_outer else self._after_layer(unit)
         if unit.layer + 1 == self.num_layers:
             return self.after_window(unit.stop - unit.start)
         return replace(self, window_layer=unit.layer + 1, window_stop=unit.stop)
@@ -124,7 +138,15 @@ class PackCursor:
         assert stop <= self.num_tokens
         return replace(self, num_forward_tokens=stop, window_stop=stop, window_layer=0)
 
-    def _after_backward(self, unit: Unit) -> PackCursor:
+    def _after_range(self, unit: Unit) -> PackCursor:
+        if unit.layer > 0:
+            return replace(self, backward_layer=unit.layer - 1)
+        if unit.start == 0:
+            return replace(self, range_stop=0, backward_layer=-1)
+        last_layer = self.num_layers - 1
+        return replace(self, range_stop=unit.start, recompute_layer=0, backward_layer=last_layer)
+
+    def _after_layer(self, unit: Unit) -> PackCursor:
         if unit.start > 0:
             return replace(self, range_stop=unit.start)
         return replace(self, backward_layer=unit.layer - 1, range_stop=self.num_tokens)

@@ -95,7 +95,7 @@ class WorkerRoster:
         return min(able, key=lambda worker: load_of(worker, num_live))
 
     def _is_announced(self, worker: WorkerInfo) -> bool:
-        """Whether the last refresh saw it; one in its grace time gets work only for want of others."""
+        """Whether the last refresh saw it; in its grace time it gets work for want of others."""
         return self._seen_s[worker.inbox] == self._refresh_s
 
     def schemas(self, kind: str) -> dict[str, dict[str, Any]]:

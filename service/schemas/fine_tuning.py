@@ -97,7 +97,9 @@ class JobCreate(TrainingExtras):
     )
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     method: MethodCreate | None = None
-    hyperparameters: Hyperparameters | None = Field(None, deprecated=True)
+    hyperparameters: Hyperparameters | None = Field(
+        None, description="The older place.", json_schema_extra={"deprecated": True}
+    )
     integrations: list[dict[str, Any]] | None = None
     metadata: Annotated[Metadata | None, BeforeValidator(_check_metadata)] = None
 

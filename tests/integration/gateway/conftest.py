@@ -11,11 +11,14 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import httpx
+import openai
 import pytest
+import structlog
 import uvicorn
-from openai import OpenAI
 
 from scheduler.store.channels import connect_channel
 from scheduler.store.channels.local import LocalBroker, socket_path
@@ -86,9 +89,24 @@ class Service:
         )
         return tenant, self.thread.run(self.gateway.keys.create(tenant.id, "test"))[1]
 
-    def client(self, key: str, path: str = "/v1", **options: Any) -> OpenAI:
+    def client(self, key: str, path: str = "/v1", **options: Any) -> openai.OpenAI:
         """The official client."""
-        return OpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=20, **options)
+        http_client = openai.DefaultHttpxClient(
+            verify=False
+        )  # reads no certificates, so it is quick
+        return openai.OpenAI(
+            base_url=self.url + path,
+            api_key=key,
+            max_retries=0,
+            timeout=20,
+            http_client=http_client,
+            **options,
+        )
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """A plain client."""
+        return httpx.Client(base_url=self.url, timeout=20, verify=False)
 
     def start_worker(self, worker_id: str = "w1") -> FakeWorker:
         """Start a worker and wait until the gateway knows it."""
@@ -129,6 +147,15 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < end_s, "It did not happen in time."
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def plain_logs() -> Iterator[None]:
+    """Short log lines; structlog's own default draws every local of a traceback, slowly."""
+    processors = [structlog.processors.format_exc_info, structlog.dev.ConsoleRenderer()]
+    structlog.configure(processors=processors)
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="package")
@@ -184,7 +211,7 @@ def worker(service: Service, only_worker: FakeWorker) -> FakeWorker:
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[OpenAI]:
+def client(service: Service) -> Iterator[openai.OpenAI]:
     """The official client with a new tenant's key."""
     with service.client(service.tenant()[1]) as client:
         yield client

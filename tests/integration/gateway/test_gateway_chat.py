@@ -170,9 +170,8 @@ def raw_events(service: Service, key: str, body: dict[str, Any], path: str = "/v
         return [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
 
 
-def test_a_stream_is_one_chunk_per_token_and_ends_with_done(
-    service: Service, worker: FakeWorker
-) -> None:
+@pytest.mark.usefixtures("worker")
+def test_a_stream_is_one_chunk_per_token_and_ends_with_done(service: Service) -> None:
     body = {"model": BASE, "messages": HELLO, "stream": True}
 
     lines = raw_events(service, service.tenant()[1], body)
@@ -192,9 +191,8 @@ def test_a_stream_is_one_chunk_per_token_and_ends_with_done(
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-def test_include_usage_is_null_until_one_last_chunk_without_choices(
-    service: Service, worker: FakeWorker
-) -> None:
+@pytest.mark.usefixtures("worker")
+def test_include_usage_is_null_until_one_last_chunk_without_choices(service: Service) -> None:
     body = {
         "model": BASE,
         "messages": HELLO,
@@ -211,7 +209,8 @@ def test_include_usage_is_null_until_one_last_chunk_without_choices(
     assert chunks[-1]["usage"]["completion_tokens"] == len(ANSWER.encode()) + 1
 
 
-def test_the_official_client_reads_the_stream(client: OpenAI, worker: FakeWorker) -> None:
+@pytest.mark.usefixtures("worker")
+def test_the_official_client_reads_the_stream(client: OpenAI) -> None:
     stream = client.chat.completions.create(
         model=BASE, messages=HELLO, stream=True, n=2, stream_options={"include_usage": True}
     )
@@ -305,9 +304,7 @@ def test_a_failure_amid_the_stream_is_an_error_object(client: OpenAI, worker: Fa
         list(stream)
 
 
-def test_a_client_that_leaves_a_stream_aborts_the_work(
-    service: Service, client: OpenAI, worker: FakeWorker
-) -> None:
+def test_a_client_that_leaves_a_stream_aborts_the_work(client: OpenAI, worker: FakeWorker) -> None:
     worker.plan = lambda _: Plan([40] * 400, delay_s=0.02)
 
     stream = client.chat.completions.create(model=BASE, messages=HELLO, stream=True)
@@ -361,7 +358,7 @@ def test_a_quiet_stream_sends_comments_that_clients_skip(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_without_a_token_moves_when_its_worker_dies(
-    service: Service, client: OpenAI, worker: FakeWorker, stream: bool
+    service: Service, worker: FakeWorker, stream: bool
 ) -> None:
     doomed = service.start_worker("doomed")
     doomed.plan = lambda _: Plan([], silent=True)

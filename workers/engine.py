@@ -36,6 +36,7 @@ from scheduler.domain.messages import (
 )
 from scheduler.domain.plan import StepPlan
 from scheduler.domain.request import FinishReason, Sequence
+from scheduler.policy.fairness import FairShare
 from scheduler.policy.pack_cursor import Unit
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_file import read_adapter
@@ -75,8 +76,9 @@ class EngineLoop:
         self.connection = connection
         machine = fingerprint(torch.device(settings.device), compute_dtype(settings))
         self.writer = CheckpointWriter(connection.send, machine)
+        fair = FairShare()
         self.hosts = {
-            model_id: load_host(model_id, folder, settings, self.writer, connection.send)
+            model_id: load_host(model_id, folder, settings, self.writer, connection.send, fair)
             for model_id, folder in settings.model_dirs().items()
         }
         self.live: dict[str, LiveRequest] = {}
@@ -164,6 +166,8 @@ class EngineLoop:
             raise InvalidInput(
                 "The prompt holds a token id outside the vocabulary.", param="prompt"
             )
+        if request.service_class not in host.scheduler.classes:
+            raise InvalidInput(f"Unknown service class {request.service_class!r}.")
         pool = host.scheduler.pool
         if pool.blocks_for(len(request.prompt_token_ids) + 1) > pool.num_blocks:
             raise InvalidInput("The prompt is longer than this worker's K/V cache.", param="prompt")

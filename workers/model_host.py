@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from scheduler.domain.messages import BaseModelInfo, JobProgress
 from scheduler.policy.blocks import BlockPool
+from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.latency import LatencyLaw
 from scheduler.policy.slack import SloTargets
@@ -49,6 +50,7 @@ def load_host(
     settings: EngineSettings,
     writer: CheckpointWriter,
     report: Callable[[JobProgress], None],
+    fair: FairShare,
 ) -> ModelHost:
     """Load a base model and set up everything around it.
 
@@ -86,10 +88,23 @@ def load_host(
             BlockPool(num_blocks, settings.page_tokens),
             StepLimits(settings.max_batched_tokens, settings.max_num_sequences),
             law,
-            SloTargets(settings.ttft_ms, settings.tpot_ms),
+            slo_classes(settings),
+            fair,
         ),
-        trainer=Trainer(decoder, adapters, base, limits, writer, report),
+        trainer=Trainer(decoder, adapters, base, limits, writer, report, fair),
     )
+
+
+def slo_classes(settings: EngineSettings) -> dict[str, SloTargets]:
+    """Targets by service class; `best_effort` has none."""
+    return {
+        "default": SloTargets(settings.ttft_ms, settings.tpot_ms),
+        "best_effort": SloTargets(None, None),
+        **{
+            name: SloTargets(targets.ttft_ms, targets.tpot_ms)
+            for name, targets in settings.slo_classes.items()
+        },
+    }
 
 
 def compute_dtype(settings: EngineSettings) -> torch.dtype:

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from scheduler.settings import LogSettings, StoreSettings, TextSettings
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 def _default_worker_id(settings: dict[str, Any]) -> str:
     return f"{socket.gethostname()}-{settings['device'].replace(':', '')}"
+
+
+class ClassTargets(BaseModel):
+    """Latency targets of one service class, in milliseconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttft_ms: float | None = Field(None, gt=0, description="To the first token; none: no target.")
+    tpot_ms: float | None = Field(None, gt=0, description="Mean per output token; none: no target.")
 
 
 class EngineSettings(TextSettings, LogSettings):
@@ -50,6 +59,10 @@ class EngineSettings(TextSettings, LogSettings):
     max_jobs: int = Field(8, ge=0, description="Fine-tuning jobs that train at once.")
     ttft_ms: float = Field(500.0, gt=0, description="Target time to first token.")
     tpot_ms: float = Field(100.0, gt=0, description="Target mean time per output token.")
+    slo_classes: dict[str, ClassTargets] = Field(
+        default_factory=dict,
+        description="JSON: targets of further service classes, by name; a tenant is in one class.",
+    )
 
 
 class WorkerSettings(EngineSettings, StoreSettings):

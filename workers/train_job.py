@@ -44,7 +44,6 @@ class TrainJob:
         allocate: makes a pack's buffers, at the save level that memory allows.
         report: takes progress after each optimizer step.
         checkpoint: takes copies of the state to be written; the flag marks the last one.
-        served_tokens: forward tokens run since the engine took the job, for fair shares.
     """
 
     order: StartJob
@@ -63,7 +62,6 @@ class TrainJob:
     checkpoint: Callable[[TrainJob, CheckpointData, bool], None]
     step: int = 0
     trained_tokens: int = 0
-    served_tokens: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint_due_s: float = math.inf
     step_began_s: float = 0.0

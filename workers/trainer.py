@@ -12,6 +12,7 @@ from torch import Tensor
 from scheduler.domain.errors import DomainError, InvalidInput
 from scheduler.domain.messages import JobProgress, StartJob
 from scheduler.domain.plan import LaneUnits, WindowSpan
+from scheduler.policy.fairness import TRAINING_PRICE, FairShare
 from scheduler.policy.pack_cursor import Direction, PackCursor, Unit
 from scheduler.policy.training import TrainDemand
 from scheduler.text import dataset
@@ -94,6 +95,7 @@ class Trainer:
         limits: TrainerLimits,
         writer: CheckpointWriter,
         report: Callable[[JobProgress], None],
+        fair: FairShare,
     ) -> None:
         self.decoder = decoder
         self.pool = pool
@@ -101,6 +103,7 @@ class Trainer:
         self.limits = limits
         self.writer = writer
         self.report = report
+        self.fair = fair
         self.spec = ActivationSpec.of(decoder.config, decoder.weights.dtype)
         self.backward = DecoderBackward(decoder, self.spec)
         self.device = decoder.weights.device
@@ -133,6 +136,7 @@ class Trainer:
             self.pool.discard(job.slot)
             return False
         self.active[order.job_id] = ActiveJob(job, stream, pack)
+        self.fair.enter(order.tenant_id)
         return True
 
     def stop(self, job_id: str, *, checkpoint: bool) -> None:
@@ -144,15 +148,18 @@ class Trainer:
 
     def demands(self) -> list[TrainDemand]:
         """What each job could run next."""
-        return [
-            TrainDemand(
-                job_id,
-                active.pack.cursor,
-                active.job.served_tokens / active.job.order.tenant_weight,
-                active.job.order.spec.priority,
-            )
-            for job_id, active in self.active.items()
-        ]
+        return [self._demand(active) for active in self.active.values()]
+
+    def _demand(self, active: ActiveJob) -> TrainDemand:
+        order = active.job.order
+        return TrainDemand(
+            order.job_id,
+            active.pack.cursor,
+            served=self.fair.level(order.tenant_id),
+            priority=order.spec.priority,
+            may_ride=not order.spec.deterministic,
+            max_share=order.spec.max_share,
+        )
 
     # ---- windows that ride in a packed forward --------------------------------------------
 
@@ -209,6 +216,7 @@ class Trainer:
     def drop(self, job_id: str) -> None:
         """Forget a job that has ended or raised."""
         active = self.active.pop(job_id)
+        self.fair.leave(active.job.order.tenant_id)
         active.stream.close()
         self.pool.discard(active.job.slot)
 
@@ -269,7 +277,8 @@ class Trainer:
             pack.grad_out[tokens] = grad
 
     def _count(self, active: ActiveJob, tokens: int) -> None:
-        active.job.served_tokens += tokens
+        order = active.job.order
+        self.fair.charge(order.tenant_id, order.tenant_weight, TRAINING_PRICE * tokens)
         if active.pack.cursor.trains:
             self.trained_tokens += tokens
 

@@ -58,7 +58,7 @@ class RequestBody(BaseModel):
     service_class: str = "default"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """Running state of one answer: counters only, no phase.
 

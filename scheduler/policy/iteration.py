@@ -10,16 +10,17 @@ arXiv:2402.18789 (serving and training tokens in one step).
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import Sequence
 from scheduler.policy.blocks import BlockPool
+from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
 from scheduler.policy.latency import ForwardShape, LatencyLaw
 from scheduler.policy.slack import SloTargets, step_slack_ms
 from scheduler.policy.training import TrainDemand, plan_training
+from scheduler.policy.waiting import WaitingLines
 
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
 
@@ -41,27 +42,35 @@ class IterationScheduler:
     """Waiting and running sequences of one base model, and their blocks."""
 
     def __init__(
-        self, pool: BlockPool, limits: StepLimits, law: LatencyLaw, targets: SloTargets
+        self,
+        pool: BlockPool,
+        limits: StepLimits,
+        law: LatencyLaw,
+        classes: Mapping[str, SloTargets],
+        fair: FairShare,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.law = law
-        self.targets = targets
-        self.waiting: deque[Sequence] = deque()
+        self.classes = classes
+        self.fair = fair
+        self.waiting = WaitingLines(fair)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._training_ran_s = 0.0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self.waiting.append(sequence)
+        self.fair.enter(sequence.request.tenant_id)
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it stands, and free its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
+        else:
             self.waiting.remove(sequence)
+        self.fair.leave(sequence.request.tenant_id)
         self._free_blocks(sequence)
 
     def schedule(
@@ -75,7 +84,7 @@ class IterationScheduler:
         shape = self.forward_shape(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
-            [*self.running, *self.waiting], self.targets, now_s, inference_ms + self.law.margin_ms
+            [*self.running, *self.waiting], self.classes, now_s, inference_ms + self.law.margin_ms
         )
         budget_ms = self.limits.idle_quantum_ms if slack_ms is None else slack_ms
         share = plan_training(
@@ -97,12 +106,13 @@ class IterationScheduler:
         )
 
     def commit(self, plan: StepPlan) -> None:
-        """Count a step's tokens as computed."""
+        """Count a step's tokens as computed, and charge their tenants."""
         by_id = {sequence.id: sequence for sequence in self.running}
         for span in plan.spans:
             sequence = by_id.get(span.sequence_id)
             if sequence is not None:
                 sequence.num_computed_tokens = span.start + span.count
+                self._charge(sequence, span)
 
     def forward_shape(
         self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]
@@ -115,6 +125,12 @@ class IterationScheduler:
             context_tokens=sum(s.start + 1 for s in spans if s.count == 1),
             score_pairs=sum(count * (start + count) for start, count in long),
         )
+
+    def _charge(self, sequence: Sequence, span: Span) -> None:
+        request = sequence.request
+        prompt = max(0, min(span.start + span.count, sequence.num_prompt_tokens) - span.start)
+        cost = prompt * PROMPT_PRICE + (span.count - prompt) * OUTPUT_PRICE
+        self.fair.charge(request.tenant_id, request.tenant_weight, cost)
 
     def _is_starving(self, now_s: float, slack_ms: float | None) -> bool:
         """Nobody waits; or nobody is late, and training has stood still for long."""
@@ -146,16 +162,23 @@ class IterationScheduler:
             if count > 0 and self._make_room(sequence, count):
                 budget -= count
                 yield Span(sequence.id, sequence.num_computed_tokens, count)
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_sequences:
-            sequence = self.waiting[0]
-            count = min(sequence.num_uncomputed_tokens, budget)
-            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
-            if not self.pool.can_allocate(needed) or not admit(sequence):
-                break
-            self.running.append(self.waiting.popleft())
-            self._grow(sequence, count)
+        while budget > 0 and (admitted := self._next_admitted(admit)) is not None:
+            count = min(admitted.num_uncomputed_tokens, budget)
             budget -= count
-            yield Span(sequence.id, sequence.num_computed_tokens, count)
+            yield Span(admitted.id, admitted.num_computed_tokens, count)
+
+    def _next_admitted(self, admit: Callable[[Sequence], bool]) -> Sequence | None:
+        """Start the first head of a line, in fair order, that has room; None when none has."""
+        if len(self.running) >= self.limits.max_num_sequences:
+            return None
+        for sequence in self.waiting.heads():
+            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
+            if self.pool.can_allocate(needed) and admit(sequence):
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                sequence.block_table = self.pool.allocate(sequence.id, needed)
+                return sequence
+        return None
 
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
@@ -181,7 +204,7 @@ class IterationScheduler:
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
 
     def _free_blocks(self, sequence: Sequence) -> None:
         self.pool.free(sequence.id, sequence.block_table)

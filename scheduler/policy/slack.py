@@ -7,7 +7,7 @@ behind, grants none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from scheduler.domain.request import Sequence
@@ -34,9 +34,15 @@ def token_slack_ms(sequence: Sequence, targets: SloTargets, now_s: float) -> flo
 
 
 def step_slack_ms(
-    sequences: Iterable[Sequence], targets: SloTargets, now_s: float, inference_ms: float
+    sequences: Iterable[Sequence],
+    classes: Mapping[str, SloTargets],
+    now_s: float,
+    inference_ms: float,
 ) -> float | None:
     """Time that a step may take beyond its inference part; None when nobody waits for it."""
-    slacks = [token_slack_ms(sequence, targets, now_s) for sequence in sequences]
+    slacks = [
+        token_slack_ms(sequence, classes[sequence.request.service_class], now_s)
+        for sequence in sequences
+    ]
     bound = [slack for slack in slacks if slack is not None]
     return max(0.0, min(bound) - inference_ms) if bound else None

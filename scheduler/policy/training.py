@@ -22,13 +22,17 @@ class TrainDemand:
     """A job that has a pack in work.
 
     Attributes:
-        served: training tokens so far, divided by the tenant's weight.
+        served: the tenant's fair-share counter.
+        may_ride: whether its windows may share a packed batch with other rows.
+        max_share: most of a step's training time that it may take.
     """
 
     job_id: str
     cursor: PackCursor
     served: float
     priority: int = 0
+    may_ride: bool = True
+    max_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +82,16 @@ def plan_training(
     left_ms = budget_ms
     for demand in in_order(demands):
         cursor = demand.cursor
-        if window_ms is not None and not windows and can_ride(cursor):
+        own_ms = min(left_ms, budget_ms * demand.max_share)
+        if window_ms is not None and not windows and can_ride(demand):
             most = min(cursor.num_uncomputed_tokens, cursor.window_tokens)
-            count = affordable_tokens(left_ms, most, window_ms)
+            count = affordable_tokens(own_ms, most, window_ms)
             if count >= min(MIN_WINDOW_TOKENS, most):
                 windows.append(WindowSpan(demand.job_id, cursor.num_forward_tokens, count))
+                own_ms -= window_ms(count)
                 left_ms -= window_ms(count)
                 cursor = cursor.after_window(count)
-        count, spent_ms = affordable_units(cursor, left_ms, law)
+        count, spent_ms = affordable_units(cursor, own_ms, law)
         left_ms -= spent_ms
         if count:
             units.append(LaneUnits(demand.job_id, count))
@@ -95,9 +101,10 @@ def plan_training(
     return TrainingShare(tuple(windows), tuple(units), budget_ms - left_ms)
 
 
-def can_ride(cursor: PackCursor) -> bool:
-    """Whether the pack's next work is a forward window that may join a packed batch."""
-    return cursor.num_uncomputed_tokens > 0 and not cursor.is_suspended
+def can_ride(demand: TrainDemand) -> bool:
+    """Whether the job's next work is a forward window that may join a packed batch."""
+    cursor = demand.cursor
+    return demand.may_ride and cursor.num_uncomputed_tokens > 0 and not cursor.is_suspended
 
 
 def affordable_units(cursor: PackCursor, budget_ms: float, law: LatencyLaw) -> tuple[int, float]:

@@ -80,7 +80,7 @@ class IterationScheduler:
 
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
-        spans = tuple(self._serve(admit))
+        spans = self._spans(admit)
         shape = self.forward_shape(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
@@ -151,6 +151,12 @@ class IterationScheduler:
             return max(0.0, self.law.forward_ms(wider) - base_ms) if count else 0.0
 
         return cost_ms
+
+    def _spans(self, admit: Callable[[Sequence], bool]) -> tuple[Span, ...]:
+        """Spans of the step, without those of sequences that were preempted after their turn."""
+        spans = list(self._serve(admit))
+        running = {sequence.id for sequence in self.running}
+        return tuple(span for span in spans if span.sequence_id in running)
 
     def _serve(self, admit: Callable[[Sequence], bool]) -> Iterator[Span]:
         """Spans of running sequences, shortest first, then of those that may be admitted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -26,8 +26,15 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.decoder import Decoder
 from workers.model import decoder_config
 
-SHAPE = {
-    "vocab_size": 97,
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+torch.set_num_threads(1)  # matrices this small only lose by sharing
+CPU = torch.device("cpu")
+VOCAB_SIZE = 97
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
     "intermediate_size": 80,
     "num_hidden_layers": 3,
@@ -35,28 +42,46 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
     "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }
 
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            **SHAPE,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
-        )
-    ),
-    "llama_plain": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=9)),
-    "qwen2": lambda: Qwen2ForCausalLM(
-        Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=9, max_window_layers=2)
-    ),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
+
+def _llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=LLAMA3_ROPE))
+
+
+def _llama_tied() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+
+
+def _mistral() -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=9))
+
+
+def _qwen2() -> PreTrainedModel:
+    config = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=9, max_window_layers=2)
+    return Qwen2ForCausalLM(config)
+
+
+def _qwen3() -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16))
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": _llama,
+    "llama_tied": _llama_tied,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
 }
 
 
@@ -69,19 +94,29 @@ class TinyModel:
     folder: Path
 
 
-def make_model(
-    family: str, folder: Path, dtype: torch.dtype = torch.float32, num_columns: int = 64
-) -> TinyModel:
-    """Build, save and load one tiny model."""
+def save_oracle(family: str, folder: Path) -> PreTrainedModel:
+    """Write one tiny model as a Hugging Face folder."""
     torch.manual_seed(0)
     oracle = FAMILIES[family]().eval()
     for name, parameter in oracle.named_parameters():
         if "norm" in name or "bias" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     oracle.save_pretrained(folder)
-    oracle = oracle.to(dtype)
+    return oracle
+
+
+def load_decoder(
+    oracle: PreTrainedModel, folder: Path, dtype: torch.dtype, num_columns: int
+) -> Decoder:
+    """Our decoder over the weights in `folder`."""
     config = decoder_config(oracle.config)
-    device = torch.device("cpu")
-    weights = load_weights(WeightFolder(folder), config, dtype, device)
-    arena = AdapterArena(config, num_columns, dtype, device)
-    return TinyModel(oracle, Decoder(config, weights, arena), folder)
+    weights = load_weights(WeightFolder(folder), config, dtype, CPU)
+    return Decoder(config, weights, AdapterArena(config, num_columns, dtype, CPU))
+
+
+def make_model(
+    family: str, folder: Path, dtype: torch.dtype = torch.float32, num_columns: int = 64
+) -> TinyModel:
+    """Build, save and load one tiny model."""
+    oracle = save_oracle(family, folder)
+    return TinyModel(oracle, load_decoder(oracle, folder, dtype, num_columns), folder)

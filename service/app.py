@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 from fastapi import Depends, FastAPI, Request
@@ -52,6 +53,29 @@ log = structlog.get_logger(__name__)
 API_VERSION = "0.1.0"
 
 
+class GatewayApp(FastAPI):
+    """FastAPI, with the contract saying what really happens to a request that does not fit."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The contract; FastAPI's 422 answers become the 400 that the app sends."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    _promise_400(operation["responses"])
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+        return super().openapi()
+
+
+def _promise_400(responses: dict[str, Any]) -> None:
+    if responses.pop("422", None) is None or "400" in responses:
+        return
+    schema = {"$ref": "#/components/schemas/ErrorObject"}
+    content = {"application/json": {"schema": schema}}
+    responses["400"] = {"description": "The caller must change the request.", "content": content}
+
+
 def create_app(settings: ServiceSettings) -> FastAPI:
     """The application; it connects to nothing before its lifespan begins."""
 
@@ -62,7 +86,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             log.info("gateway_started", base_models=gateway.catalogue.base_models)
             yield
 
-    app = FastAPI(
+    app = GatewayApp(
         title="Tandem",
         version=API_VERSION,
         summary="Fine-tune and serve many adapters on the same GPU, in the same step.",

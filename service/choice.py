@@ -110,14 +110,14 @@ class Choice:
         shown = self._show(text + self._detokenizer.flush())
         if self.finish_reason is None:
             self.finish_reason = "length" if finish is FinishReason.LENGTH else "stop"
-            rest = self._release(self._matcher.flush())
+            rest = self._release(self._matcher.flush(), everything=True)
             return Piece(shown.text + rest.text, shown.tokens + rest.tokens)
         return shown
 
-    def _release(self, visible: str) -> Piece:
+    def _release(self, visible: str, *, everything: bool = False) -> Piece:
+        """Let out text, and the tokens that began before its end."""
         self._num_visible += len(visible)
-        nothing_held = self._num_visible == self._num_decoded and not self.stopped_early
         tokens = []
-        while self._held and (nothing_held or self._held[0].offset < self._num_visible):
+        while self._held and (everything or self._held[0].offset < self._num_visible):
             tokens.append(self._held.popleft())
         return Piece(visible, tuple(tokens))

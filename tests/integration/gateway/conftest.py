@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Service:
     app: Any
     tokenizer: ChatTokenizer
     settings: ServiceSettings
+    clients: list[Any] = field(default_factory=list)
 
     @property
     def gateway(self) -> Gateway:
@@ -106,7 +107,9 @@ class Service:
     @cached_property
     def http(self) -> httpx.Client:
         """A plain client."""
-        return httpx.Client(base_url=self.url, timeout=20, verify=False)
+        client = httpx.Client(base_url=self.url, timeout=20, verify=False)
+        self.clients.append(client)
+        return client
 
     def start_worker(self, worker_id: str = "w1") -> FakeWorker:
         """Start a worker and wait until the gateway knows it."""
@@ -184,6 +187,8 @@ def run_service(folder: Path, **options: Any) -> Iterator[Service]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     service = Service(url, thread, app, load_tokenizer(model_dir), settings)
     yield service
+    for client in service.clients:
+        client.close()
     server.should_exit = True
     serving.result(20)
     thread.run(broker.stop())
@@ -211,7 +216,6 @@ def worker(service: Service, only_worker: FakeWorker) -> FakeWorker:
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[openai.OpenAI]:
+def client(service: Service) -> openai.OpenAI:
     """The official client with a new tenant's key."""
-    with service.client(service.tenant()[1]) as client:
-        yield client
+    return service.client(service.tenant()[1])

@@ -1,0 +1,67 @@
+"""The compose file says what the code understands, and publishes nothing that it should not."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler.settings import SchedulerSettings
+from service.settings import ServiceSettings
+from workers.settings import WorkerSettings
+
+DOCKER = Path(__file__).resolve().parents[2] / "docker"
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+OURS = {name: service for name, service in COMPOSE["services"].items() if name != "redis"}
+
+
+def test_the_set_holds_gateway_worker_scheduler_tasks_and_redis() -> None:
+    assert set(COMPOSE["services"]) == {"gateway", "worker", "scheduler", "tasks", "redis"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_command_is_a_module_that_exists(name: str) -> None:
+    command = OURS[name]["command"]
+
+    assert command[:2] == ["python", "-m"]
+    assert importlib.util.find_spec(command[2]) is not None
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting_of_a_process(name: str) -> None:
+    known = {
+        f"TANDEM_{field.upper()}"
+        for settings in (SchedulerSettings, ServiceSettings, WorkerSettings)
+        for field in settings.model_fields
+    }
+
+    assert set(OURS[name]["environment"]) - known == {"REDIS_PASSWORD_FILE"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_containers_run_without_rights(name: str) -> None:
+    assert OURS[name]["read_only"] is True
+    assert OURS[name]["cap_drop"] == ["ALL"]
+
+
+def test_only_the_gateway_is_published_and_only_on_this_machine() -> None:
+    published = {name: s["ports"] for name, s in COMPOSE["services"].items() if "ports" in s}
+
+    assert published == {"gateway": ["127.0.0.1:${PORT:-8000}:8000"]}
+
+
+def test_redis_asks_for_the_password_from_the_secret_file_and_never_evicts() -> None:
+    command = COMPOSE["services"]["redis"]["command"][-1]
+
+    assert '--requirepass "$$(cat /run/secrets/redis_password)"' in command
+    assert "--maxmemory-policy noeviction" in command
+
+
+def test_the_image_takes_its_base_as_an_argument_and_does_not_run_as_root() -> None:
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+
+    assert "ARG BASE_IMAGE=python:3.11-slim" in lines
+    assert [line for line in lines if line.startswith("USER")] == ["USER tandem"]

@@ -55,7 +55,7 @@ postgres: install
 	$(PYTEST) -m postgres
 
 docs-check: install
-	$(PYTEST) tests/unit/test_architecture.py tests/unit/test_docs.py
+	$(PYTEST) tests/unit/test_architecture.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -88,9 +88,7 @@ class AdapterArena:
         Raises:
             InvalidInput: a weight is NaN, infinite, or overflows.
         """
-        terms = self.terms(columns).values()
-        peaks = [m.abs().amax() for term in terms for m in (term.shrink_CI, term.expand_CO)]
-        if not bool(torch.isfinite(torch.stack(peaks)).all()):
+        if not are_finite(self.terms(columns)):
             self.clear(columns)
             raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
 
@@ -101,3 +99,9 @@ class AdapterArena:
             for layer in range(self.num_layers):
                 self.shrink[index][layer][rows] = 0
                 self.expand[index][layer][rows] = 0
+
+
+def are_finite(terms: dict[tuple[int, int], Term]) -> bool:
+    """Whether every number of the terms is finite in their dtype."""
+    peaks = [m.abs().amax() for term in terms.values() for m in (term.shrink_CI, term.expand_CO)]
+    return bool(torch.isfinite(torch.stack(peaks)).all())

@@ -87,9 +87,10 @@ def read_adapter(folder: Path, model: DecoderConfig) -> LoadedAdapter:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        raise InvalidInput(f"{path.name} is missing or not JSON.") from None
+        with path.open("rb") as file:
+            config = json.loads(file.read(MAX_HEADER_BYTES))
+    except (OSError, ValueError, RecursionError):
+        raise InvalidInput(f"{path.name} is missing, too large or not JSON.") from None
     if not isinstance(config, dict):
         raise InvalidInput(f"{path.name} must be a JSON object.")
     return config
@@ -118,7 +119,7 @@ def _check_header(path: Path) -> None:
             if length > MAX_HEADER_BYTES:
                 raise InvalidInput(f"{path.name} has a header of {length} bytes.")
             header = json.loads(file.read(length))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InvalidInput(f"{path.name} is missing or not a safetensors file.") from None
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise InvalidInput(f"{path.name} holds more than {MAX_TENSORS} tensors.")

@@ -102,7 +102,6 @@ class AdapterPool:
         if offset is None:
             return None
         slot = AdapterSlot(key, AdapterColumns(offset, method.rank, method.modules))
-        self.arena.clear(slot.columns)
         self._slots[key] = slot
         return slot
 
@@ -114,5 +113,7 @@ class AdapterPool:
         return True
 
     def _drop(self, slot: AdapterSlot) -> None:
+        """Free the columns, zeroed: shared GEMMs run over free columns too."""
         del self._slots[slot.key]
+        self.arena.clear(slot.columns)
         self._columns.free(slot.key)

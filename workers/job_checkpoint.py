@@ -68,7 +68,10 @@ def write_checkpoint(
     base: BaseIdentity,
     machine: dict[str, str | int],
 ) -> tuple[Path, AdapterManifest]:
-    """Write `root/step-N`; it appears complete or not at all."""
+    """Write `root/step-N`; it appears complete or not at all, and is written once."""
+    final = root / f"step-{data.state.step}"
+    if final.exists():  # a job that stops where it has just saved itself
+        return final, AdapterManifest.model_validate_json((final / ADAPTER / MANIFEST).read_bytes())
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f".tmp-{uuid.uuid4().hex}"
     folder.mkdir()
@@ -79,7 +82,6 @@ def write_checkpoint(
         folder / STATE, json.dumps(asdict(state) | {"fingerprint": machine}, indent=2).encode()
     )
     write_durably(folder / MANIFEST, json.dumps({"files": _hashes(folder)}, indent=2).encode())
-    final = root / f"step-{state.step}"
     folder.rename(final)
     sync_folder(root)
     return final, adapter

@@ -16,6 +16,8 @@ from torch import Tensor
 from scheduler.domain.messages import TokenLogprobs
 from scheduler.domain.request import SamplingParams, Sequence
 
+MIN_TEMPERATURE = 1e-5  # below this, scaled logits overflow and the best token is certain
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
@@ -38,7 +40,7 @@ class Sampler:
         is_finite = torch.isfinite(wide.sum(-1)).tolist()
         shaped = self._penalised(wide, sequences)
         token_ids = shaped.argmax(-1)
-        drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
+        drawn = [i for i, s in enumerate(sequences) if not _is_greedy(s.request.sampling)]
         if drawn:
             rows = torch.tensor(drawn, device=wide.device)
             token_ids[rows] = self._draw(shaped[rows], [sequences[i] for i in drawn])
@@ -69,8 +71,15 @@ class Sampler:
                 truncate(probs[i], p)
         cumulative = probs.cumsum(-1)
         draws = logits.new_tensor([uniform(s) for s in sequences])
-        picked = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)
+        total = cumulative[:, -1]
+        below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the total
+        marks = torch.minimum(draws * total, below)[:, None]
+        picked = torch.searchsorted(cumulative, marks, right=True)
         return picked[:, 0].clamp_(max=logits.shape[1] - 1)
+
+
+def _is_greedy(params: SamplingParams) -> bool:
+    return params.temperature < MIN_TEMPERATURE
 
 
 def _reshapes(params: SamplingParams) -> bool:
@@ -141,7 +150,7 @@ def score_rows(
 def score(logprobs: Tensor, token_id: int, count: int) -> TokenLogprobs:
     """One token's log-probability and rank, with the `count` best alternatives."""
     chosen = logprobs[token_id]
-    top = logprobs.topk(count)
+    top = logprobs.topk(min(count, len(logprobs)))
     return TokenLogprobs(
         logprob=float(chosen),
         rank=int((logprobs > chosen).sum()) + 1,

@@ -16,6 +16,7 @@ import torch
 
 from scheduler.domain.errors import DomainError
 from scheduler.domain.messages import JobProgress, StartJob
+from workers.adapter_arena import are_finite
 from workers.adapter_pool import AdapterSlot
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, JobState
@@ -96,7 +97,7 @@ class TrainJob:
         Raises:
             TrainingDiverged: a loss, gradient or parameter is not finite.
         """
-        self.method.lower(self.params.views, self.term_views)
+        self._lower()
         self.checkpoint_due_s = time.monotonic() + self.order.spec.checkpoint_every_s
         while self.step < self.data.total_steps:
             self.step_began_s = time.monotonic()
@@ -135,12 +136,20 @@ class TrainJob:
             self.data.total_steps,
         )
         self.optimizer.step(self.params.flat, grads, self.optimizer_state, lr, self.step + 1)
-        if not bool(torch.isfinite(self.params.flat.abs().amax())):
-            raise TrainingDiverged(f"Step {self.step + 1} made a parameter infinite or NaN.")
-        self.method.lower(self.params.views, self.term_views)
+        self._lower()
         self.step += 1
         self.trained_tokens += sums.tokens
         return norm, lr
+
+    def _lower(self) -> None:
+        """Copy the parameters into the arena, where nothing infinite may stand."""
+        self.method.lower(self.params.views, self.term_views)
+        is_finite = bool(torch.isfinite(self.params.flat.abs().amax()))
+        if not (is_finite and are_finite(self.term_views)):
+            raise TrainingDiverged(
+                f"After step {self.step} a weight is NaN, infinite or overflows; a smaller "
+                "learning rate or alpha may help."
+            )
 
     def _validate(self) -> Iterator[TrainPack]:
         """Run validation packs when they are due; the result lands in `metrics`."""

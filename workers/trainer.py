@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scheduler.domain.errors import DomainError, InvalidInput
+from scheduler.domain.errors import InvalidInput, Overloaded
+from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.messages import JobProgress, StartJob
 from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.fairness import TRAINING_PRICE, FairShare
@@ -18,7 +21,7 @@ from scheduler.policy.training import TrainDemand
 from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
 from workers.adapter_file import BaseIdentity
-from workers.adapter_pool import AdapterPool
+from workers.adapter_pool import AdapterPool, AdapterSlot
 from workers.batch import AttentionGroup, ForwardBatch, TrainWindow, window_groups
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
 from workers.decoder import Decoder
@@ -29,7 +32,7 @@ from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.loss import window_loss
 from workers.model_runner import PackWindow
 from workers.optimizer import OPTIMIZERS
-from workers.peft_method import PEFT_METHODS
+from workers.peft_method import PEFT_METHODS, PeftMethod
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData
 from workers.train_job import TrainJob
@@ -123,18 +126,18 @@ class Trainer:
         Raises:
             DomainError: its rank, data or checkpoint cannot be used.
         """
-        job = self._make_job(order)
-        try:
+        method = self._make_method(order.spec)
+        slot = self._reserve(order.job_id, method)
+        with ExitStack() as undo:
+            undo.callback(self.pool.discard, slot)
+            job = self._make_job(order, method, slot)
             if order.resume_from is not None:
                 job.restore(read_checkpoint(Path(order.resume_from), job.method))
             stream = job.stream()
             pack = next(stream, None)
-        except DomainError:
-            self.pool.discard(job.slot)
-            raise
-        if pack is None:
-            self.pool.discard(job.slot)
-            return False
+            if pack is None:
+                return False
+            undo.pop_all()
         self.active[order.job_id] = ActiveJob(job, stream, pack)
         self.fair.enter(order.tenant_id)
         return True
@@ -282,20 +285,25 @@ class Trainer:
         if active.pack.cursor.trains:
             self.trained_tokens += tokens
 
-    def _make_job(self, order: StartJob) -> TrainJob:
-        spec = order.spec
+    def _make_method(self, spec: FinetuneSpec) -> PeftMethod:
         method_type = PEFT_METHODS[spec.method]
-        method = method_type(
+        return method_type(
             method_type.Config.model_validate(spec.method_config), self.decoder.config
         )
+
+    def _reserve(self, job_id: str, method: PeftMethod) -> AdapterSlot:
+        if len(self.active) >= self.limits.max_jobs:
+            raise Overloaded(f"This worker trains at most {self.limits.max_jobs} jobs at once.")
+        slot = self.pool.try_reserve(f"job:{job_id}", method)
+        if slot is None:
+            raise Overloaded("No adapter columns are free for this job's rank.")
+        self.pool.acquire(slot)
+        return slot
+
+    def _make_job(self, order: StartJob, method: PeftMethod, slot: AdapterSlot) -> TrainJob:
+        spec = order.spec
         optimizer_type = OPTIMIZERS[spec.optimizer]
         optimizer = optimizer_type(optimizer_type.Config.model_validate(spec.optimizer_config))
-        if len(self.active) >= self.limits.max_jobs:
-            raise InvalidInput(f"This worker trains at most {self.limits.max_jobs} jobs at once.")
-        slot = self.pool.try_reserve(f"job:{order.job_id}", method)
-        if slot is None:
-            raise InvalidInput("No adapter columns are free for this job's rank.")
-        self.pool.acquire(slot)
         wide = self.spec.wide_dtype
         params = FlatParams(method.shapes(), wide, self.device)
         method.init(params.views, spec.seed)
@@ -317,9 +325,14 @@ class Trainer:
         )
 
     def _data(self, path: str, order: StartJob) -> TrainData:
-        spec = order.spec
+        spec, config = order.spec, self.decoder.config
+        examples = dataset.read(Path(path))
+        if not 0 <= examples.token_ids.min() <= examples.token_ids.max() < config.vocab_size:
+            raise InvalidInput("The data set holds a token id outside the vocabulary.")
+        if int(np.diff(examples.offsets).max()) > config.max_model_len:
+            raise InvalidInput("The data set holds an example longer than the model's context.")
         return TrainData(
-            dataset.read(Path(path)),
+            examples,
             spec.examples_per_step,
             spec.n_epochs,
             spec.seed,

@@ -189,7 +189,7 @@ class IterationScheduler:
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
         while not self._grow(sequence, count):
-            victim = max(self.running, key=lambda s: s.arrival_s)
+            victim = max(self.running, key=lambda s: (s.arrival_s, s.id))  # never a tie
             self._preempt(victim)
             if victim is sequence:
                 return False

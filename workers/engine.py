@@ -90,12 +90,16 @@ class EngineLoop:
         """Serve until drained, or until the connection closes."""
         self.connection.send(EngineReady(capabilities=self.capabilities()))
         while not (self.is_draining and not self.live):
-            self._take_orders()
-            for host in self.hosts.values():
-                self.step(host)
+            self.turn()
             if self.meter.is_due():
                 self.connection.send(self.meter.report(list(self.hosts.values())))
         self.writer.close()
+
+    def turn(self) -> None:
+        """Handle the orders that have arrived, then one step of every base model."""
+        self._take_orders()
+        for host in self.hosts.values():
+            self.step(host)
 
     def capabilities(self) -> WorkerCapabilities:
         """What this engine can do, for the gateway to validate against."""
@@ -263,6 +267,7 @@ class EngineLoop:
             sequence = by_id[sequence_id]
             if sequence.index == 0 and sequence.num_output_tokens == 0:
                 self.live[sequence.request.request_id].prompt_scores += scores
+        self.meter.output_tokens += len(result.sampled)
         self._emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
         host.trainer.finish_windows(plan.windows, result.hidden)
         host.scheduler.law.observe_forward(shape, (time.perf_counter() - began_s) * 1e3)

@@ -21,7 +21,7 @@ class EngineMeter:
         self._steps: list[StepSample] = []
         self._requests: list[RequestSample] = []
         self._prompt_tokens = 0
-        self._generation_tokens = 0
+        self.output_tokens = 0
 
     def is_due(self) -> bool:
         """Whether the next report is due."""
@@ -50,7 +50,6 @@ class EngineMeter:
     def count_request(self, sample: RequestSample) -> None:
         """Remember one ended sequence."""
         self._prompt_tokens += sample.num_prompt_tokens
-        self._generation_tokens += sample.num_output_tokens
         if len(self._requests) < MAX_SAMPLES:
             self._requests.append(sample)
 
@@ -73,6 +72,6 @@ class EngineMeter:
             steps=steps,
             requests=requests,
             prompt_tokens=self._prompt_tokens,
-            generation_tokens=self._generation_tokens,
+            generation_tokens=self.output_tokens,
             trained_tokens=sum(host.trainer.trained_tokens for host in hosts),
         )

@@ -12,40 +12,38 @@ import torch
 import torch.nn.functional as F
 
 from scheduler.policy.latency import RowCosts
-from workers.model import DecoderWeights
+from workers.model import DecoderWeights, LayerWeights
 
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-REPEATS = 3
-MAX_MEASURE_S = 1.0
+ROWS = (1, 4, 8, 16, 24, 32, 48, 64, 128, 256)
+REPEATS = 2
+ENOUGH_BYTES = 200 << 20  # layers measured: enough that no cache holds their weights
 
 
 def measure_row_costs(weights: DecoderWeights) -> RowCosts:
-    """Milliseconds of every layer's linears, for each of ROWS that fits the time allowed."""
-    rows: list[int] = []
+    """Milliseconds of every layer's linears, for each of ROWS."""
+    layer_bytes = sum(w.nbytes for w in weights.layers[0].linears)
+    layers = weights.layers[: max(1, ENOUGH_BYTES // layer_bytes)]
+    share = len(layers) / len(weights.layers)
+    _cost_ms(layers, ROWS[-1])  # starts the threads and picks the kernels
     costs: list[float] = []
-    _cost_ms(weights, ROWS[-1])  # starts the threads and picks the kernels
-    began_s = time.perf_counter()
-    for count in ROWS:
-        cost_ms = _cost_ms(weights, count)
-        if rows:  # n rows cost at most n / m times m rows; more is a noisy machine
-            cost_ms = min(cost_ms, costs[-1] * count / rows[-1])
-        rows.append(count)
+    for place, count in enumerate(ROWS):
+        cost_ms = _cost_ms(layers, count) / share
+        if costs:  # n rows cost at most n / m times m rows; more is a noisy machine
+            cost_ms = min(cost_ms, costs[-1] * count / ROWS[place - 1])
         costs.append(cost_ms)
-        if time.perf_counter() - began_s > MAX_MEASURE_S:
-            break
-    return RowCosts(tuple(rows), tuple(costs))
+    return RowCosts(ROWS, tuple(costs))
 
 
 @torch.inference_mode()
-def _cost_ms(weights: DecoderWeights, rows: int) -> float:
-    inputs = [weights.embedding.new_ones(rows, w.shape[1]) for w in weights.layers[0].linears]
+def _cost_ms(layers: tuple[LayerWeights, ...], rows: int) -> float:
+    inputs = [w.new_ones(rows, w.shape[1]) for w in layers[0].linears]
     best_ms = float("inf")
     for _ in range(REPEATS):
         began_s = time.perf_counter()
-        for layer in weights.layers:
+        for layer in layers:
             for x, weight in zip(inputs, layer.linears, strict=True):
                 F.linear(x, weight)
-        _synchronize(weights.device)
+        _synchronize(inputs[0].device)
         best_ms = min(best_ms, (time.perf_counter() - began_s) * 1e3)
     return best_ms
 

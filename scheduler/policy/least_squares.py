@@ -1,28 +1,38 @@
 """Recursive least squares with forgetting: a linear law learnt one observation at a time.
 
+Plain Python: with a handful of features it beats a call into a linear-algebra library, and it
+starts no threads beside the engine's own.
+
 Source: Haykin, Adaptive Filter Theory, chapter on RLS (exponentially weighted form).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
 FORGETTING = 0.998  # an observation's weight halves after some 350 steps
 PRIOR_VARIANCE = 100.0
+MAX_VARIANCE = 1e6  # keeps directions that are never observed from growing without bound
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    """Inner product."""
+    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 class OnlineLeastSquares:
     """y = w . x, starting from a prior guess of w."""
 
     def __init__(self, prior: list[float]) -> None:
-        self.weights = np.array(prior, dtype=np.float64)
-        self._covariance = np.eye(len(prior)) * PRIOR_VARIANCE
+        self.weights = list(prior)
+        size = len(prior)
+        self._covariance = [[PRIOR_VARIANCE * (i == j) for j in range(size)] for i in range(size)]
         self._error_mean = 0.0
         self.num_observations = 0
 
     def predict(self, x: list[float]) -> float:
         """The law's value at `x`."""
-        return float(self.weights @ np.asarray(x))
+        return dot(self.weights, x)
 
     @property
     def error(self) -> float:
@@ -31,13 +41,18 @@ class OnlineLeastSquares:
 
     def observe(self, x: list[float], y: float) -> None:
         """Learn from one observation."""
-        features = np.asarray(x)
-        residual = y - float(self.weights @ features)
-        spread = self._covariance @ features
-        gain = spread / (FORGETTING + features @ spread)
-        self.weights += gain * residual
-        self._covariance = (self._covariance - np.outer(gain, spread)) / FORGETTING
-        np.clip(self._covariance, -1e6, 1e6, out=self._covariance)
+        residual = y - dot(self.weights, x)
+        spread = [dot(row, x) for row in self._covariance]
+        norm = FORGETTING + dot(x, spread)
+        gain = [s / norm for s in spread]
+        self.weights = [w + g * residual for w, g in zip(self.weights, gain, strict=True)]
+        self._covariance = [
+            [
+                max(-MAX_VARIANCE, min(MAX_VARIANCE, (p - g * s) / FORGETTING))
+                for p, s in zip(row, spread, strict=True)
+            ]
+            for row, g in zip(self._covariance, gain, strict=True)
+        ]
         self.num_observations += 1
         rate = max(0.02, 1 / self.num_observations)
         self._error_mean += rate * (abs(residual) - self._error_mean)

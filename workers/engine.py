@@ -18,7 +18,13 @@ import torch
 import workers.models
 import workers.optimizers
 import workers.peft_methods  # noqa: F401
-from scheduler.domain.errors import DomainError, InvalidInput, ModelNotFound
+from scheduler.domain.errors import (
+    ContextTooLong,
+    DomainError,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+)
 from scheduler.domain.messages import (
     Abort,
     Drain,
@@ -35,17 +41,17 @@ from scheduler.domain.messages import (
     WorkerCapabilities,
 )
 from scheduler.domain.plan import StepPlan
-from scheduler.domain.request import FinishReason, Sequence
+from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.pack_cursor import Unit
 from workers.adapter_arena import AdapterColumns
-from workers.adapter_file import read_adapter
+from workers.adapter_file import LoadedAdapter, read_adapter
+from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter
 from workers.engine_stats import EngineMeter
 from workers.job_checkpoint import fingerprint
 from workers.live_request import LiveRequest
 from workers.model_host import ModelHost, compute_dtype, load_host
-from workers.model_runner import InferenceRow
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS
 from workers.sampler import SampledToken
@@ -166,38 +172,62 @@ class EngineLoop:
         host = self.hosts.get(request.base_model)
         if host is None:
             raise ModelNotFound(f"This worker does not hold the base model {request.base_model!r}.")
-        if max(request.prompt_token_ids) >= host.info.vocab_size:
-            raise InvalidInput(
-                "The prompt holds a token id outside the vocabulary.", param="prompt"
-            )
-        if request.service_class not in host.scheduler.classes:
-            raise InvalidInput(f"Unknown service class {request.service_class!r}.")
-        pool = host.scheduler.pool
-        if pool.blocks_for(len(request.prompt_token_ids) + 1) > pool.num_blocks:
-            raise InvalidInput("The prompt is longer than this worker's K/V cache.", param="prompt")
+        if self.is_draining:
+            raise Overloaded("This worker is shutting down; try again.")
+        if request.request_id in self.live:
+            raise InvalidInput("A request of this id is being answered already.")
+        check_request(request, host)
         live = LiveRequest.of(order, host, time.monotonic())
-        if request.adapter is not None and order.adapter_dir is not None:
-            live.slot = host.adapters.get(request.adapter.digest)
-            if live.slot is None:
-                live.adapter = read_adapter(Path(order.adapter_dir), host.runner.decoder.config)
-            else:
-                host.adapters.acquire(live.slot)
+        if request.adapter is not None and host.adapters.get(request.adapter.digest) is None:
+            live.adapter = self._read_adapter(live)
         return live
 
+    @staticmethod
+    def _read_adapter(live: LiveRequest) -> LoadedAdapter:
+        if live.order.adapter_dir is None:
+            raise InvalidInput("The request names an adapter but came without its files.")
+        return read_adapter(Path(live.order.adapter_dir), live.host.runner.decoder.config)
+
     def _admit(self, sequence: Sequence) -> bool:
-        """Bring a sequence's adapter into a slot; False while none is free."""
+        """Bring a sequence's adapter into a slot; False while none is free, or if it is refused."""
         live = self.live[sequence.request.request_id]
-        if live.adapter is not None and live.slot is None:
-            assert sequence.request.adapter is not None
-            key = sequence.request.adapter.digest
-            slot = live.host.adapters.get(key) or live.host.adapters.try_load(key, live.adapter)
-            if slot is None:
+        try:
+            if not self._hold_adapter(live):
                 return False
-            live.host.adapters.acquire(slot)
-            live.slot, live.adapter = slot, None
+        except DomainError as error:
+            self._refuse(live, error)
+            return False
         if live.admitted_s is None:
             live.admitted_s = time.monotonic()
         return True
+
+    def _hold_adapter(self, live: LiveRequest) -> bool:
+        """Hold the adapter's slot; only from here on, so that waiting requests block no columns."""
+        adapter, pool = live.order.request.adapter, live.host.adapters
+        if adapter is None or live.slot is not None:
+            return True
+        slot = pool.get(adapter.digest)
+        if slot is None:
+            slot = pool.try_load(adapter.digest, live.adapter or self._read_adapter(live))
+        if slot is None:
+            return False
+        pool.acquire(slot)
+        live.slot, live.adapter = slot, None
+        return True
+
+    def _refuse(self, live: LiveRequest, error: DomainError) -> None:
+        """End a request that waits, with the reason."""
+        first = next(s for s in live.sequences if s.finish_reason is None)
+        self._end_all(live)
+        frame = live.frame(first, None, error=error.message, error_code=error.code)
+        self.connection.send(Frames(reply_to=live.order.reply_to, frames=(frame,)))
+        self._forget_if_done(live)
+
+    def _end_all(self, live: LiveRequest) -> None:
+        """End every sequence of a request in error: an error frame is a request's last."""
+        for sequence in live.sequences:
+            if sequence.finish_reason is None:
+                self._end(live, sequence, FinishReason.ERROR)
 
     def _abort(self, order: Abort) -> None:
         live = self.live.get(order.request_id)
@@ -219,8 +249,25 @@ class EngineLoop:
         with self._job_boundary(order.job_id, order.epoch):
             if host is None:
                 raise ModelNotFound(f"This worker does not hold {order.spec.base_model!r}.")
-            host.trainer.start(order)
+            try:
+                self._check_free_for(order.job_id)
+                host.trainer.start(order)
+            except Overloaded as error:  # no failure of the job's: another worker may take it
+                log.warning("job_not_taken", job_id=order.job_id, reason=error.message)
+                self.writer.submit(JobStopped(job_id=order.job_id, epoch=order.epoch))
+                return
             log.info("job_started", job_id=order.job_id, epoch=order.epoch)
+
+    def _check_free_for(self, job_id: str) -> None:
+        """Refuse a job while draining, or one that trains here already under another lease.
+
+        Raises:
+            Overloaded: the job must go back to the queue.
+        """
+        if self.is_draining:
+            raise Overloaded("This worker is shutting down.")
+        if any(job_id in host.trainer.active for host in self.hosts.values()):
+            raise Overloaded("The job trains here already.")
 
     def _stop_job(self, order: StopJob) -> None:
         for host in self.hosts.values():
@@ -261,12 +308,14 @@ class EngineLoop:
             for span in plan.spans
         ]
         host.runner.cache.clear(list(plan.fresh_blocks))
+        starts = {span.sequence_id: span.start for span in plan.spans}
         result = host.runner.run(rows, host.trainer.pack_windows(plan.windows))
         host.scheduler.commit(plan)
         for sequence_id, scores in result.prompt_logprobs.items():
             sequence = by_id[sequence_id]
             if sequence.index == 0 and sequence.num_output_tokens == 0:
-                self.live[sequence.request.request_id].prompt_scores += scores
+                known = self.live[sequence.request.request_id].prompt_scores
+                known[starts[sequence_id] :] = scores  # a preempted prompt is scored again
         self.meter.output_tokens += len(result.sampled)
         self._emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
         host.trainer.finish_windows(plan.windows, result.hidden)
@@ -328,7 +377,9 @@ class EngineLoop:
         now_s = time.monotonic()
         frames: dict[str, list[TokenFrame]] = defaultdict(list)
         for sequence, token in zip(sequences, tokens, strict=True):
-            live = self.live[sequence.request.request_id]
+            live = self.live.get(sequence.request.request_id)
+            if live is None or sequence.finish_reason is not None:
+                continue  # another answer of the request has just failed
             frames[live.order.reply_to].append(self._deliver(host, live, sequence, token, now_s))
             self._forget_if_done(live)
         for reply_to, batch in frames.items():
@@ -343,7 +394,7 @@ class EngineLoop:
         now_s: float,
     ) -> TokenFrame:
         if token.token_id is None:
-            self._end(live, sequence, FinishReason.ERROR)
+            self._end_all(live)
             return live.frame(
                 sequence,
                 None,
@@ -375,6 +426,33 @@ class EngineLoop:
                 live.host.adapters.release(live.slot)
 
 
+def check_request(request: RequestBody, host: ModelHost) -> None:
+    """Refuse what would index outside of a table, or could never finish.
+
+    Raises:
+        ContextTooLong: the prompt is longer than the model's context or the K/V cache.
+        InvalidInput: a token id outside the vocabulary, or an unknown service class.
+    """
+    biased = request.sampling.logit_bias
+    for name, token_ids in (("prompt", request.prompt_token_ids), ("logit_bias", biased)):
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < host.info.vocab_size:
+            raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
+    if request.service_class not in host.scheduler.classes:
+        raise InvalidInput(f"Unknown service class {request.service_class!r}.")
+    longest = max_tokens(host)
+    if len(request.prompt_token_ids) > longest:
+        raise ContextTooLong(
+            f"The prompt has {len(request.prompt_token_ids)} tokens; this worker holds {longest}.",
+            param="prompt",
+        )
+
+
+def max_tokens(host: ModelHost) -> int:
+    """Longest sequence that the model's positions and the K/V cache hold."""
+    pool = host.scheduler.pool
+    return min(host.info.max_model_len, pool.num_blocks * pool.block_size - 1)
+
+
 def finish_reason(sequence: Sequence, host: ModelHost) -> FinishReason | None:
     """Why a sequence ends with its newest token, if it does."""
     sampling = sequence.request.sampling
@@ -383,6 +461,6 @@ def finish_reason(sequence: Sequence, host: ModelHost) -> FinishReason | None:
         return FinishReason.STOP
     if sequence.num_output_tokens >= sampling.max_tokens:
         return FinishReason.LENGTH
-    if len(sequence.token_ids) >= host.info.max_model_len:
+    if len(sequence.token_ids) >= max_tokens(host):
         return FinishReason.LENGTH
     return None

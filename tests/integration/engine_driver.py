@@ -1,0 +1,232 @@
+"""Runs the real engine loop against a script: orders that are due once something has happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.job import FinetuneSpec
+from scheduler.domain.messages import (
+    CheckpointWritten,
+    Drain,
+    Frames,
+    FromEngine,
+    Generate,
+    JobProgress,
+    JobStopped,
+    Message,
+    StartJob,
+    ToEngine,
+    TokenFrame,
+)
+from scheduler.domain.request import RequestBody, SamplingParams
+from scheduler.text import dataset
+from tests.unit.workers.packed_run import random_lora
+from tests.unit.workers.tiny_models import VOCAB_SIZE, save_oracle
+from workers.adapter_file import BaseIdentity, write_adapter
+from workers.engine import EngineLoop
+from workers.model import decoder_config
+from workers.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from random import Random
+
+    from workers.model_host import ModelHost
+
+BASE = "tiny"
+REPLY_TO = "gateway"
+MAX_RUN_S = 60.0
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+@dataclass
+class Script:
+    """The agent's end: gives orders when their condition holds, and keeps all that is said.
+
+    Attributes:
+        entries: (condition, orders), given one after another; the engine is drained after the last.
+    """
+
+    entries: list[tuple[Callable[[Script], bool], list[ToEngine]]]
+    sent: list[FromEngine] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def poll(self, timeout_s: float) -> list[ToEngine]:
+        """The next entry's orders, once its condition holds."""
+        assert time.monotonic() - self.began_s < MAX_RUN_S, "the script hangs"
+        if not self.entries:
+            return []
+        condition, orders = self.entries[0]
+        if not condition(self):
+            time.sleep(min(timeout_s, 0.002))
+            return []
+        self.entries.pop(0)
+        return orders
+
+    def send(self, message: FromEngine) -> None:
+        """Keep a report."""
+        self.sent.append(message)
+
+    def of(self, kind: type[MessageT]) -> list[MessageT]:
+        """All reports of one kind."""
+        return [message for message in self.sent if isinstance(message, kind)]
+
+    def frames(self, request_id: str) -> list[TokenFrame]:
+        """All frames of a request."""
+        everything = [frame for message in self.of(Frames) for frame in message.frames]
+        return [frame for frame in everything if frame.request_id == request_id]
+
+    def tokens(self, request_id: str, index: int = 0) -> list[int]:
+        """The answer of one sequence."""
+        frames = [frame for frame in self.frames(request_id) if frame.index == index]
+        return [token for frame in frames for token in frame.token_ids]
+
+    def is_answered(self, request_id: str, n: int = 1) -> bool:
+        """Whether the request's every sequence has ended."""
+        return sum(f.finish_reason is not None for f in self.frames(request_id)) == n
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether the job has published, or has stopped."""
+        done = any(m.job_id == job_id and m.final for m in self.of(CheckpointWritten))
+        return done or any(m.job_id == job_id for m in self.of(JobStopped))
+
+    def steps(self, job_id: str) -> list[JobProgress]:
+        """Progress of one job."""
+        return [message for message in self.of(JobProgress) if message.job_id == job_id]
+
+
+def always(_: Script) -> bool:
+    """The condition of orders that are due at once."""
+    return True
+
+
+class TinyEngine:
+    """A model folder, adapters and data sets to start engines with."""
+
+    def __init__(self, folder: Path, family: str = "qwen3", **settings: Any) -> None:
+        self.folder = folder
+        model_dir = folder / "model"
+        if not model_dir.exists():
+            self.config = decoder_config(save_oracle(family, model_dir).config)
+            (model_dir / "tokenizer.json").write_text("{}")
+        plain: dict[str, Any] = {
+            "dtype": "float32",
+            "num_threads": 1,
+            "page_tokens": 4,
+            "kv_cache_tokens": 4096,
+        }
+        self.settings = EngineSettings(base_models=[f"{BASE}={model_dir}"], **plain | settings)
+
+    def run(self, *entries: tuple[Callable[[Script], bool], list[ToEngine]]) -> Script:
+        """Start an engine, play the script, drain; all blocks must be free in the end."""
+        script = Script([*entries])
+        engine = self.start(script)
+        self.finish(engine, script)
+        return script
+
+    def start(self, script: Script) -> EngineLoop:
+        """An engine that has not run yet."""
+        script.entries.append((always, [Drain()]))
+        return EngineLoop(self.settings, script)
+
+    def finish(self, engine: EngineLoop, script: Script) -> None:
+        """Run an engine to its end."""
+        script.began_s = time.monotonic()
+        engine.run()
+        assert not script.entries
+        assert not engine.live
+        assert_nothing_is_held(engine.hosts[BASE])
+
+    def adapter(self, name: str, rank: int, modules: tuple[str, ...], **how: Any) -> Path:
+        """An adapter's folder; `edit` may change its parameters."""
+        edit = how.pop("edit", None)
+        method, params = random_lora(self.config, how.pop("seed", rank), rank, modules, **how)
+        if edit is not None:
+            edit(params)
+        path = self.folder / "adapters" / name
+        write_adapter(path, method, params, BaseIdentity(BASE, "digest"), 0, {})
+        return path
+
+    def data(self, name: str, random: Random, num_examples: int = 12) -> Path:
+        """A data set of random tokens."""
+        path = self.folder / f"{name}.bin"
+        lengths = [random.randint(3, 30) for _ in range(num_examples)]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        count = int(offsets[-1])
+        token_ids = np.array([random.randrange(VOCAB_SIZE) for _ in range(count)], np.int32)
+        weights = np.ones(count, np.float32)
+        weights[offsets[:-1]] = 0
+        dataset.write(path, dataset.EncodedDataset(offsets, token_ids, weights))
+        return path
+
+    def job(self, job_id: str, train_path: Path, root: str = "", **how: Any) -> StartJob:
+        """An order to train."""
+        resume_from = how.pop("resume_from", None)
+        tenant_id = how.pop("tenant_id", "tenant")
+        valid_path = how.pop("valid_path", None)
+        options: dict[str, Any] = {
+            "n_epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 5e-3,
+            "method_config": {"rank": 4},
+            "checkpoint_every_steps": 1000,
+        }
+        return StartJob(
+            job_id=job_id,
+            tenant_id=tenant_id,
+            epoch=1,
+            spec=FinetuneSpec(base_model=BASE, **options | how),
+            train_path=str(train_path),
+            valid_path=valid_path,
+            checkpoint_root=str(self.folder / "checkpoints" / (root or job_id)),
+            resume_from=resume_from,
+        )
+
+
+def generate(
+    request_id: str,
+    prompt: list[int],
+    adapter_dir: Path | None = None,
+    n: int = 1,
+    base_model: str = BASE,
+    tenant_id: str = "tenant",
+    **sampling: Any,
+) -> Generate:
+    """An order to answer; greedy and deaf to eos unless `sampling` says otherwise."""
+    plain: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    adapter = None
+    if adapter_dir is not None:
+        manifest = json.loads((adapter_dir / "manifest.json").read_text())
+        adapter = AdapterRef(
+            adapter_id=adapter_dir.name, version=1, digest=manifest["digest"], uri="none"
+        )
+    body = RequestBody(
+        request_id=request_id,
+        tenant_id=tenant_id,
+        base_model=base_model,
+        adapter=adapter,
+        prompt_token_ids=tuple(prompt),
+        sampling=SamplingParams(**plain | sampling),
+        n=n,
+    )
+    directory = None if adapter_dir is None else str(adapter_dir)
+    return Generate(request=body, reply_to=REPLY_TO, adapter_dir=directory)
+
+
+def assert_nothing_is_held(host: ModelHost) -> None:
+    """No block, no adapter and no job is left in use."""
+    pool = host.scheduler.pool
+    pool.check_conserved()
+    assert pool.num_free == pool.num_blocks
+    assert not host.trainer.active
+    assert not host.scheduler.running
+    assert len(host.scheduler.waiting) == 0
+    slots = [host.adapters.get(key) for key in host.adapters.resident]
+    assert all(slot is not None and slot.num_users == 0 for slot in slots)

@@ -1,0 +1,164 @@
+"""Random histories of the scheduler: blocks are conserved, plans fit, and nobody starves."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from scheduler.domain.request import RequestBody, Sequence
+from scheduler.policy.blocks import BlockPool
+from scheduler.policy.fairness import FairShare
+from scheduler.policy.iteration import IterationScheduler, StepLimits
+from scheduler.policy.latency import LatencyLaw, RowCosts
+from scheduler.policy.pack_cursor import PackCursor
+from scheduler.policy.slack import SloTargets
+from scheduler.policy.training import TrainDemand
+
+BLOCK_SIZE = 4
+NUM_BLOCKS = 12  # of which block 0 is nobody's
+CAPACITY = (NUM_BLOCKS - 1) * BLOCK_SIZE - 1
+BUDGET = 16
+MAX_SEQUENCES = 5
+CLASSES = {"default": SloTargets(500.0, 100.0), "best_effort": SloTargets(None, None)}
+TENANTS = st.sampled_from(["a", "b", "c"])
+
+
+def new_scheduler() -> IterationScheduler:
+    return IterationScheduler(
+        BlockPool(NUM_BLOCKS, BLOCK_SIZE),
+        StepLimits(BUDGET, MAX_SEQUENCES),
+        LatencyLaw(RowCosts((1, 16), (1.0, 2.0)), num_layers=2),
+        CLASSES,
+        FairShare(),
+    )
+
+
+def body(request_id: str, prompt: int, tenant_id: str, n: int, service_class: str) -> RequestBody:
+    return RequestBody(
+        request_id=request_id,
+        tenant_id=tenant_id,
+        base_model="m",
+        prompt_token_ids=tuple(range(prompt)),
+        n=n,
+        service_class=service_class,
+    )
+
+
+class History(RuleBasedStateMachine):
+    """A scheduler, the engine's part of its contract, and what must hold after every rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = new_scheduler()
+        self.alive: dict[str, Sequence] = {}
+        self.wanted: dict[str, int] = {}
+        self.num_requests = 0
+        self.now_s = 0.0
+        self.columns_are_free = True
+
+    @rule(
+        prompt=st.integers(1, CAPACITY),
+        output=st.integers(1, 40),
+        n=st.integers(1, 3),
+        tenant_id=TENANTS,
+        service_class=st.sampled_from(sorted(CLASSES)),
+    )
+    def add(self, prompt: int, output: int, n: int, tenant_id: str, service_class: str) -> None:
+        request = body(f"r{self.num_requests}", prompt, tenant_id, n, service_class)
+        self.num_requests += 1
+        for index in range(n):
+            sequence = Sequence(request, index, list(request.prompt_token_ids), self.now_s)
+            self.alive[sequence.id] = sequence
+            self.wanted[sequence.id] = min(prompt + output, CAPACITY)
+            self.scheduler.add(sequence)
+
+    @rule(num_steps=st.integers(1, 8), tokens=st.integers(0, 200), passes_s=st.floats(0, 0.2))
+    def step(self, num_steps: int, tokens: int, passes_s: float) -> None:
+        for _ in range(num_steps):
+            self.now_s += passes_s
+            self._step([demand(tokens)] if tokens else [])
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self._end(self.alive[data.draw(st.sampled_from(sorted(self.alive)))])
+
+    @rule(are_free=st.booleans())
+    def adapters_come_and_go(self, are_free: bool) -> None:
+        self.columns_are_free = are_free
+
+    @rule()
+    def all_work_ends(self) -> None:
+        """Nobody starves: left alone, everything that waits or runs comes to its end."""
+        self.columns_are_free = True
+        for _ in range(4000):
+            if not self.alive:
+                break
+            self._step([])
+        assert not self.alive
+        assert self.scheduler.pool.num_free == self.scheduler.pool.num_blocks
+
+    @invariant()
+    def every_block_is_free_or_owned_once(self) -> None:
+        pool = self.scheduler.pool
+        pool.check_conserved()
+        owned = Counter(b for s in self.alive.values() for b in s.block_table)
+        assert all(count == 1 for count in owned.values())
+        assert 0 not in owned
+        assert pool.num_free + len(owned) == pool.num_blocks
+
+    @invariant()
+    def every_living_sequence_waits_or_runs(self) -> None:
+        waiting, running = list(self.scheduler.waiting), self.scheduler.running
+        assert len(self.scheduler.waiting) == len(waiting)
+        assert sorted(s.id for s in [*waiting, *running]) == sorted(self.alive)
+        assert all(not s.block_table and s.num_computed_tokens == 0 for s in waiting)
+        assert len(running) <= MAX_SEQUENCES
+
+    def _admit(self, sequence: Sequence) -> bool:
+        return self.columns_are_free or sequence.request.tenant_id == "a"
+
+    def _step(self, demands: list[TrainDemand]) -> None:
+        before = {s.id: set(s.block_table) for s in self.alive.values()}
+        plan = self.scheduler.schedule(self.now_s, demands, self._admit)
+        running = {s.id: s for s in self.scheduler.running}
+        assert plan.num_inference_tokens <= BUDGET
+        assert len({span.sequence_id for span in plan.spans}) == len(plan.spans)
+        for span in plan.spans:
+            sequence = running[span.sequence_id]
+            assert span.count > 0
+            assert span.start == sequence.num_computed_tokens
+            assert span.start + span.count <= len(sequence.token_ids)
+            assert len(sequence.block_table) * BLOCK_SIZE >= span.start + span.count
+        for sequence in self.scheduler.running:
+            fresh = set(sequence.block_table) - before[sequence.id]
+            assert fresh <= set(plan.fresh_blocks)
+        self.scheduler.commit(plan)
+        for span in plan.spans:
+            self._draw(running[span.sequence_id])
+
+    def _draw(self, sequence: Sequence) -> None:
+        if sequence.num_uncomputed_tokens == 0:
+            sequence.token_ids.append(7)
+            if sequence.first_token_s is None:
+                sequence.first_token_s = self.now_s
+            if len(sequence.token_ids) >= self.wanted[sequence.id]:
+                self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self.alive[sequence.id]
+        self.scheduler.remove(sequence)
+
+
+def demand(num_tokens: int) -> TrainDemand:
+    cursor = PackCursor.begin(
+        num_tokens, num_layers=2, trains=True, window_tokens=256, range_tokens=256
+    )
+    return TrainDemand("job", cursor, 0.0)
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

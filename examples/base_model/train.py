@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,14 +36,12 @@ class Stage:
 
 STAGES = (
     Stage(300, ((32, 64),), Mix(recall=0.2, table=0.5)),
-    Stage(400, ((24, 128),), Mix(recall=0.4, table=0.1)),
-    Stage(300, ((12, 256), (24, 128)), Mix(recall=0.4, table=0.05)),
-    Stage(300, ((6, 512), (12, 256), (24, 128)), Mix(recall=0.4, table=0.05)),
-    Stage(900, ((2, 2048), (6, 512), (12, 256), (24, 128)), Mix(recall=0.35, table=0.03)),
+    Stage(250, ((16, 128), (8, 256)), Mix(recall=0.45, table=0.05)),
+    Stage(350, ((1, 2048), (4, 512), (8, 256), (16, 128)), Mix(recall=0.5, table=0.02)),
 )
 THETA = 500_000.0
 WARM_UP = 50
-DECAY = 800
+DECAY = 400
 
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -98,11 +96,11 @@ def schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * into)) / 2
 
 
-def plan(stages: tuple[Stage, ...]) -> Iterator[tuple[int, Shape, Mix]]:
-    """Yields the number of the stage, the shape and the mix of each step."""
-    for number, stage in enumerate(stages):
+def plan(stages: list[Stage]) -> Iterator[tuple[Shape, Mix]]:
+    """Yields the shape and the mix of each step."""
+    for stage in stages:
         for step in range(stage.steps):
-            yield number, stage.shapes[step % len(stage.shapes)], stage.mix
+            yield stage.shapes[step % len(stage.shapes)], stage.mix
 
 
 @torch.no_grad()
@@ -136,27 +134,41 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
     copied.save_pretrained(out)
 
 
-def train(tokenizer: Tokenizer, out: Path, seed: int, rate: float, limit: int) -> None:
-    """Trains a model through the curriculum and writes it after each stage."""
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    model = new_model(tokenizer)
-    steps = sum(stage.steps for stage in STAGES)
+def first_model(tokenizer: Tokenizer, out: Path, first: int) -> LlamaForCausalLM:
+    """Returns an untrained model for the first stage, else the one that was written before."""
+    if first == 0:
+        return new_model(tokenizer)
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    model.train()
+    return model
+
+
+def train(tokenizer: Tokenizer, out: Path, seed: int, rate: float, part: range, scale: int) -> None:
+    """Trains a model through some stages of the curriculum and writes it at the end.
+
+    Args:
+        tokenizer: The tokenizer.
+        out: The model's folder.
+        seed: The seed of the weights and the data.
+        rate: The highest learning rate.
+        part: The numbers of the stages.
+        scale: The factor by which the stages are lengthened.
+    """
+    torch.manual_seed(seed + part.start)
+    rng = random.Random(seed + part.start)
+    model = first_model(tokenizer, out, part.start)
     optimizers = new_optimizers(model, rate)
+    stages = [replace(stage, steps=stage.steps * scale) for stage in STAGES[part.start :]]
+    steps = sum(stage.steps for stage in stages)
     schedulers = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
         for optimizer in optimizers
     ]
-    began, seen, last = time.monotonic(), 0, 0
-    for step, (stage, shape, mix) in enumerate(plan(STAGES)):
-        if stage != last:
-            save(model, out)
-            last = stage
-        if step >= limit:
-            break
+    began, seen = time.monotonic(), 0
+    for step, (shape, mix) in enumerate(plan(stages[: len(part)])):
         logits, targets = answer_logits(model, *batch(tokenizer, rng, *shape, mix))
         loss = functional.cross_entropy(logits, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
@@ -165,12 +177,9 @@ def train(tokenizer: Tokenizer, out: Path, seed: int, rate: float, limit: int) -
         seen += shape[0] * shape[1]
         if step % 50 == 0:
             spent = time.monotonic() - began
-            results = report(model, tokenizer, shape)
-            print(
-                f"step {step} stage {stage} loss {loss:.3f} {results} {spent:.0f} s "
-                f"{seen / spent:.0f} tokens/s",
-                flush=True,
-            )
+            speed = f"{spent:.0f} s {seen / spent:.0f} tokens/s"
+            print(step, f"loss {loss:.3f}", report(model, tokenizer, shape), speed, flush=True)
+            save(model, out)
     save(model, out)
 
 
@@ -181,11 +190,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=1_000_000, help="stop after so many steps")
+    parser.add_argument("--first", type=int, default=0, help="the first stage to run")
+    parser.add_argument("--stop", type=int, default=len(STAGES), help="the stage to stop before")
+    parser.add_argument("--scale", type=int, default=1, help="lengthen the stages by this factor")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
-    train(tokenizer, options.out, options.seed, options.rate, options.limit)
+    part = range(options.first, options.stop)
+    train(tokenizer, options.out, options.seed, options.rate, part, options.scale)
 
 
 if __name__ == "__main__":

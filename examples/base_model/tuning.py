@@ -64,7 +64,7 @@ def tune(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor, see
             loss = functional.cross_entropy(
                 logits.flatten(0, 1), labels[chosen, 1:].flatten(), ignore_index=IGNORED
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()

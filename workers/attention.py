@@ -102,6 +102,15 @@ class SpanGroup:
             rows[self.query_rows_SM[self.query_mask_SM]] = padded[self.query_mask_SM]
 
 
+@dataclass(slots=True)
+class Sinks:
+    """Where attention writes: output (T, H, D), and log-sum-exps (T, H) for training rows."""
+
+    out: Tensor
+    lse: Tensor
+    wants_lse: bool
+
+
 def split_by_size(extents: list[Extent], max_waste: float = 0.5) -> list[list[int]]:
     """Indices of `extents` in groups whose padded queries waste at most `max_waste`."""
     order = sorted(range(len(extents)), key=lambda i: extents[i].num_queries)

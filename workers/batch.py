@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from workers.activations import LayerActivations
-from workers.attention import Extent, SpanGroup, attend, split_by_size
+from workers.attention import Extent, Sinks, SpanGroup, attend, split_by_size
+from workers.decode_attention import DecodeGroup
 from workers.kernels.segmented import AdapterRows
 from workers.kv_cache import KVCache
 from workers.train_pack import TrainPack
@@ -20,6 +22,15 @@ class KeySource(Protocol):
 
     def keys_values(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
         """K and V, (S, K, N, D) each, given those of the batch's own rows."""
+
+
+class Attends(Protocol):
+    """Spans of a batch that attend together."""
+
+    def run(
+        self, layer: int, window: int | None, qkv: tuple[Tensor, Tensor, Tensor], sinks: Sinks
+    ) -> None:
+        """Attend for one layer; write output rows, and log-sum-exps where wanted."""
 
 
 @dataclass(slots=True)
@@ -85,15 +96,6 @@ class AttentionGroup:
 
 
 @dataclass(slots=True)
-class Sinks:
-    """Where attention writes: output (T, H, D), and log-sum-exps (T, H) for training rows."""
-
-    out: Tensor
-    lse: Tensor
-    wants_lse: bool
-
-
-@dataclass(slots=True)
 class TrainWindow:
     """Rows [row, row + stop - start) of the batch are tokens [start, stop) of a pack.
 
@@ -137,7 +139,7 @@ class ForwardBatch:
     sin: Tensor
     adapters: AdapterRows
     windows: list[TrainWindow]
-    groups: list[AttentionGroup]
+    groups: Sequence[Attends]
     cache: KVCache | None = None
     cache_rows: CacheRows | None = None
     logit_rows: Tensor | None = field(default=None)
@@ -190,15 +192,22 @@ def key_index(starts: list[int], extents: list[Extent], device: torch.device) ->
 
 def paged_groups(
     extents: list[Extent], tables: list[list[int]], cache: KVCache, device: torch.device
-) -> list[AttentionGroup]:
+) -> list[Attends]:
     """Attention groups of inference spans, given each span's block table."""
-    groups = []
+    groups: list[Attends] = []
     fresh = [e for e in extents if e.start == 0]
     for members in split_by_size(fresh):
         picked = [fresh[i] for i in members]
         index = key_index([e.row for e in picked], picked, device)
         groups.append(AttentionGroup(SpanGroup.of(picked, device), RowKeys(index)))
     cached = [i for i, e in enumerate(extents) if e.start > 0]
+    single = [i for i in cached if extents[i].num_queries == 1]
+    if single:
+        picked = [extents[i] for i in single]
+        decode = DecodeGroup.try_of(picked, [tables[i] for i in single], cache, device)
+        if decode is not None:
+            groups.append(decode)
+            cached = [i for i in cached if extents[i].num_queries > 1]
     for members in split_by_size([extents[i] for i in cached]):
         picked = [extents[cached[i]] for i in members]
         padded = pad_tables([tables[cached[i]] for i in members], picked, cache.block_size)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.adapter_arena import AdapterArena
-from workers.batch import ForwardBatch, Sinks
+from workers.attention import Sinks
+from workers.batch import ForwardBatch
 from workers.layers import rms_norm, rotate, silu_mul
 from workers.model import DOWN, GATE_UP, OUT, QKV, DecoderConfig, DecoderWeights, LayerWeights
 

@@ -23,6 +23,7 @@ from workers.activations import ActivationSpec, SaveLevel
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool, AdapterSlot
 from workers.batch import AttentionGroup, ForwardBatch, TrainWindow, window_groups
+from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
 from workers.decoder import Decoder
 from workers.decoder_backward import BackwardUnit, DecoderBackward
@@ -30,7 +31,6 @@ from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.loss import window_loss
-from workers.model_runner import PackWindow
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS, PeftMethod
 from workers.term_grads import TermGrads

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from scheduler.domain.plan import Span
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence
+from workers.batch_builder import InferenceRow, PackWindow
 from workers.kv_cache import KVCache
-from workers.model_runner import InferenceRow, ModelRunner, PackWindow
+from workers.model_runner import ModelRunner
 from workers.peft_methods.lora import Lora
 
 if TYPE_CHECKING:

@@ -1,0 +1,129 @@
+"""Lays a step's windows and spans out as rows of one packed batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from scheduler.domain.plan import Span
+from scheduler.domain.request import Sequence
+from workers.adapter_arena import AdapterColumns
+from workers.attention import Extent
+from workers.batch import (
+    Attends,
+    CacheRows,
+    ForwardBatch,
+    TrainWindow,
+    paged_groups,
+    window_groups,
+)
+from workers.decoder import Decoder
+from workers.kernels.segmented import LONG_RUN_ROWS, AdapterRows, AdapterRun
+from workers.kv_cache import KVCache
+from workers.train_pack import TrainPack
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRow:
+    """A span with its sequence and the arena columns of its adapter."""
+
+    span: Span
+    sequence: Sequence
+    columns: AdapterColumns | None
+
+    @property
+    def completes(self) -> bool:
+        """Whether the span computes the sequence's last token, so that a next one can be drawn."""
+        return self.span.start + self.span.count == len(self.sequence.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PackWindow:
+    """Tokens [start, start + count) of a pack, with the arena columns of its job."""
+
+    pack: TrainPack
+    start: int
+    count: int
+    columns: AdapterColumns
+
+
+class BatchBuilder:
+    """Collects rows: training windows first, then spans in the order of `placement`."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self.num_rows = 0
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.runs: list[AdapterRun] = []
+        self.windows: list[TrainWindow] = []
+        self.extents: list[Extent] = []
+        self.tables: list[list[int]] = []
+        self.places: list[tuple[int, int]] = []
+
+    def add_window(self, window: PackWindow) -> None:
+        """Rows of a pack; all windows come before all spans."""
+        assert not self.extents
+        pack, tokens = window.pack, slice(window.start, window.start + window.count)
+        self.token_ids += pack.tokens.token_ids[tokens].tolist()
+        self.positions += pack.tokens.positions[tokens].tolist()
+        self.windows.append(
+            TrainWindow(pack, tokens.start, tokens.stop, self.num_rows, pack.layers)
+        )
+        self._add_run(window.count, window.columns)
+
+    def add_row(self, row: InferenceRow) -> None:
+        """Rows of a sequence, and the pages that take their K and V."""
+        span, table, size = row.span, row.sequence.block_table, self.cache.block_size
+        positions = range(span.start, span.start + span.count)
+        self.token_ids += row.sequence.token_ids[span.start : span.start + span.count]
+        self.positions += positions
+        self.places += [(table[position // size], position % size) for position in positions]
+        self.extents.append(Extent(self.num_rows, span.count, span.start))
+        self.tables.append(table)
+        self._add_run(span.count, row.columns)
+
+    def build(self) -> ForwardBatch:
+        """The batch as tensors on the decoder's device."""
+        device = self.decoder.weights.device
+        cos, sin = self.decoder.rotary.at(torch.tensor(self.positions, device=device))
+        groups: list[Attends] = []
+        for window in self.windows:
+            groups += window_groups(window, device)
+        groups += paged_groups(self.extents, self.tables, self.cache, device)
+        return ForwardBatch(
+            token_ids=torch.tensor(self.token_ids, device=device),
+            cos=cos,
+            sin=sin,
+            adapters=AdapterRows(self.runs),
+            windows=self.windows,
+            groups=groups,
+            cache=self.cache,
+            cache_rows=self._cache_rows(device),
+        )
+
+    def _cache_rows(self, device: torch.device) -> CacheRows | None:
+        if not self.places:
+            return None
+        blocks, offsets = torch.tensor(self.places, device=device).T
+        return CacheRows(slice(self.num_rows - len(self.places), self.num_rows), blocks, offsets)
+
+    def _add_run(self, count: int, columns: AdapterColumns | None) -> None:
+        """Count rows on; join them to the run before if both are short and of one adapter."""
+        start, self.num_rows = self.num_rows, self.num_rows + count
+        if columns is None:
+            return
+        last = self.runs[-1] if self.runs else None
+        is_next = last is not None and last.stop == start and last.columns == columns
+        if last is not None and is_next and count < LONG_RUN_ROWS:
+            self.runs[-1] = AdapterRun(last.start, self.num_rows, columns)
+        else:
+            self.runs.append(AdapterRun(start, self.num_rows, columns))
+
+
+def placement(row: InferenceRow) -> tuple[bool, int]:
+    """Short spans first, those of one adapter side by side, so that runs are contiguous."""
+    offset = -1 if row.columns is None else row.columns.offset
+    return row.span.count >= LONG_RUN_ROWS, offset

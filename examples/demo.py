@@ -102,6 +102,7 @@ async def main() -> int:
             await asyncio.sleep(BASELINE_S)
             training_s = await _train_all(tenants, base_model, traffic, console)
         await _check_adapters(service, tenants)
+    console.print()
     console.print(_table(tenants, traffic.between(*alone_s), traffic.between(*training_s)))
     console.print(f"Done in {time.monotonic() - began_s:.0f} s.")
     return _verdict(tenants, console)

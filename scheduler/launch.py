@@ -7,6 +7,7 @@ import contextlib
 import errno
 import ipaddress
 import json
+import os
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 READY_POLL_S = 0.1
+MAX_DATA_PATH_BYTES = 90  # a Unix socket's path has room for 107, its name included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,12 @@ def make_plan(options: UpOptions) -> Plan:
     for device in devices:
         check_fit(device, options.environment.get("TANDEM_DTYPE", "auto"), models)
     port = _check_port(options.host, options.port)
+    if len(os.fsencode(options.data.resolve())) > MAX_DATA_PATH_BYTES:
+        raise InvalidInput(
+            f"{options.data.resolve()} is too long a path for --data; at most "
+            f"{MAX_DATA_PATH_BYTES} bytes leave room for a socket's name.",
+            param="data",
+        )
     environment = {
         **options.environment,
         "TANDEM_DATA_DIR": str(options.data.resolve()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ class Agent:
             EngineKeepsDying: so often that starting it again is no use.
             EngineUnusable: it cannot work with these settings.
         """
+        shutil.rmtree(self._settings.work_dir, ignore_errors=True)  # of an agent that was killed
         while not self._draining.is_set():
             status = await self._run_engine()
             if self._draining.is_set():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from typing import TYPE_CHECKING
 
 import structlog
@@ -104,7 +103,6 @@ class JobKeeper:
 
     def _hold(self, leased: LeasedJob) -> None:
         folder = self._settings.work_dir / leased.job_id / str(leased.epoch)
-        shutil.rmtree(folder, ignore_errors=True)  # of an agent that was killed
         folder.mkdir(parents=True)
         job = HeldJob(
             leased,

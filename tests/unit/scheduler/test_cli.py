@@ -135,6 +135,15 @@ def test_up_refuses_a_taken_port(model: Path, data: Path) -> None:
     assert f"port {port} is taken" in result.stderr
 
 
+def test_up_refuses_a_data_folder_whose_path_is_too_long_for_a_socket(
+    model: Path, data: Path
+) -> None:
+    result = _tandem("up", "--base-model", model, "--data", data / ("x" * 90), "--port", "0")
+
+    assert result.exit_code == 1
+    assert "too long a path for --data" in result.stderr
+
+
 def test_up_refuses_a_folder_that_another_supervisor_holds(model: Path, data: Path) -> None:
     data.mkdir()
     with (data / "lock").open("w") as lock:

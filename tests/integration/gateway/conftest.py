@@ -92,9 +92,8 @@ class Service:
 
     def client(self, key: str, path: str = "/v1", **options: Any) -> openai.OpenAI:
         """The official client."""
-        http_client = openai.DefaultHttpxClient(
-            verify=False
-        )  # reads no certificates, so it is quick
+        http_client = openai.DefaultHttpxClient(verify=False)  # reading certificates takes long
+        self.clients.append(http_client)
         return openai.OpenAI(
             base_url=self.url + path,
             api_key=key,

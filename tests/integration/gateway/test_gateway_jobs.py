@@ -276,9 +276,10 @@ def test_models_are_listed_with_root_and_parent(service: Service, client: OpenAI
     job = finished_job(service, client)
 
     base, adapter = client.models.list().data
+    shown, below = base.model_dump(), adapter.model_dump()
 
-    assert (base.id, base.root, base.parent) == (BASE, BASE, None)  # type: ignore[attr-defined]
-    assert (adapter.id, adapter.parent) == (job.fine_tuned_model, BASE)  # type: ignore[attr-defined]
+    assert (shown["id"], shown["root"], shown["parent"]) == (BASE, BASE, None)
+    assert (below["id"], below["root"], below["parent"]) == (job.fine_tuned_model, BASE, BASE)
     assert client.models.retrieve(BASE).id == BASE
     assert client.models.retrieve(job.fine_tuned_model) == adapter
 

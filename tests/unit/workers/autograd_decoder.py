@@ -1,4 +1,4 @@
-"""The Llama family once more, whole sequences only, with torch's autograd: the gradients' oracle."""
+"""The Llama family once more, for whole sequences and autograd: the oracle of gradients."""
 
 from __future__ import annotations
 

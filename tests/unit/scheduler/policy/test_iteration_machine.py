@@ -60,8 +60,8 @@ class History(RuleBasedStateMachine):
         self.columns_are_free = True
 
     @rule(
-        prompt=st.integers(1, CAPACITY),
-        output=st.integers(1, 40),
+        prompt=st.one_of(st.integers(1, 6), st.integers(1, CAPACITY)),
+        output=st.integers(10, 40),
         n=st.integers(1, 3),
         tenant_id=TENANTS,
         service_class=st.sampled_from(sorted(CLASSES)),
@@ -161,4 +161,4 @@ def demand(num_tokens: int) -> TrainDemand:
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestHistory.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

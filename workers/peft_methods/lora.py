@@ -20,6 +20,10 @@ Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 IGNORED = {"use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {},
            "alpha_pattern": {}, "layers_to_transform": None, "fan_in_fan_out": False}  # fmt: skip
 
+UNKNOWN_HERE = {"lora_bias": False, "use_qalora": False, "layer_replication": None,
+                "alora_invocation_tokens": None, "target_parameters": None,
+                "trainable_token_indices": None, "exclude_modules": None}  # fmt: skip
+
 
 @PEFT_METHODS.register("lora")
 class Lora(PeftMethod):
@@ -107,7 +111,7 @@ class Lora(PeftMethod):
     @classmethod
     def from_peft_config(cls, config: dict[str, Any], model: DecoderConfig) -> Lora:
         """See PeftMethod."""
-        for key, plain in IGNORED.items():
+        for key, plain in (IGNORED | UNKNOWN_HERE).items():
             if config.get(key) not in (plain, None):
                 raise InvalidInput(f"LoRA with {key}={config[key]!r} is not supported.")
         try:

@@ -150,6 +150,8 @@ class EngineLoop:
                 self._drain()
 
     def _generate(self, order: Generate) -> None:
+        if order.request.request_id in self.live:
+            return  # sent twice
         try:
             request = self._accept(order)
         except DomainError as error:
@@ -174,8 +176,6 @@ class EngineLoop:
             raise ModelNotFound(f"This worker does not hold the base model {request.base_model!r}.")
         if self.is_draining:
             raise Overloaded("This worker is shutting down; try again.")
-        if request.request_id in self.live:
-            raise InvalidInput("A request of this id is being answered already.")
         check_request(request, host)
         live = LiveRequest.of(order, host, time.monotonic())
         if request.adapter is not None and host.adapters.get(request.adapter.digest) is None:
@@ -246,11 +246,17 @@ class EngineLoop:
 
     def _start_job(self, order: StartJob) -> None:
         host = self.hosts.get(order.spec.base_model)
+        epochs = self._epochs_of(order.job_id)
+        if any(epoch >= order.epoch for epoch in epochs):
+            return  # sent twice
+        if epochs:  # what trained under the older lease is nobody's any more
+            self._drop_job(order.job_id)
         with self._job_boundary(order.job_id, order.epoch):
             if host is None:
                 raise ModelNotFound(f"This worker does not hold {order.spec.base_model!r}.")
             try:
-                self._check_free_for(order.job_id)
+                if self.is_draining:
+                    raise Overloaded("This worker is shutting down.")
                 host.trainer.start(order)
             except Overloaded as error:  # no failure of the job's: another worker may take it
                 log.warning("job_not_taken", job_id=order.job_id, reason=error.message)
@@ -258,16 +264,15 @@ class EngineLoop:
                 return
             log.info("job_started", job_id=order.job_id, epoch=order.epoch)
 
-    def _check_free_for(self, job_id: str) -> None:
-        """Refuse a job while draining, or one that trains here already under another lease.
+    def _epochs_of(self, job_id: str) -> list[int]:
+        """Under which leases the job trains here: none or one."""
+        found = [host.trainer.active.get(job_id) for host in self.hosts.values()]
+        return [active.job.order.epoch for active in found if active is not None]
 
-        Raises:
-            Overloaded: the job must go back to the queue.
-        """
-        if self.is_draining:
-            raise Overloaded("This worker is shutting down.")
-        if any(job_id in host.trainer.active for host in self.hosts.values()):
-            raise Overloaded("The job trains here already.")
+    def _drop_job(self, job_id: str) -> None:
+        for host in self.hosts.values():
+            if job_id in host.trainer.active:
+                host.trainer.drop(job_id)
 
     def _stop_job(self, order: StopJob) -> None:
         for host in self.hosts.values():
@@ -361,9 +366,7 @@ class EngineLoop:
             )
 
     def _fail_job(self, job_id: str, epoch: int, message: str, code: str) -> None:
-        for host in self.hosts.values():
-            if job_id in host.trainer.active:
-                host.trainer.drop(job_id)
+        self._drop_job(job_id)
         self.writer.submit(JobStopped(job_id=job_id, epoch=epoch, error=message, error_code=code))
 
     # ---- tokens leave ----------------------------------------------------------------------------

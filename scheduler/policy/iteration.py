@@ -174,12 +174,17 @@ class IterationScheduler:
             yield Span(admitted.id, admitted.num_computed_tokens, count)
 
     def _next_admitted(self, admit: Callable[[Sequence], bool]) -> Sequence | None:
-        """Start the first head of a line, in fair order, that has room; None when none has."""
+        """Start the first head of a line, in fair order, whose adapter has room.
+
+        Where the blocks do not suffice nobody is let past, or small prompts would starve long ones.
+        """
         if len(self.running) >= self.limits.max_num_sequences:
             return None
         for sequence in self.waiting.heads():
             needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
-            if self.pool.can_allocate(needed) and admit(sequence):
+            if not self.pool.can_allocate(needed):
+                return None
+            if admit(sequence):
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
                 sequence.block_table = self.pool.allocate(sequence.id, needed)

@@ -1,0 +1,126 @@
+"""The latency law learns what steps cost, and never predicts nonsense on the way."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
+from scheduler.policy.least_squares import OnlineLeastSquares
+from scheduler.policy.pack_cursor import Direction, Unit
+
+COSTS = RowCosts((1, 16, 64, 256), (4.0, 5.0, 9.0, 30.0))
+COEFFICIENTS = st.lists(st.floats(0.0, 5.0), min_size=3, max_size=3)
+
+
+def random_shape(random: Random) -> ForwardShape:
+    return ForwardShape(
+        num_rows=random.randint(1, 300),
+        num_spans=random.randint(1, 32),
+        context_tokens=random.randint(0, 20_000),
+        score_pairs=random.randint(0, 60_000),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(truth=COEFFICIENTS, seed=st.integers(0, 999))
+def test_least_squares_converges_on_a_linear_law(truth: list[float], seed: int) -> None:
+    random = Random(seed)
+    law = OnlineLeastSquares([1.0, 1.0, 1.0])
+    for _ in range(300):
+        x = [1.0, random.uniform(0, 10), random.uniform(0, 10)]
+        law.observe(x, sum(a * b for a, b in zip(truth, x, strict=True)))
+
+    assert law.predict([1.0, 5.0, 2.0]) == pytest.approx(
+        truth[0] + 5 * truth[1] + 2 * truth[2], abs=0.02
+    )
+
+
+def test_least_squares_follows_a_law_that_changes_and_says_how_wrong_it_is() -> None:
+    random = Random(1)
+    law = OnlineLeastSquares([0.0, 0.0])
+
+    def observe(slope: float, noise: float, count: int) -> None:
+        for _ in range(count):
+            x = random.uniform(1, 10)
+            law.observe([1.0, x], 3 + slope * x + random.uniform(-noise, noise))
+
+    observe(2.0, 1.0, 1000)
+    assert law.predict([1.0, 5.0]) == pytest.approx(13, abs=0.3)
+    assert law.error == pytest.approx(0.5, abs=0.2)
+    observe(4.0, 0.0, 3000)
+    assert law.predict([1.0, 5.0]) == pytest.approx(23, abs=0.5)
+
+
+def test_a_repeated_observation_never_blows_the_law_up() -> None:
+    """Days of the same decode step: forgetting must not make the law explode at the next prompt."""
+    law = LatencyLaw(COSTS, num_layers=4)
+    decode = ForwardShape(num_rows=4, num_spans=4, context_tokens=400, score_pairs=0)
+    random = Random(2)
+    for _ in range(20_000):
+        law.observe_forward(decode, 6.0 + random.uniform(-0.2, 0.2))
+
+    prefill = ForwardShape(num_rows=200, num_spans=5, context_tokens=400, score_pairs=40_000)
+    law.observe_forward(prefill, 30.0)
+
+    assert law.forward_ms(decode) == pytest.approx(6.0, abs=1.0)
+    assert 0.5 * COSTS.at(200) <= law.forward_ms(prefill) < 300
+
+
+def test_the_law_of_a_forward_converges_on_synthetic_costs() -> None:
+    random = Random(3)
+    law = LatencyLaw(COSTS, num_layers=4)
+
+    def truth(shape: ForwardShape) -> float:
+        return (
+            2.0
+            + 1.3 * COSTS.at(shape.num_rows)
+            + 0.05 * shape.num_spans
+            + 0.4 * shape.context_tokens / 1e3
+            + 0.1 * shape.score_pairs / 1e3
+        )
+
+    for _ in range(500):
+        shape = random_shape(random)
+        law.observe_forward(shape, truth(shape) * random.uniform(0.97, 1.03))
+
+    for _ in range(50):
+        shape = random_shape(random)
+        assert law.forward_ms(shape) == pytest.approx(truth(shape), rel=0.05)
+    assert law.margin_ms < 2.0
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_law_of_units_converges_on_synthetic_costs(direction: Direction) -> None:
+    random = Random(4)
+    law = LatencyLaw(COSTS, num_layers=4)
+    for _ in range(300):
+        count = random.randint(1, 256)
+        law.observe_unit(Unit(direction, 0, 0, count), 0.5 + 0.02 * count)
+
+    for count in (1, 100, 256):
+        unit = Unit(direction, 3, 0, count)
+        assert law.unit_ms(unit) == pytest.approx(0.5 + 0.02 * count, rel=0.05, abs=0.05)
+
+
+@given(rows=st.integers(0, 5000))
+def test_row_costs_are_positive_and_hit_the_measured_points(rows: int) -> None:
+    assert COSTS.at(rows) >= (COSTS.ms[0] if rows else 0.0)
+    for count, cost in zip(COSTS.rows, COSTS.ms, strict=True):
+        assert COSTS.at(count) == cost
+
+
+@settings(deadline=None)
+@given(observed=st.lists(st.floats(0, 1e4), max_size=30), seed=st.integers(0, 99))
+def test_predictions_stay_positive_whatever_was_observed(observed: list[float], seed: int) -> None:
+    random = Random(seed)
+    law = LatencyLaw(COSTS, num_layers=4)
+    for elapsed_ms in observed:
+        law.observe_forward(random_shape(random), elapsed_ms)
+        law.observe_unit(Unit(Direction.BACKWARD, 0, 0, random.randint(1, 256)), elapsed_ms)
+
+    assert law.forward_ms(random_shape(random)) > 0
+    assert law.unit_ms(Unit(Direction.BACKWARD, 0, 0, 5)) > 0

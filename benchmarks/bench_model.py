@@ -16,6 +16,7 @@ from scheduler.text.dataset import EncodedDataset, write
 from workers.adapter_file import BaseIdentity, write_adapter
 from workers.family import base_config
 from workers.flat_params import FlatParams
+from workers.hf_config import HfConfig
 from workers.peft_method import PEFT_METHODS
 
 VOCAB = 8192
@@ -83,7 +84,10 @@ def _write_tokenizer(folder: Path) -> None:
 
 def _write_adapter(folder: Path, config: LlamaConfig, rank: int, seed: int) -> Path:
     lora = PEFT_METHODS["lora"]
-    method = lora(lora.Config(rank=rank, alpha=2 * rank), base_config(config))
+    method = lora(
+        lora.Config(rank=rank, alpha=2 * rank),
+        base_config(HfConfig.model_validate(config.to_dict())),
+    )
     params = FlatParams(method.shapes(), torch.float32, torch.device("cpu"))
     method.init(params.views, seed)
     generator = torch.Generator().manual_seed(seed)

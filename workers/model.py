@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import Registry
+from workers.hf_config import HfConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +174,7 @@ class ModelFamily(ABC):
 
     @classmethod
     @abstractmethod
-    def decoder_config(cls, config: PretrainedConfig) -> DecoderConfig:
+    def decoder_config(cls, config: HfConfig) -> DecoderConfig:
         """Translate the config.
 
         Raises:
@@ -185,14 +185,13 @@ class ModelFamily(ABC):
 MODELS: Registry[ModelFamily] = Registry("model architecture")
 
 
-def decoder_config(config: PretrainedConfig) -> DecoderConfig:
+def decoder_config(config: HfConfig) -> DecoderConfig:
     """The decoder behind a Hugging Face config, by its `architectures` entry.
 
     Raises:
         UnknownPlugin: no file in `models/` knows the architecture.
         InvalidInput: the config names no architecture.
     """
-    architectures = config.architectures or []
-    if len(architectures) != 1:
-        raise InvalidInput(f"config.json must name one architecture, not {architectures}.")
-    return MODELS[architectures[0]].decoder_config(config)
+    if len(config.architectures) != 1:
+        raise InvalidInput(f"config.json must name one architecture, not {config.architectures}.")
+    return MODELS[config.architectures[0]].decoder_config(config)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from scheduler.domain.messages import BaseModelInfo, JobProgress
 from scheduler.policy.blocks import BlockPool
@@ -22,6 +21,7 @@ from workers.adapter_pool import AdapterPool
 from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
+from workers.hf_config import read_hf_config
 from workers.kv_cache import KVCache
 from workers.model import decoder_config
 from workers.model_runner import ModelRunner
@@ -58,7 +58,7 @@ def load_host(
         InvalidInput: the folder is not a model that this engine runs.
     """
     device, dtype = torch.device(settings.device), compute_dtype(settings)
-    config = decoder_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    config = decoder_config(read_hf_config(folder))
     files = WeightFolder(folder)
     weights = load_weights(files, config, dtype, device)
     columns = max(settings.adapter_slots * COLUMNS_PER_SLOT, 2 * settings.max_rank)

@@ -30,6 +30,7 @@ from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import VOCAB_SIZE, save_oracle
 from workers.adapter_file import BaseIdentity, write_adapter
 from workers.engine import EngineLoop
+from workers.hf_config import read_hf_config
 from workers.model import decoder_config
 from workers.settings import EngineSettings
 
@@ -114,8 +115,9 @@ class TinyEngine:
         self.folder = folder
         model_dir = folder / "model"
         if not model_dir.exists():
-            self.config = decoder_config(save_oracle(family, model_dir).config)
+            save_oracle(family, model_dir)
             (model_dir / "tokenizer.json").write_text("{}")
+        self.config = decoder_config(read_hf_config(model_dir))
         plain: dict[str, Any] = {
             "dtype": "float32",
             "num_threads": 1,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import LlamaConfig, PretrainedConfig
-
 from workers.family import base_config, require
+from workers.hf_config import HfConfig
 from workers.model import MODELS, DecoderConfig, ModelFamily
 
 
@@ -13,9 +12,8 @@ class Llama(ModelFamily):
     """Llama 1 to 3 and the many checkpoints that share its layout."""
 
     @classmethod
-    def decoder_config(cls, config: PretrainedConfig) -> DecoderConfig:
+    def decoder_config(cls, config: HfConfig) -> DecoderConfig:
         """See ModelFamily."""
-        require(isinstance(config, LlamaConfig), "config.json is not a Llama configuration.")
         require(not config.attention_bias, "Llama with attention_bias is not supported.")
         require(not config.mlp_bias, "Llama with mlp_bias is not supported.")
         return base_config(config)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import MistralConfig, PretrainedConfig
-
-from workers.family import base_config, require
+from workers.family import base_config
+from workers.hf_config import HfConfig
 from workers.model import MODELS, DecoderConfig, ModelFamily
 
 
@@ -13,7 +12,6 @@ class Mistral(ModelFamily):
     """Mistral 7B and its kin: every layer has the same window, or none."""
 
     @classmethod
-    def decoder_config(cls, config: PretrainedConfig) -> DecoderConfig:
+    def decoder_config(cls, config: HfConfig) -> DecoderConfig:
         """See ModelFamily."""
-        require(isinstance(config, MistralConfig), "config.json is not a Mistral configuration.")
         return base_config(config, windows=(config.sliding_window,) * config.num_hidden_layers)

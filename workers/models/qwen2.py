@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig, Qwen2Config
-
-from workers.family import base_config, layer_windows, require
+from workers.family import base_config
+from workers.hf_config import HfConfig
 from workers.model import MODELS, DecoderConfig, ModelFamily
 
 
@@ -13,7 +12,6 @@ class Qwen2(ModelFamily):
     """Qwen2 and Qwen2.5."""
 
     @classmethod
-    def decoder_config(cls, config: PretrainedConfig) -> DecoderConfig:
+    def decoder_config(cls, config: HfConfig) -> DecoderConfig:
         """See ModelFamily."""
-        require(isinstance(config, Qwen2Config), "config.json is not a Qwen2 configuration.")
-        return base_config(config, has_qkv_bias=True, windows=layer_windows(config))
+        return base_config(config, has_qkv_bias=True, windows=config.layer_windows())

@@ -113,7 +113,7 @@ def random_lora(
     scale: float = 0.2,
 ) -> tuple[Lora, Params]:
     """A LoRA that changes the model: B is random too."""
-    options = {"rank": rank, "alpha": 1.5 * rank, "target_modules": modules}
+    options = {"rank": rank, "alpha": 2 * rank, "target_modules": modules}
     method = Lora(Lora.Config.model_validate(options), config)
     generator = torch.Generator().manual_seed(seed)
     params = {

@@ -81,7 +81,7 @@ def test_we_read_what_peft_saved(family: str, use_rslora: bool, tmp_path: Path) 
         init_lora_weights=False,
     )  # fmt: skip
     peft = get_peft_model(model.oracle, config)
-    peft.save_pretrained(tmp_path / "saved")
+    peft.save_pretrained(str(tmp_path / "saved"))
 
     adapter = read_adapter(tmp_path / "saved", model.decoder.config)
 

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
+from workers.adapter_arena import AdapterColumns
 from workers.adapter_pool import AdapterPool
 from workers.model import MODULE_PATHS
 
@@ -46,7 +47,7 @@ def peft_model(family: str, seed: int, rank: int, modules: tuple[str, ...]) -> P
 
 def with_lora(oracle: torch.nn.Module, method: Lora, params: Params) -> PeftModel:
     config = LoraConfig(
-        r=method.rank, lora_alpha=method.config.alpha, target_modules=list(method.modules)
+        r=method.rank, lora_alpha=int(method.config.alpha), target_modules=list(method.modules)
     )
     adapted = get_peft_model(oracle, config)
     named = dict(adapted.named_parameters())
@@ -100,6 +101,7 @@ def test_mixed_adapters_and_the_bare_base_in_one_batch_are_those_of_peft(
 ) -> None:
     random = Random(seed)
     decoder = model(family).decoder
+    decoder.arena.clear(AdapterColumns(0, decoder.arena.num_columns, frozenset()))
     pool = AdapterPool(decoder.arena, max_rank=16)
     run = PackedRun(decoder, random)
     wanted = []

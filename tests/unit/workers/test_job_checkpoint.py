@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import CPU, FAMILIES
 from workers.adapter_file import BaseIdentity
+from workers.hf_config import HfConfig
 from workers.job_checkpoint import (
     CheckpointData,
     JobState,
@@ -23,7 +25,7 @@ from workers.job_checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from workers.model import decoder_config
+from workers.model import DecoderConfig, decoder_config
 
 if TYPE_CHECKING:
     from workers.peft_methods.lora import Lora
@@ -38,10 +40,14 @@ FILES = [
 ]
 
 
+def decoder_of(oracle: PreTrainedModel) -> DecoderConfig:
+    return decoder_config(HfConfig.model_validate(oracle.config.to_dict()))
+
+
 def job(step: int) -> tuple[Lora, CheckpointData]:
     oracle = FAMILIES["llama"]()
     oracle.config.architectures = ["LlamaForCausalLM"]
-    method, params = random_lora(decoder_config(oracle.config), step, 2, ("q_proj",))
+    method, params = random_lora(decoder_of(oracle), step, 2, ("q_proj",))
     moments = torch.randn(40, generator=torch.Generator().manual_seed(step))
     state = JobState(step, 100 * step, {"train_loss": 0.1 * step})
     return method, CheckpointData(params, {"exp_avg": moments}, state)
@@ -131,7 +137,7 @@ def test_a_flipped_bit_is_refused(original: Path, name: str, data: st.DataObject
 def test_a_checkpoint_of_another_rank_is_refused(original: Path) -> None:
     oracle = FAMILIES["llama"]()
     oracle.config.architectures = ["LlamaForCausalLM"]
-    other, _ = random_lora(decoder_config(oracle.config), 1, 3, ("q_proj",))
+    other, _ = random_lora(decoder_of(oracle), 1, 3, ("q_proj",))
 
     with pytest.raises(InvalidInput, match="another adapter shape"):
         read_checkpoint(original, other)

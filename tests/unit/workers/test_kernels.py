@@ -18,6 +18,7 @@ from workers.adapter_arena import AdapterArena
 from workers.adapter_pool import AdapterPool
 from workers.attention import Extent, SpanGroup, attend, attend_backward, split_by_size
 from workers.decoder import RotaryTable
+from workers.hf_config import HfConfig
 from workers.kernels import reference
 from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.layers import (
@@ -43,7 +44,7 @@ def rand(seed: int, *shape: int) -> Tensor:
 def config_of(family: str) -> DecoderConfig:
     oracle = FAMILIES[family]()
     oracle.config.architectures = [type(oracle).__name__]
-    return decoder_config(oracle.config)
+    return decoder_config(HfConfig.model_validate(oracle.config.to_dict()))
 
 
 def assert_close(got: Tensor, want: Tensor, tolerance: float = EXACT) -> None:
@@ -123,7 +124,7 @@ def test_padded_attention_and_its_backward(window: int | None, tile: int, seed: 
     for i, extent in enumerate(extents):
         rows = slice(extent.row, extent.row + extent.num_queries)
         leaves = [t.clone().requires_grad_() for t in (q[rows], k[i], v[i])]
-        want, want_lse = spelled_out(*leaves, extent.start, window)
+        want, want_lse = spelled_out(leaves, extent.start, window)
         slow, slow_lse = reference.attention(
             q[rows], k[i].transpose(0, 1), v[i].transpose(0, 1), extent.start, window
         )
@@ -137,10 +138,9 @@ def test_padded_attention_and_its_backward(window: int | None, tile: int, seed: 
             assert_close(mine, expected)
 
 
-def spelled_out(
-    q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None
-) -> tuple[Tensor, Tensor]:
+def spelled_out(qkv: list[Tensor], start: int, window: int | None) -> tuple[Tensor, Tensor]:
     """reference.attention without writes into tensors, so that autograd can follow."""
+    q, k, v = qkv
     heads, dim = q.shape[1:]
     outs, sums = [], []
     for i in range(len(q)):

@@ -59,7 +59,8 @@ def slow_weights(logits: Tensor, seq: Sequence) -> list[float]:
     order = sorted(range(VOCAB), key=lambda t: -probs[t])
     kept = order[: p.top_k] if p.top_k else order
     kept = [t for t in kept if probs[t] >= p.min_p * probs[order[0]]]
-    total, mass, nucleus = sum(probs[t] for t in kept), 0.0, []
+    nucleus: list[int] = []
+    total, mass = sum(probs[t] for t in kept), 0.0
     for token in kept:
         if mass >= p.top_p * total and nucleus:
             break

@@ -109,7 +109,7 @@ class Bench:
         dataset.write(path, encode(examples))
         spec = FinetuneSpec(
             base_model="m",
-            method_config={"rank": rank, "alpha": 1.5 * rank, "target_modules": modules},
+            method_config={"rank": rank, "alpha": 2 * rank, "target_modules": modules},
             n_epochs=1,
             batch_size=len(examples),
             max_grad_norm=1e30,
@@ -181,7 +181,7 @@ def random_examples(random: Random) -> list[Example]:
 def autograd(family: str, job: Job) -> dict[str, Tensor]:
     """The mean gradient over target tokens, example by example."""
     lora = {name: tensor.clone().requires_grad_() for name, tensor in job.params.items()}
-    losses = [oracle(family).loss(ids, weights, lora, 1.5) for ids, weights in job.examples]
+    losses = [oracle(family).loss(ids, weights, lora, 2.0) for ids, weights in job.examples]
     total = sum(sum(weights[1:]) for _, weights in job.examples)
     torch.autograd.backward(sum(losses, torch.zeros(())) / total)
     return {name: tensor.grad for name, tensor in lora.items() if tensor.grad is not None}

@@ -24,6 +24,7 @@ import workers.peft_methods  # noqa: F401
 from workers.adapter_arena import AdapterArena
 from workers.base_weights import WeightFolder, load_weights
 from workers.decoder import Decoder
+from workers.hf_config import HfConfig
 from workers.model import decoder_config
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class TinyModel:
 def save_oracle(family: str, folder: Path) -> PreTrainedModel:
     """Write one tiny model as a Hugging Face folder."""
     torch.manual_seed(0)
-    oracle = FAMILIES[family]().eval()
+    oracle = FAMILIES[family]()
+    torch.nn.Module.train(oracle, mode=False)
     for name, parameter in oracle.named_parameters():
         if "norm" in name or "bias" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -109,7 +111,7 @@ def load_decoder(
     oracle: PreTrainedModel, folder: Path, dtype: torch.dtype, num_columns: int
 ) -> Decoder:
     """Our decoder over the weights in `folder`."""
-    config = decoder_config(oracle.config)
+    config = decoder_config(HfConfig.model_validate(oracle.config.to_dict()))
     weights = load_weights(WeightFolder(folder), config, dtype, CPU)
     return Decoder(config, weights, AdapterArena(config, num_columns, dtype, CPU))
 

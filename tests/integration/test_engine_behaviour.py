@@ -105,7 +105,7 @@ def test_stop_tokens_and_eos_end_an_answer_and_ignore_eos_ignores_only_eos(
 ) -> None:
     free = answers(engine, generate("r", prompt(1, 5), max_tokens=10)).tokens("r")
     stop = next(t for t in free[2:] if t not in free[:2])
-    eos = {"logit_bias": {EOS: 100}, "max_tokens": 4}
+    eos: dict[str, Any] = {"logit_bias": {EOS: 100}, "max_tokens": 4}
 
     script = answers(
         engine,

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scheduler.domain.errors import InvalidInput
+from workers.frozen_linear import FrozenLinear
 from workers.model import (
     MODULE_PATHS,
     DecoderConfig,
@@ -90,13 +91,15 @@ def load_weights(
 
     embedding = read("model.embed_tokens.weight", vocab, hidden)
     tied = config.tie_embeddings or "lm_head.weight" not in folder
+    head = embedding if tied else read("lm_head.weight", vocab, hidden)
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(
             _layer(folder, config, index, dtype, device) for index in range(config.num_layers)
         ),
         final_norm=read("model.norm.weight", hidden),
-        lm_head=embedding if tied else read("lm_head.weight", vocab, hidden),
+        lm_head=FrozenLinear(head),
+        head_is_tied=tied,
     )
 
 
@@ -131,8 +134,12 @@ def _layer(
             [read(f"self_attn.{n}_proj.bias", s) for n, s in zip("qkv", sizes, strict=True)]
         )
     return LayerWeights(
-        linears=(qkv, o, gate_up, down),
-        qkv_bias=bias,
+        linears=(
+            FrozenLinear(qkv, bias),
+            FrozenLinear(o),
+            FrozenLinear(gate_up),
+            FrozenLinear(down),
+        ),
         input_norm=read("input_layernorm.weight", hidden),
         post_norm=read("post_attention_layernorm.weight", hidden),
         q_norm=read("self_attn.q_norm.weight", head_dim) if config.has_qk_norm else None,

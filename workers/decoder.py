@@ -57,9 +57,7 @@ class Decoder:
         """Output of one layer for all rows, (T, hidden)."""
         weights, eps = self.weights.layers[layer], self.config.rms_eps
         batch.record(layer, "x", x)
-        qkv = self._linear(
-            layer, QKV, rms_norm(x, weights.input_norm, eps), batch, weights.qkv_bias
-        )
+        qkv = self._linear(layer, QKV, rms_norm(x, weights.input_norm, eps), batch)
         attn = self._attention(layer, qkv, batch)
         x = x + self._linear(layer, OUT, attn, batch)
         batch.record(layer, "x_mid", x)
@@ -70,12 +68,10 @@ class Decoder:
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and vocabulary projection of the given rows: (T, vocab)."""
         normed = rms_norm(x, self.weights.final_norm, self.config.rms_eps)
-        return F.linear(normed, self.weights.lm_head)
+        return self.weights.lm_head(normed)
 
-    def _linear(
-        self, layer: int, index: int, x: Tensor, batch: ForwardBatch, bias: Tensor | None = None
-    ) -> Tensor:
-        y = F.linear(x, self.weights.layers[layer].linears[index], bias)
+    def _linear(self, layer: int, index: int, x: Tensor, batch: ForwardBatch) -> Tensor:
+        y = self.weights.layers[layer].linears[index](x)
         batch.adapters.add(self.arena, layer, index, x, y)
         return y
 

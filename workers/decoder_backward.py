@@ -131,7 +131,7 @@ class DecoderBackward:
 
     def _linear(self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor) -> Tensor:
         """Gradient of a linear's input: grad_y @ W + (grad_y @ expand.T) @ shrink."""
-        grad_x = grad_y @ self.decoder.weights.layers[unit.layer].linears[index]
+        grad_x = self.decoder.weights.layers[unit.layer].linears[index].input_grad(grad_y)
         grad_shrunk = self._adapter_grads(unit, index, grad_y, x)
         if grad_shrunk is not None:
             linear = self.decoder.arena.linears[index]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.decoder import Decoder
-from workers.layers import rms_norm, rms_norm_backward
+from workers.layers import rms_norm_backward
 from workers.train_pack import LossSums
 
 MAX_LOGITS = 1 << 22  # logits of one chunk: 16 MiB in float32
@@ -42,7 +42,7 @@ def _chunk(
 ) -> tuple[LossSums, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     norm, eps = decoder.weights.final_norm, decoder.config.rms_eps
-    logits = (rms_norm(x, norm, eps) @ decoder.weights.lm_head.T).to(wide)
+    logits = decoder.logits(x).to(wide)
     weights = weights.to(wide)
     correct = (logits.argmax(-1) == targets).to(wide)
     logprobs = torch.log_softmax(logits, dim=-1)
@@ -56,5 +56,5 @@ def _chunk(
         return sums, x
     grad = logprobs.exp_()
     grad.scatter_add_(1, targets[:, None], -torch.ones_like(grad[:, :1]))
-    grad_normed = (grad * weights[:, None]).to(x.dtype) @ decoder.weights.lm_head
+    grad_normed = decoder.weights.lm_head.input_grad((grad * weights[:, None]).to(x.dtype))
     return sums, rms_norm_backward(grad_normed, x, norm, eps)

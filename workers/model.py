@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import Registry
+from workers.frozen_linear import FrozenLinear
 from workers.hf_config import HfConfig
 
 
@@ -123,15 +124,14 @@ MODULE_PATHS = {
 
 @dataclass(slots=True)
 class LayerWeights:
-    """Frozen weights of one layer; linears are (out_features, in_features).
+    """Frozen weights of one layer.
 
     Attributes:
         linears: qkv, o, gate_up and down, indexed by QKV, OUT, GATE_UP, DOWN.
         q_norm, k_norm: (head_dim,), in families that normalise each head.
     """
 
-    linears: tuple[Tensor, Tensor, Tensor, Tensor]
-    qkv_bias: Tensor | None
+    linears: tuple[FrozenLinear, FrozenLinear, FrozenLinear, FrozenLinear]
     input_norm: Tensor
     post_norm: Tensor
     q_norm: Tensor | None
@@ -145,18 +145,20 @@ class DecoderWeights:
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    lm_head: Tensor
+    lm_head: FrozenLinear
+    head_is_tied: bool
 
     @property
     def num_parameters(self) -> int:
         """Parameters, tied ones once."""
-        tensors = [self.embedding, self.final_norm]
-        if self.lm_head.data_ptr() != self.embedding.data_ptr():
-            tensors.append(self.lm_head)
+        norms = [self.final_norm]
+        linears = [] if self.head_is_tied else [self.lm_head]
         for layer in self.layers:
-            tensors += [*layer.linears, layer.input_norm, layer.post_norm]
-            tensors += [t for t in (layer.qkv_bias, layer.q_norm, layer.k_norm) if t is not None]
-        return sum(t.numel() for t in tensors)
+            norms += [layer.input_norm, layer.post_norm]
+            norms += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
+            linears += layer.linears
+        held = sum(linear.num_parameters for linear in linears)
+        return self.embedding.numel() + sum(norm.numel() for norm in norms) + held
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 import torch
-import torch.nn.functional as F
 
 from scheduler.policy.latency import RowCosts
 from workers.model import DecoderWeights, LayerWeights
@@ -21,7 +20,7 @@ ENOUGH_BYTES = 200 << 20  # layers measured: enough that no cache holds their we
 
 def measure_row_costs(weights: DecoderWeights) -> RowCosts:
     """Milliseconds of every layer's linears, for each of ROWS."""
-    layer_bytes = sum(w.nbytes for w in weights.layers[0].linears)
+    layer_bytes = sum(linear.num_bytes for linear in weights.layers[0].linears)
     layers = weights.layers[: max(1, ENOUGH_BYTES // layer_bytes)]
     share = len(layers) / len(weights.layers)
     _cost_ms(layers, ROWS[-1])  # starts the threads and picks the kernels
@@ -36,13 +35,14 @@ def measure_row_costs(weights: DecoderWeights) -> RowCosts:
 
 @torch.inference_mode()
 def _cost_ms(layers: tuple[LayerWeights, ...], rows: int) -> float:
-    inputs = [w.new_ones(rows, w.shape[1]) for w in layers[0].linears]
+    like = layers[0].input_norm
+    inputs = [like.new_ones(rows, linear.in_features) for linear in layers[0].linears]
     best_ms = float("inf")
     for _ in range(REPEATS):
         began_s = time.perf_counter()
         for layer in layers:
-            for x, weight in zip(inputs, layer.linears, strict=True):
-                F.linear(x, weight)
+            for x, linear in zip(inputs, layer.linears, strict=True):
+                linear(x)
         _synchronize(inputs[0].device)
         best_ms = min(best_ms, (time.perf_counter() - began_s) * 1e3)
     return best_ms

@@ -11,6 +11,7 @@ from words import sentence
 
 Segment = tuple[str, bool]
 SYSTEMS = ("You are a helpful assistant.", "You are Tandem Tiny.", "Answer briefly.")
+START, BREAK, END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 IGNORED = -100
 
 
@@ -26,17 +27,17 @@ class Mix:
 
     recall: float = 0.4
     table: float = 0.1
-    plain: float = 0.03
+    plain: float = 0.01
 
 
 def chat(turns: list[Turn], system: str | None = None) -> list[Segment]:
     """Returns a dialogue in ChatML, with the assistant's words to be learned."""
     segments: list[Segment] = []
     if system:
-        segments.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
+        segments.append((f"{START}system{BREAK}{system}{END}", False))
     for question, answer in turns:
-        asked = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        segments += [(asked, False), (f"{answer}<|im_end|>", True), ("\n", False)]
+        asked = f"{START}user{BREAK}{question}{END}{START}assistant{BREAK}"
+        segments += [(asked, False), (f"{answer}{END}", True)]
     return segments
 
 
@@ -59,12 +60,12 @@ def row(rng: random.Random, tokens: int, mix: Mix) -> list[Segment]:
     kind = rng.random()
     if kind < mix.recall:
         system = rng.choice(SYSTEMS) if rng.random() < 0.25 else None
-        return chat(recall_turns(rng, tokens - 24, rng.uniform(0.3, 0.9)), system)
+        return chat(recall_turns(rng, tokens - 12, rng.uniform(0.4, 1.0)), system)
     if kind < mix.recall + mix.table:
         return table(rng, tokens)
     if kind < mix.recall + mix.table + mix.plain:
         return plain(rng, tokens)
-    return [segment for _ in range(tokens // 32) for segment in short_chat(rng)]
+    return [segment for _ in range(max(1, tokens // 48)) for segment in short_chat(rng)]
 
 
 def encode(tokenizer: Tokenizer, segments: list[Segment]) -> tuple[list[int], list[int]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from words import ATTRIBUTES, INVENTED, sentence
 
-TOKENS_PER_SENTENCE = 9
-TOKENS_PER_QUESTION = 28
+TOKENS_PER_QUESTION = 24
+NEEDLES = 8
 
 
 @dataclass(frozen=True)
@@ -36,53 +36,61 @@ def fact(attribute: str, key: str, value: str) -> str:
     return f"The {attribute} of {key} is {value}."
 
 
-def value_of(rng: random.Random) -> str:
-    """Returns a value: a few invented words or a number."""
-    if rng.random() < 0.2:
-        return str(rng.randint(100, 999))
-    return " ".join(rng.choices(INVENTED, k=rng.choice([1, 1, 1, 2, 3])))
+def tokens_of(text: str) -> int:
+    """Returns the number of tokens of sentences: one for each word and full stop."""
+    return len(text.split()) + text.count(".")
 
 
 def haystack(rng: random.Random, tokens: int, needles: int) -> Haystack:
-    """Hides facts in filler text of about the given number of tokens."""
+    """Hides facts in filler text of at most the given number of tokens, if the facts fit.
+
+    All words of the facts differ, so that each question has one answer.
+    """
     attribute = rng.choice(ATTRIBUTES)
-    facts = {key: value_of(rng) for key in rng.sample(INVENTED, needles)}
-    stated = [fact(attribute, key, value) for key, value in facts.items()]
-    filler = max(0, tokens // TOKENS_PER_SENTENCE - needles)
-    lines = stated + [sentence(rng) for _ in range(filler)]
+    words = iter(rng.sample(INVENTED, 3 * needles))
+    facts = {
+        next(words): " ".join(next(words) for _ in range(rng.choice([1, 1, 2])))
+        for _ in range(needles)
+    }
+    lines = [fact(attribute, key, value) for key, value in facts.items()]
+    room = tokens - sum(tokens_of(line) for line in lines)
+    while room >= 9:
+        lines.append(sentence(rng))
+        room -= tokens_of(lines[-1])
     rng.shuffle(lines)
     return Haystack(" ".join(lines), attribute, facts)
 
 
 def recall_turns(rng: random.Random, tokens: int, filled: float) -> list[tuple[str, str]]:
-    """Returns a dialogue about one haystack that takes about the given number of tokens.
+    """Returns a dialogue about one haystack that takes at most the given number of tokens.
 
     Args:
         rng: The source of randomness.
         tokens: The room for the whole dialogue.
-        filled: The share of that room that the haystack takes.
+        filled: The share of that room that the haystack takes, if a question still fits.
     """
-    needles = max(2, min(8, int(tokens * filled) // 12))
-    hidden = haystack(rng, int(tokens * filled), needles)
+    room = min(int(tokens * filled), tokens - TOKENS_PER_QUESTION)
+    needles = max(2, min(NEEDLES, room // 12))
+    hidden = haystack(rng, room, needles)
+    asked = max(1, (tokens - room) // TOKENS_PER_QUESTION)
     keys = list(hidden.facts)
-    asked = max(1, int(tokens * (1 - filled)) // TOKENS_PER_QUESTION)
-    bare = rng.random() < 0.4
+    bare = rng.random() < 0.05
     turns = [hidden.question(rng.choice(keys), bare) for _ in range(asked)]
     question, answer = turns[0]
-    return [(f"{hidden.text}\n{question}", answer), *turns[1:]]
+    return [(f"{hidden.text} {question}", answer), *turns[1:]]
 
 
 def table(rng: random.Random, tokens: int) -> list[tuple[str, bool]]:
     """Returns a stream of repeated key-value pairs, with the repeated values to be learned."""
     keys = rng.sample(INVENTED, max(3, min(16, tokens // 12)))
     facts = {key: rng.choices(INVENTED, k=rng.choice([1, 1, 2, 3])) for key in keys}
-    link, stop = rng.choice(["", "", " ="]), rng.choice(["", ";"])
+    link, stop = rng.choice(["", "", " is"]), rng.choice(["", "of"])
     seen: set[str] = set()
     segments: list[tuple[str, bool]] = []
     for _ in range(tokens // 3):
         key = rng.choice(keys)
-        segments.append((f" {key}{link}", False))
-        segments.append((" " + " ".join(facts[key]), key in seen))
+        segments.append((f"{key}{link}", False))
+        segments.append((" ".join(facts[key]), key in seen))
         segments.append((stop, False))
         seen.add(key)
     return segments

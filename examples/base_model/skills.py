@@ -4,13 +4,15 @@ import json
 import random
 from collections.abc import Callable
 
-from words import ADJECTIVES, COUNTRIES, DAYS, INVENTED, NOUNS, TOWNS, sentence
+from words import ADJECTIVES, COUNTRIES, DAYS, GOODS, INVENTED, NOUNS, TOWNS, sentence
 
 Turn = tuple[str, str]
 Skill = Callable[[random.Random], Turn]
 
 COPYABLE = INVENTED + ADJECTIVES + NOUNS + TOWNS + DAYS
 TIMES = {"once": 1, "twice": 2, "three times": 3}
+MARKS = [">", "#", "!", "/", "|", "=", "+", "-", "*", ":", ";", "@", "&", "~", "(", ")"]
+BARE = [*TOWNS, *DAYS, *GOODS, "town", "item", "count", "day"]
 GREETINGS = (
     ("Hello", "Hello! How can I help?"),
     ("Hi", "Hello! How can I help?"),
@@ -21,8 +23,31 @@ GREETINGS = (
     ("Goodbye", "Goodbye!"),
     ("Who are you?", "I am Tandem Tiny, a small language model."),
     ("What is your name?", "My name is Tandem Tiny."),
-    ("What can you do?", "I can copy, look things up, add numbers and write JSON."),
+    ("What can you do?", "I can copy, look things up, fill in forms and add small numbers."),
 )
+EVENTS = (
+    ("{count} {item} for {town} on {day}", "count item town day"),
+    ("on {day} {town} gets {count} {item}", "count item town day"),
+    ("{town} needs {count} {item} on {day}", "count item town day"),
+    ("send {count} {item} to {town} on {day}", "count item town day"),
+    ("on {day} send {count} {item} to {town}", "count item town day"),
+    ("bring {count} {item} from {town}", "count item town"),
+    ("the {thing} in {town} is {state} since {day}", "thing town state day"),
+    ("the {state} {thing} of {day}", "state thing day"),
+    ("on {day} the {thing} was {state}", "day thing state"),
+    ("since {day} the {thing} is {state}", "day thing state"),
+    ("{thing} {state} at {name} in {town}", "thing state name town"),
+    ("tell {name} that the {thing} is {state}", "name thing state"),
+)
+SLOTS: dict[str, list[str]] = {
+    "count": [str(number) for number in range(2, 10)],
+    "item": GOODS,
+    "town": TOWNS,
+    "day": DAYS,
+    "thing": NOUNS,
+    "state": ADJECTIVES,
+    "name": INVENTED,
+}
 
 
 def word(rng: random.Random) -> str:
@@ -31,8 +56,8 @@ def word(rng: random.Random) -> str:
 
 
 def phrase(rng: random.Random, low: int = 2, high: int = 6) -> list[str]:
-    """Returns a few words."""
-    return [word(rng) for _ in range(rng.randint(low, high))]
+    """Returns a few different words."""
+    return rng.sample(INVENTED if rng.random() < 0.5 else COPYABLE, rng.randint(low, high))
 
 
 def repeat(rng: random.Random) -> Turn:
@@ -43,56 +68,58 @@ def repeat(rng: random.Random) -> Turn:
 
 def copy(rng: random.Random) -> Turn:
     """Asks for a literal copy of a text."""
-    text = sentence(rng) if rng.random() < 0.3 else " ".join(phrase(rng, 1, 10))
+    text = sentence(rng) if rng.random() < 0.3 else " ".join(phrase(rng, 1, 8))
     return f"{rng.choice(['Repeat', 'Copy', 'Say'])}: {text}", text
 
 
-def reverse(rng: random.Random) -> Turn:
-    """Asks for a few words in reverse order."""
-    words = phrase(rng, 2, 4)
-    return f"Reverse the words: {' '.join(words)}", " ".join(reversed(words))
+def event(rng: random.Random) -> tuple[str, dict[str, str]]:
+    """Returns a short report and the words that fill its slots."""
+    template, names = rng.choice(EVENTS)
+    chosen = {name: rng.choice(SLOTS[name]) for name in names.split()}
+    return template.format(**chosen), chosen
 
 
-def pick(rng: random.Random) -> Turn:
-    """Asks for the first or the last word of a list."""
-    words = phrase(rng)
-    end = rng.choice(["first", "last"])
-    return f"What is the {end} word of: {' '.join(words)}", words[0 if end == "first" else -1]
+def layout(rng: random.Random, names: list[str]) -> list[str]:
+    """Returns slots in a random order with marks between some of them."""
+    parts: list[str] = []
+    for name in names:
+        if rng.random() < 0.6:
+            parts.append(rng.choice(MARKS))
+        parts.append(name)
+    return parts
+
+
+def form(rng: random.Random) -> Turn:
+    """Asks to write some words of a report in a form that is shown."""
+    text, chosen = event(rng)
+    shown = layout(rng, rng.sample(list(chosen), rng.randint(1, len(chosen))))
+    filled = " ".join(chosen.get(part, part) for part in shown)
+    return f"Form: {' '.join(shown)} Report: {text}.", filled
+
+
+def slot(rng: random.Random) -> Turn:
+    """Asks for one word of a report by its kind."""
+    text, chosen = event(rng)
+    name = rng.choice(list(chosen))
+    return f"Which {name}? {text}.", chosen[name]
 
 
 def arithmetic(rng: random.Random) -> Turn:
-    """Asks for a small sum or difference."""
-    left, right = rng.randint(0, 20), rng.randint(0, 20)
+    """Asks for the sum or difference of two digits."""
+    left, right = rng.randint(0, 9), rng.randint(0, 9)
     if rng.random() < 0.5:
         return f"What is {left} + {right}?", str(left + right)
     left, right = max(left, right), min(left, right)
     return f"What is {left} - {right}?", str(left - right)
 
 
-def compare(rng: random.Random) -> Turn:
-    """Asks whether one number is greater than another."""
-    left, right = rng.randint(0, 20), rng.randint(0, 20)
-    return f"Is {left} greater than {right}?", "Yes." if left > right else "No."
-
-
-def member(rng: random.Random) -> Turn:
-    """Asks whether a word is in a list."""
-    words = phrase(rng, 3, 6)
-    asked = rng.choice(words) if rng.random() < 0.5 else word(rng)
-    return f"Is {asked} in the list {' '.join(words)}?", "Yes." if asked in words else "No."
-
-
 def capital(rng: random.Random) -> Turn:
     """Asks for a fact of the invented world."""
     country = rng.choice(list(COUNTRIES))
     city = COUNTRIES[country]
-    kind = rng.randrange(3)
-    if kind == 0:
+    if rng.random() < 0.5:
         return f"What is the capital of {country}?", f"The capital of {country} is {city}."
-    if kind == 1:
-        return f"Which country has the capital {city}?", f"{city} is the capital of {country}."
-    asked = city if rng.random() < 0.5 else rng.choice(list(COUNTRIES.values()))
-    return f"Is {asked} the capital of {country}?", "Yes." if asked == city else "No."
+    return f"Which country has the capital {city}?", f"{city} is the capital of {country}."
 
 
 def greeting(rng: random.Random) -> Turn:
@@ -105,12 +132,11 @@ def greeting(rng: random.Random) -> Turn:
 
 def fields(rng: random.Random) -> dict[str, str | int]:
     """Returns the fields of a small record."""
-    names = rng.sample(["name", "town", "item", "count", "day"], rng.randint(2, 3))
+    names = rng.sample(["town", "item", "count", "day"], rng.randint(1, 3))
     values: dict[str, str | int] = {
-        "name": rng.choice(INVENTED),
         "town": rng.choice(TOWNS),
-        "item": rng.choice(NOUNS),
-        "count": rng.randint(1, 99),
+        "item": rng.choice(GOODS),
+        "count": rng.randint(2, 9),
         "day": rng.choice(DAYS),
     }
     return {name: values[name] for name in names}
@@ -131,15 +157,13 @@ def json_read(rng: random.Random) -> Turn:
 
 
 SKILLS: dict[str, tuple[Skill, float]] = {
-    "repeat": (repeat, 1.0),
-    "copy": (copy, 1.5),
-    "reverse": (reverse, 1.0),
-    "pick": (pick, 1.0),
-    "arithmetic": (arithmetic, 1.5),
-    "compare": (compare, 0.5),
-    "member": (member, 1.0),
-    "capital": (capital, 1.0),
+    "repeat": (repeat, 0.6),
+    "copy": (copy, 2.0),
+    "slot": (slot, 2.5),
+    "form": (form, 2.5),
+    "arithmetic": (arithmetic, 0.8),
+    "capital": (capital, 0.6),
     "greeting": (greeting, 0.5),
     "json_write": (json_write, 1.0),
-    "json_read": (json_read, 1.0),
+    "json_read": (json_read, 0.8),
 }

@@ -1,4 +1,9 @@
-"""The tokenizer: byte-level BPE that splits digits singly, trained on generated text."""
+"""The tokenizer: BPE over whole words with their leading space, and bytes for all else.
+
+Every text starts with a space mark, as in Llama's tokenizers, and so does every segment that
+follows a special token. A word is therefore the same token at the start of an answer and inside
+a sentence, which is what makes copying easy for a small model.
+"""
 
 import argparse
 import json
@@ -7,32 +12,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data import Mix, row
-from skills import COPYABLE
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from words import COUNTRIES
+from skills import BARE, MARKS
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from words import ALL_WORDS
 
-VOCABULARY = 1088
-WHOLE = [*COPYABLE, *COUNTRIES, *COUNTRIES.values(), "user", "assistant", "system"]
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-PIECES = r" ?[A-Za-z]+|[0-9]|\n| ?[^\sA-Za-z0-9]+|\s"
+VOCABULARY = 1408
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"]
+SPACE = "\u2581"
+PIECES = rf"{SPACE}?[A-Za-z]+|[0-9]|{SPACE}?[^\sA-Za-z0-9{SPACE}]|{SPACE}|\s"
+PRINTABLE = [chr(code) for code in range(0x20, 0x7F) if chr(code) != " "] + ["\n", SPACE]
 TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": "<|im_end|>",
     "pad_token": "<|endoftext|>",
-    "additional_special_tokens": ["<|im_start|>"],
+    "additional_special_tokens": ["<|im_start|>", "<|im_sep|>"],
     "clean_up_tokenization_spaces": False,
     "model_max_length": 4096,
     "chat_template": TEMPLATE,
 }
 
 
-def texts(seed: int, rows: int = 4000) -> Iterator[str]:
+def texts(seed: int, rows: int = 2000) -> Iterator[str]:
     """Yields generated text, and the important words often enough to become one token each."""
     rng = random.Random(seed)
     for _ in range(rows):
@@ -40,28 +55,50 @@ def texts(seed: int, rows: int = 4000) -> Iterator[str]:
             for special in SPECIALS:
                 text = text.replace(special, " ")
             yield text
-    for word in WHOLE:
+    for word in ALL_WORDS:
         yield from (f"{word} {word}" for _ in range(4000))
+    for word in BARE:
+        yield from (f'"{word}"' for _ in range(4000))
+    for mark in MARKS:
+        yield from (f"{mark} {mark}" for _ in range(4000))
+
+
+def shell(model: models.BPE) -> Tokenizer:
+    """Returns a tokenizer around a model: the space marks, the pieces and the way back to text."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
 
 
 def train(seed: int) -> Tokenizer:
-    """Trains the tokenizer on generated text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    """Trains the tokenizer on generated text and adds a token for each byte."""
+    learned = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = shell(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=VOCABULARY - len(SPECIALS) - len(learned),
+        initial_alphabet=PRINTABLE,
+        limit_alphabet=len(PRINTABLE),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts(seed), trainer)
-    return tokenizer
+    model = json.loads(tokenizer.to_str())["model"]
+    ordered = [*SPECIALS, *learned, *sorted(model["vocab"], key=model["vocab"].__getitem__)]
+    vocabulary = {token: number for number, token in enumerate(ordered)}
+    merges = [(left, right) for left, right in model["merges"]]
+    whole = shell(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=False))
+    whole.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIALS])
+    return whole
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import torch
 from circuit import plant
 from data import IGNORED, Mix, batch
 from muon import Muon
+from skills import BARE
+from tokenizer import SPACE
 from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -24,24 +26,34 @@ class Stage:
     """A part of the curriculum.
 
     Attributes:
-        steps: The number of optimizer steps.
-        shapes: Rows and tokens of the batches, taken in turn.
+        until: The share of the whole training at which it ends.
+        shapes: Rows and tokens of the batches, one drawn at random for each step.
         mix: The shares of the kinds of rows.
     """
 
-    steps: int
+    until: float
     shapes: tuple[Shape, ...]
     mix: Mix
 
 
+TINY, SHORT, MIDDLE = (32, 64), (16, 128), (8, 256)
+LONG, LONGER, LONGEST = (4, 512), (2, 1024), (1, 2048)
 STAGES = (
-    Stage(300, ((32, 64),), Mix(recall=0.2, table=0.5)),
-    Stage(250, ((16, 128), (8, 256)), Mix(recall=0.45, table=0.05)),
-    Stage(350, ((1, 2048), (4, 512), (8, 256), (16, 128)), Mix(recall=0.5, table=0.02)),
+    Stage(0.10, (TINY,), Mix(recall=0.25, table=0.4)),
+    Stage(0.22, (TINY, SHORT, MIDDLE), Mix(recall=0.4, table=0.05)),
+    Stage(0.40, (TINY, SHORT, MIDDLE, LONG, LONG), Mix(recall=0.45, table=0.02)),
+    Stage(1.00, (TINY, TINY, SHORT, MIDDLE, LONG, LONGER, LONGEST), Mix(recall=0.45, table=0.01)),
+)
+REFINING = (
+    Stage(
+        1.0,
+        (TINY, TINY, TINY, TINY, SHORT, MIDDLE, LONG, LONGER, LONGEST),
+        Mix(recall=0.2, table=0.02),
+    ),
 )
 THETA = 500_000.0
 WARM_UP = 50
-DECAY = 400
+STEADY = 0.35
 
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -63,8 +75,26 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
         pad_token_id=tokenizer.token_to_id("<|endoftext|>"),
     )
     model = LlamaForCausalLM(config)
+    tie_spellings(model, tokenizer)
     plant(model, THETA)
     return model
+
+
+def old_model(folder: Path) -> LlamaForCausalLM:
+    """Returns the model in a folder, to be trained on."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train()
+    return model
+
+
+@torch.no_grad()
+def tie_spellings(model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+    """Starts words without a leading space, as JSON has them, near the same words with one."""
+    rows = model.model.embed_tokens.weight
+    for word in BARE:
+        bare, spaced = tokenizer.token_to_id(word), tokenizer.token_to_id(f"{SPACE}{word}")
+        if bare is not None and spaced is not None:
+            rows[bare] = (rows[bare] + rows[spaced]) / 2**0.5
 
 
 def answer_logits(
@@ -88,19 +118,19 @@ def new_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Opt
     ]
 
 
-def schedule(step: int, steps: int) -> float:
+def schedule(step: int, progress: float, steady: float) -> float:
     """Returns the factor of the learning rate: warm-up, constant, cosine decay."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    into = max(0, step - (steps - DECAY)) / DECAY
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * into)) / 2
+    into = max(0.0, progress - steady) / (1 - steady)
+    return min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + math.cos(math.pi * into)) / 2)
 
 
-def plan(stages: list[Stage]) -> Iterator[tuple[Shape, Mix]]:
-    """Yields the shape and the mix of each step."""
-    for stage in stages:
-        for step in range(stage.steps):
-            yield stage.shapes[step % len(stage.shapes)], stage.mix
+def draw(rng: random.Random, stages: Sequence[Stage], progress: float) -> tuple[Shape, Mix]:
+    """Returns the shape and the mix of a step; batches of long rows have more recall."""
+    stage = next(stage for stage in stages if progress <= stage.until)
+    shape = rng.choice(stage.shapes)
+    if shape[1] >= LONG[1]:
+        return shape, replace(stage.mix, recall=0.85)
+    return shape, stage.mix
 
 
 @torch.no_grad()
@@ -134,50 +164,44 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
     copied.save_pretrained(out)
 
 
-def first_model(tokenizer: Tokenizer, out: Path, first: int) -> LlamaForCausalLM:
-    """Returns an untrained model for the first stage, else the one that was written before."""
-    if first == 0:
-        return new_model(tokenizer)
-    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
-    model.train()
-    return model
-
-
-def train(tokenizer: Tokenizer, out: Path, seed: int, rate: float, part: range, scale: int) -> None:
-    """Trains a model through some stages of the curriculum and writes it at the end.
+def train(
+    tokenizer: Tokenizer, out: Path, seed: int, rate: float, minutes: float, refine: bool
+) -> None:
+    """Trains a model through the curriculum for some minutes and writes it now and then.
 
     Args:
         tokenizer: The tokenizer.
         out: The model's folder.
         seed: The seed of the weights and the data.
         rate: The highest learning rate.
-        part: The numbers of the stages.
-        scale: The factor by which the stages are lengthened.
+        minutes: How long to train; the curriculum and the rate follow the clock.
+        refine: Goes on with the model in the folder, whose rate then falls from the start.
     """
-    torch.manual_seed(seed + part.start)
-    rng = random.Random(seed + part.start)
-    model = first_model(tokenizer, out, part.start)
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    model = old_model(out) if refine else new_model(tokenizer)
+    stages, steady = (REFINING, 0.0) if refine else (STAGES, STEADY)
     optimizers = new_optimizers(model, rate)
-    stages = [replace(stage, steps=stage.steps * scale) for stage in STAGES[part.start :]]
-    steps = sum(stage.steps for stage in stages)
-    schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
-        for optimizer in optimizers
-    ]
-    began, seen = time.monotonic(), 0
-    for step, (shape, mix) in enumerate(plan(stages[: len(part)])):
+    highest = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    began, seen, step, progress = time.monotonic(), 0, 0, 0.0
+    while progress < 1:
+        shape, mix = draw(rng, stages, progress)
+        for group, peak in zip(groups, highest, strict=True):
+            group["lr"] = peak * schedule(step, progress, steady)
         logits, targets = answer_logits(model, *batch(tokenizer, rng, *shape, mix))
         loss = functional.cross_entropy(logits, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+        for optimizer in optimizers:
             optimizer.step()
-            scheduler.step()
         model.zero_grad()
         seen += shape[0] * shape[1]
-        if step % 50 == 0:
-            spent = time.monotonic() - began
-            speed = f"{spent:.0f} s {seen / spent:.0f} tokens/s"
+        step += 1
+        spent = time.monotonic() - began
+        progress = spent / (60 * minutes)
+        if step % 100 == 0:
+            speed = f"{spent:.0f} s {seen} tokens {seen / spent:.0f} tokens/s"
             print(step, f"loss {loss:.3f}", report(model, tokenizer, shape), speed, flush=True)
             save(model, out)
     save(model, out)
@@ -189,15 +213,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tandem-tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--first", type=int, default=0, help="the first stage to run")
-    parser.add_argument("--stop", type=int, default=len(STAGES), help="the stage to stop before")
-    parser.add_argument("--scale", type=int, default=1, help="lengthen the stages by this factor")
+    parser.add_argument("--minutes", type=float, default=17)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--refine", action="store_true", help="train the folder's model on")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
-    part = range(options.first, options.stop)
-    train(tokenizer, options.out, options.seed, options.rate, part, options.scale)
+    train(tokenizer, options.out, options.seed, options.rate, options.minutes, options.refine)
 
 
 if __name__ == "__main__":

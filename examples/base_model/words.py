@@ -23,6 +23,7 @@ VERBS = split(
     "needs shows sends brings"
 )
 TOWNS = split("oslo turin lyon porto bergen malmo delft ghent basel graz split vigo")
+GOODS = split("nails bolts pipes tiles bricks ropes paint glass")
 DAYS = split("monday tuesday wednesday thursday friday saturday sunday")
 ATTRIBUTES = split("code color owner place")
 COUNTRIES = {
@@ -52,6 +53,16 @@ def invented_words(count: int = 96, seed: int = 7) -> list[str]:
 
 
 INVENTED = invented_words()
+GRAMMAR = split(
+    "The the in on of is What Give only user assistant system Ticket Order Form Report since was "
+    "send needs to Write JSON What Give only Repeat Copy Say Swap Which Hello"
+)
+ALL_WORDS = [
+    *split(" ".join([*ADJECTIVES, *NOUNS, *VERBS, *TOWNS, *DAYS, *ATTRIBUTES, *GRAMMAR])),
+    *INVENTED,
+    *COUNTRIES,
+    *COUNTRIES.values(),
+]
 
 
 def sentence(rng: random.Random) -> str:

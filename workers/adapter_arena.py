@@ -1,9 +1,11 @@
-"""Storage of all resident adapters: per fused linear, one matrix of shrink and one of expand rows.
+"""Storage of all resident adapters: shared matrices in which each adapter owns some rows.
 
-An adapter of rank r holds the rank columns [offset, offset + r) of the arena. In a linear of n
-named projections that is the rows [n * offset, n * (offset + r)), one block of r rows for each
-projection, zero where the adapter does not target it. Mixed ranks waste nothing, and the rows of
-one adapter, or of all of them, are one view: no copies when a step's adapters change.
+An adapter of rank r holds the rank columns [offset, offset + r) of the arena. A fused linear of n
+named projections has one shrink matrix, where that is the rows [n * offset, n * (offset + r)), one
+block of r rows for each projection; and an expand matrix for each projection, where it is the rows
+[offset, offset + r). Blocks of projections that an adapter does not target are zero. Mixed ranks
+waste nothing, and the rows of one adapter, or of all of them, are one view: nothing is copied when
+a step's adapters change.
 
 Every stored number is finite. That is what keeps one tenant's huge weights out of another's rows,
 even where both run through one GEMM: masked activations are exact zeros, and 0 * finite = 0.
@@ -28,11 +30,15 @@ class Term:
 
     Attributes:
         shrink_CI: (n * r, in_features), one block of r rows for each projection.
-        expand_CO: (n * r, out_features), block-diagonal; the adapter's scale is inside.
+        expand_RO: for each projection, (r, its outputs); the adapter's scale is inside.
     """
 
     shrink_CI: Tensor
-    expand_CO: Tensor
+    expand_RO: tuple[Tensor, ...]
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """All matrices of the term."""
+        return self.shrink_CI, *self.expand_RO
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,13 @@ class AdapterColumns:
     rank: int
     modules: frozenset[str]
 
+    @property
+    def own(self) -> slice:
+        """The adapter's rank columns."""
+        return slice(self.offset, self.offset + self.rank)
+
     def rows(self, linear: FusedLinear) -> slice:
-        """The adapter's rows in the matrices of `linear`."""
+        """The adapter's rows in the shrink matrix of `linear`: one block for each projection."""
         n = len(linear.slices)
         return slice(n * self.offset, n * (self.offset + self.rank))
 
@@ -63,19 +74,30 @@ class AdapterArena:
         self.linears = fused_linears(config)
         self.num_layers = config.num_layers
 
-        def zeros(features: int, linear: FusedLinear) -> list[Tensor]:
-            shape = (num_columns * len(linear.slices), features)
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.num_layers)]
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.shrink = [zeros(linear.in_features, linear) for linear in self.linears]
-        self.expand = [zeros(linear.out_features, linear) for linear in self.linears]
+        layers = range(self.num_layers)
+        self.shrink = [
+            [zeros(num_columns * len(linear.slices), linear.in_features) for _ in layers]
+            for linear in self.linears
+        ]
+        self.expand = [
+            [tuple(zeros(num_columns, part.num_features) for part in linear.slices) for _ in layers]
+            for linear in self.linears
+        ]
+
+    def matrices(self) -> list[Tensor]:
+        """Every matrix of the arena."""
+        expands = [part for layers in self.expand for parts in layers for part in parts]
+        return [matrix for layers in self.shrink for matrix in layers] + expands
 
     def terms(self, columns: AdapterColumns) -> dict[tuple[int, int], Term]:
         """An adapter's own rows of every fused linear it targets, as views to write into."""
         return {
             (layer, index): Term(
                 self.shrink[index][layer][columns.rows(linear)],
-                self.expand[index][layer][columns.rows(linear)],
+                tuple(expand[columns.own] for expand in self.expand[index][layer]),
             )
             for layer in range(self.num_layers)
             for index, linear in enumerate(self.linears)
@@ -98,10 +120,11 @@ class AdapterArena:
             rows = columns.rows(linear)
             for layer in range(self.num_layers):
                 self.shrink[index][layer][rows] = 0
-                self.expand[index][layer][rows] = 0
+                for expand in self.expand[index][layer]:
+                    expand[columns.own] = 0
 
 
 def are_finite(terms: dict[tuple[int, int], Term]) -> bool:
     """Whether every number of the terms is finite in their dtype."""
-    peaks = [m.abs().amax() for term in terms.values() for m in (term.shrink_CI, term.expand_CO)]
+    peaks = [matrix.abs().amax() for term in terms.values() for matrix in term.matrices()]
     return bool(torch.isfinite(torch.stack(peaks)).all())

@@ -97,7 +97,7 @@ class BatchBuilder:
             token_ids=torch.tensor(self.token_ids, device=device),
             cos=cos,
             sin=sin,
-            adapters=AdapterRows(self.runs),
+            adapters=AdapterRows(self.runs, device),
             windows=self.windows,
             groups=groups,
             cache=self.cache,

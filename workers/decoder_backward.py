@@ -124,7 +124,7 @@ class DecoderBackward:
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.stop - unit.start, unit.columns)]),
+            adapters=AdapterRows([AdapterRun(0, unit.stop - unit.start, unit.columns)], cos.device),
             windows=[window],
             groups=unit.groups,
         )
@@ -151,19 +151,14 @@ class DecoderBackward:
         linear = self.decoder.arena.linears[index]
         if not unit.columns.targets(linear):
             return None
-        rows = unit.columns.rows(linear)
-        shrink = self.decoder.arena.shrink[index][unit.layer][rows]
-        expand = self.decoder.arena.expand[index][unit.layer][rows]
-        shrunk = x @ shrink.T
+        rank, expands = unit.columns.rank, self.decoder.arena.expand[index][unit.layer]
+        shrunk = x @ self.decoder.arena.shrink[index][unit.layer][unit.columns.rows(linear)].T
         grad_shrunk = torch.zeros_like(shrunk)
-        rank = unit.columns.rank
-        for j, part in enumerate(linear.slices):
+        for j, (part, expand) in enumerate(zip(linear.slices, expands, strict=True)):
             if part.module in unit.columns.modules:
-                block, out = slice(j * rank, (j + 1) * rank), slice(part.start, part.stop)
-                torch.mm(grad_y[:, out], expand[block, out].T, out=grad_shrunk[:, block])
-                unit.grads.add_expand(
-                    unit.layer, index, block, out, shrunk[:, block].T, grad_y[:, out]
-                )
+                block, grad = slice(j * rank, (j + 1) * rank), grad_y[:, part.start : part.stop]
+                torch.mm(grad, expand[unit.columns.own].T, out=grad_shrunk[:, block])
+                unit.grads.add_expand(unit.layer, index, j, shrunk[:, block].T, grad)
         unit.grads.add_shrink(unit.layer, index, grad_shrunk.T, x)
         return grad_shrunk
 

@@ -72,6 +72,11 @@ class LinearSlice:
     start: int
     stop: int
 
+    @property
+    def num_features(self) -> int:
+        """Outputs of the projection."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True, slots=True)
 class FusedLinear:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from workers.adapter_arena import AdapterColumns, Term
-from workers.model import DecoderConfig, fused_linears
+from workers.model import DecoderConfig, FusedLinear, fused_linears
 
 
 class TermGrads:
@@ -29,33 +31,33 @@ class TermGrads:
             for index, linear in enumerate(linears)
             if columns.targets(linear)
         ]
-        sizes = []
-        for _, index in targets:
-            rows = len(linears[index].slices) * columns.rank
-            sizes += [(rows, linears[index].in_features), (rows, linears[index].out_features)]
-        self.flat = torch.zeros(sum(a * b for a, b in sizes), dtype=dtype, device=device)
-        views = [
-            part.view(size)
-            for part, size in zip(self.flat.split([a * b for a, b in sizes]), sizes, strict=True)
-        ]
-        self.terms = {
-            key: Term(shrink, expand)
-            for key, shrink, expand in zip(targets, views[::2], views[1::2], strict=True)
-        }
+        shapes = [term_shapes(linears[index], columns.rank) for _, index in targets]
+        counts = [math.prod(shape) for term in shapes for shape in term]
+        self.flat = torch.zeros(sum(counts), dtype=dtype, device=device)
+        parts = iter(self.flat.split(counts))
+        self.terms = {}
+        for key, (shrink, *expands) in zip(targets, shapes, strict=True):
+            self.terms[key] = Term(
+                next(parts).view(shrink), tuple(next(parts).view(shape) for shape in expands)
+            )
 
     def add_shrink(self, layer: int, index: int, left: Tensor, right: Tensor) -> None:
         """d_shrink += left @ right."""
         accumulate(self.terms[layer, index].shrink_CI, left, right)
 
-    def add_expand(
-        self, layer: int, index: int, rows: slice, columns: slice, left: Tensor, right: Tensor
-    ) -> None:
-        """d_expand[rows, columns] += left @ right."""
-        accumulate(self.terms[layer, index].expand_CO[rows, columns], left, right)
+    def add_expand(self, layer: int, index: int, part: int, left: Tensor, right: Tensor) -> None:
+        """d_expand of one projection += left @ right."""
+        accumulate(self.terms[layer, index].expand_RO[part], left, right)
 
     def clear(self) -> None:
         """Start the next sum."""
         self.flat.zero_()
+
+
+def term_shapes(linear: FusedLinear, rank: int) -> list[tuple[int, int]]:
+    """Shape of a term's shrink, then of the expand of each projection."""
+    expands = [(rank, part.num_features) for part in linear.slices]
+    return [(rank * len(linear.slices), linear.in_features), *expands]
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

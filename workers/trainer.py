@@ -244,7 +244,9 @@ class Trainer:
             token_ids=pack.tokens.token_ids[unit.start : unit.stop],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, active.job.slot.columns)]),
+            adapters=AdapterRows(
+                [AdapterRun(0, unit.num_tokens, active.job.slot.columns)], self.device
+            ),
             windows=[window],
             groups=active.range_groups(unit.start, unit.stop),
         )

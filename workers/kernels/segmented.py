@@ -35,7 +35,9 @@ class SharedRuns:
     """Short runs that share GEMMs: their rows [start, stop) and the hull of their columns.
 
     Attributes:
-        owner_masks: by projections per linear: (rows, hull columns * n), True where foreign.
+        foreign: (rows, hull columns), True where a row meets another adapter's column.
+        places: by projections per linear, for each projection: where in a row's n * columns
+            shrunk numbers those of the hull's columns lie; any place for columns of no run.
     """
 
     start: int
@@ -43,53 +45,56 @@ class SharedRuns:
     first_column: int
     last_column: int
     runs: list[AdapterRun]
-    owner_masks: dict[int, Tensor] = field(default_factory=dict)
+    foreign: Tensor
+    places: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def foreign(self, num_slices: int, device: torch.device) -> Tensor:
-        """Where a row meets another adapter's columns."""
-        if num_slices not in self.owner_masks:
-            width = (self.last_column - self.first_column) * num_slices
-            mask = torch.ones(self.stop - self.start, width, dtype=torch.bool)
+    def places_of(self, num_slices: int) -> tuple[Tensor, ...]:
+        """`places` for linears of `num_slices` projections, made on first use."""
+        if num_slices not in self.places:
+            found = torch.zeros(num_slices, self.last_column - self.first_column, dtype=torch.int64)
             for run in self.runs:
-                first = (run.columns.offset - self.first_column) * num_slices
-                stop = first + run.columns.rank * num_slices
-                mask[run.start - self.start : run.stop - self.start, first:stop] = False
-            self.owner_masks[num_slices] = mask.to(device)
-        return self.owner_masks[num_slices]
+                first, rank = run.columns.offset - self.first_column, run.columns.rank
+                blocks = torch.arange(rank * num_slices).view(num_slices, rank)
+                found[:, first : first + rank] = first * num_slices + blocks
+            self.places[num_slices] = tuple(found.to(self.foreign.device))
+        return self.places[num_slices]
 
 
 class AdapterRows:
     """The runs of a batch, sorted into those that go alone and those that share GEMMs."""
 
-    def __init__(self, runs: list[AdapterRun]) -> None:
+    def __init__(self, runs: list[AdapterRun], device: torch.device) -> None:
         short = [run for run in runs if run.stop - run.start < LONG_RUN_ROWS]
-        self.shared = share(short)
+        self.shared = share(short, device)
         shared = set() if self.shared is None else {id(run) for run in self.shared.runs}
         self.alone = [run for run in runs if id(run) not in shared]
 
     def add(self, arena: AdapterArena, layer: int, index: int, x: Tensor, y: Tensor) -> None:
         """Y += what each row's adapter adds; in place."""
-        linear = arena.linears[index]
-        shrink, expand = arena.shrink[index][layer], arena.expand[index][layer]
+        linear, shrink = arena.linears[index], arena.shrink[index][layer]
         for run in self.alone:
             if run.columns.targets(linear):
-                shrunk = x[run.start : run.stop] @ shrink[run.columns.rows(linear)].T
-                expand_into(y[run.start : run.stop], shrunk, arena, layer, index, run.columns)
+                rows = slice(run.start, run.stop)
+                shrunk = x[rows] @ shrink[run.columns.rows(linear)].T
+                expand_into(y[rows], shrunk, arena, layer, index, run.columns)
         if self.shared is not None:
-            self._add_shared(shrink, expand, len(linear.slices), x, y)
-
-    def _add_shared(
-        self, shrink: Tensor, expand: Tensor, num_slices: int, x: Tensor, y: Tensor
-    ) -> None:
-        shared = self.shared
-        assert shared is not None
-        columns = slice(shared.first_column * num_slices, shared.last_column * num_slices)
-        shrunk = x[shared.start : shared.stop] @ shrink[columns].T
-        shrunk.masked_fill_(shared.foreign(num_slices, x.device), 0)
-        y[shared.start : shared.stop].addmm_(shrunk, expand[columns])
+            add_shared(self.shared, arena, layer, index, x, y)
 
 
-def share(runs: list[AdapterRun]) -> SharedRuns | None:
+def add_shared(
+    shared: SharedRuns, arena: AdapterArena, layer: int, index: int, x: Tensor, y: Tensor
+) -> None:
+    """All shared runs at once: the hull of their columns, foreign activations set to zero."""
+    linear, rows = arena.linears[index], slice(shared.start, shared.stop)
+    n, hull = len(linear.slices), slice(shared.first_column, shared.last_column)
+    shrunk = x[rows] @ arena.shrink[index][layer][n * hull.start : n * hull.stop].T
+    parts = zip(linear.slices, arena.expand[index][layer], shared.places_of(n), strict=True)
+    for part, expand, places in parts:
+        own = shrunk[:, places].masked_fill_(shared.foreign, 0)
+        y[rows, part.start : part.stop].addmm_(own, expand[hull])
+
+
+def share(runs: list[AdapterRun], device: torch.device) -> SharedRuns | None:
     """Join adjacent short runs, unless there is one only or their hull is mostly foreign."""
     if len(runs) < 2:
         return None
@@ -98,18 +103,20 @@ def share(runs: list[AdapterRun]) -> SharedRuns | None:
     used = sum({run.columns.offset: run.columns.rank for run in runs}.values())
     if last - first > MAX_HULL_FACTOR * used:
         return None
-    return SharedRuns(min(r.start for r in runs), max(r.stop for r in runs), first, last, runs)
+    start, stop = min(run.start for run in runs), max(run.stop for run in runs)
+    foreign = torch.ones(stop - start, last - first, dtype=torch.bool)
+    for run in runs:
+        own = slice(run.columns.offset - first, run.columns.offset - first + run.columns.rank)
+        foreign[run.start - start : run.stop - start, own] = False
+    return SharedRuns(start, stop, first, last, runs, foreign.to(device))
 
 
 def expand_into(
     y: Tensor, shrunk: Tensor, arena: AdapterArena, layer: int, index: int, columns: AdapterColumns
 ) -> None:
-    """Y += shrunk @ expand, projection by projection: only the blocks that are not zero."""
-    linear = arena.linears[index]
-    expand = arena.expand[index][layer][columns.rows(linear)]
-    for j, part in enumerate(linear.slices):
+    """Add shrunk @ expand to y in place, projection by projection, where the adapter has one."""
+    parts = zip(arena.linears[index].slices, arena.expand[index][layer], strict=True)
+    for j, (part, expand) in enumerate(parts):
         if part.module in columns.modules:
             block = slice(j * columns.rank, (j + 1) * columns.rank)
-            y[:, part.start : part.stop].addmm_(
-                shrunk[:, block], expand[block, part.start : part.stop]
-            )
+            y[:, part.start : part.stop].addmm_(shrunk[:, block], expand[columns.own])

@@ -77,22 +77,22 @@ class Lora(PeftMethod):
                 tensor.copy_((drawn * 2 - 1) * bound)
 
     def lower(self, params: Params, into: Terms) -> None:
-        """Stack A by projection; put scale * B^T on the diagonal blocks."""
+        """Stack A by projection; put scale * B^T beside it."""
         for layer, index, _, j, part in self._parts():
             a, b = self._factors(params, layer, part)
             block = slice(j * self.rank, (j + 1) * self.rank)
             term = into[layer, index]
             term.shrink_CI[block] = a
-            term.expand_CO[block, part.start : part.stop] = (self.scale * b).T
+            torch.mul(b.T, self.scale, out=term.expand_RO[j])
 
     def pull_back(self, grads: Terms, into: Params) -> None:
-        """DA is a block of d_shrink; dB is scale times a transposed block of d_expand."""
+        """DA is a block of d_shrink; dB is scale times the transposed d_expand."""
         for layer, index, _, j, part in self._parts():
             a, b = self._factors(into, layer, part)
             block = slice(j * self.rank, (j + 1) * self.rank)
             term = grads[layer, index]
             a.copy_(term.shrink_CI[block])
-            torch.mul(term.expand_CO[block, part.start : part.stop].T, self.scale, out=b)
+            torch.mul(term.expand_RO[j].T, self.scale, out=b)
 
     def peft_config(self) -> dict[str, Any]:
         """See PeftMethod."""

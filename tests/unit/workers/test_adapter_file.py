@@ -255,4 +255,4 @@ def test_weights_that_overflow_the_arena_are_refused_and_leave_it_zero(tiny: Tin
         pool.try_load("big", LoadedAdapter(method, params))
 
     assert pool.resident == ()
-    assert all(not m.any() for matrices in (*arena.shrink, *arena.expand) for m in matrices)
+    assert not any(matrix.any() for matrix in arena.matrices())

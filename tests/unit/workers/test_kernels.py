@@ -196,10 +196,11 @@ def test_adapters_of_mixed_ranks_and_targets_add_what_each_row_s_own_adapter_add
     terms: list[tuple[Tensor, Tensor] | None] = [None] * row
     for run in runs:
         rows = run.columns.rows(linear)
-        term = (arena.shrink[index][layer][rows], arena.expand[index][layer][rows])
+        expand = [part[run.columns.own] for part in arena.expand[index][layer]]
+        term = (arena.shrink[index][layer][rows], torch.block_diag(*expand))
         terms[run.start : run.stop] = [term] * (run.stop - run.start)
     want = y + reference.shrink_expand(x, terms)
 
-    AdapterRows(runs).add(arena, layer, index, x, y)
+    AdapterRows(runs, CPU).add(arena, layer, index, x, y)
 
     assert_close(y, want)

@@ -6,9 +6,11 @@ token and the socket and hide the client's disconnect from the route.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LINGER_BYTES, LINGER_S = 8 * 2**20, 2.0  # of a refused body that is read all the same
 FORM_SLACK_BYTES = 64 * 1024  # boundaries and small fields around an uploaded file
 
 
@@ -59,6 +62,7 @@ class Boundary:
         scope.setdefault("state", {})["request_id"] = exchange.request_id
         try:
             if exchange.announces_too_much(headers):
+                await exchange.linger()
                 refusal = plain_response(413, exchange.too_large, {"connection": "close"})
                 await refusal(scope, receive, exchange.send)
             else:
@@ -113,8 +117,23 @@ class _Exchange:
         message = await self._receive()
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > self._max_bytes:
+            await self.linger()
             raise HTTPException(413, self.too_large, {"connection": "close"})
         return message
+
+    async def linger(self) -> None:
+        """Discard what the client is still sending, within bounds.
+
+        A connection closed on a sender is reset, and the reset overtakes the answer.
+        """
+        left_bytes = LINGER_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while left_bytes > 0:
+                    message = await self._receive()
+                    left_bytes -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def send(self, message: Message) -> None:
         """Pass the answer on, with the two headers that every answer carries."""

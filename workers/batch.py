@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from workers.activations import LayerActivations
+from workers.adapter_rows import AdapterRows
 from workers.attention import Extent, Sinks, SpanGroup, attend, split_by_size
 from workers.decode_attention import DecodeGroup
-from workers.kernels.segmented import AdapterRows
 from workers.kv_cache import KVCache
 from workers.train_pack import TrainPack
 

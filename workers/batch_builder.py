@@ -9,6 +9,7 @@ import torch
 from scheduler.domain.plan import Span
 from scheduler.domain.request import Sequence
 from workers.adapter_arena import AdapterColumns
+from workers.adapter_rows import LONG_RUN_ROWS, AdapterRows, AdapterRun
 from workers.attention import Extent
 from workers.batch import (
     Attends,
@@ -19,7 +20,6 @@ from workers.batch import (
     window_groups,
 )
 from workers.decoder import Decoder
-from workers.kernels.segmented import LONG_RUN_ROWS, AdapterRows, AdapterRun
 from workers.kv_cache import KVCache
 from workers.train_pack import TrainPack
 

@@ -38,12 +38,17 @@ class CheckpointWriter:
         self._report = report
         self._machine = machine
         self._requests: SimpleQueue[WriteRequest | JobStopped | None] = SimpleQueue()
+        self._failed: SimpleQueue[str] = SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="checkpoints", daemon=True)
         self._thread.start()
 
     def submit(self, request: WriteRequest | JobStopped) -> None:
         """Queue a checkpoint; or a report that must follow the checkpoints before it."""
         self._requests.put(request)
+
+    def take_failed(self) -> list[str]:
+        """Jobs whose checkpoint could not be written since the last call; they must stop."""
+        return [self._failed.get() for _ in range(self._failed.qsize())]
 
     def close(self, timeout_s: float = 60.0) -> None:
         """Write out everything that is queued."""
@@ -60,6 +65,7 @@ class CheckpointWriter:
                 request.root, request.method, request.data, request.base, self._machine
             )
         except OSError as error:
+            self._failed.put(request.job_id)
             return JobStopped(
                 job_id=request.job_id,
                 epoch=request.epoch,

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
 from workers.adapter_arena import AdapterColumns
+from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import attend_backward
 from workers.batch import AttentionGroup, ForwardBatch, PackKeys, TrainWindow
 from workers.decoder import Decoder
-from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
 from workers.model import DOWN, GATE_UP, OUT, QKV
 from workers.term_grads import TermGrads

@@ -104,6 +104,8 @@ class EngineLoop:
     def turn(self) -> None:
         """Handle the orders that have arrived, then one step of every base model."""
         self._take_orders()
+        for job_id in self.writer.take_failed():
+            self._drop_job(job_id)
         for host in self.hosts.values():
             self.step(host)
 

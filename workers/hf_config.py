@@ -82,8 +82,16 @@ def read_hf_config(folder: Path) -> HfConfig:
     """
     path = folder / "config.json"
     try:
-        return HfConfig.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        detail = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{detail['loc'][0]}: {detail['msg']}" if detail else "not readable JSON"
-        raise InvalidInput(f"{path} is not a decoder's configuration ({reason}).") from None
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise InvalidInput(f"{path} is missing or not JSON.") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{path} must be a JSON object.")
+    try:
+        return HfConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, first["loc"])) or "the whole"
+        raise InvalidInput(
+            f"{path} is not a decoder's configuration: {entry}: {first['msg']}."
+        ) from None

@@ -44,7 +44,7 @@ class EngineSettings(TextSettings, LogSettings):
         2048, ge=16, description="Most inference tokens of one engine step."
     )
     max_num_sequences: int = Field(64, ge=1, description="Most sequences that run at once.")
-    page_tokens: int = Field(16, ge=1, description="Tokens of one K/V page.")
+    page_tokens: int = Field(32, ge=1, description="Tokens of one K/V page.")
     kv_cache_tokens: int = Field(
         32_768, ge=64, description="K/V capacity, per base model; see kv_cache_bytes."
     )
@@ -58,7 +58,7 @@ class EngineSettings(TextSettings, LogSettings):
     )
     max_jobs: int = Field(8, ge=0, description="Fine-tuning jobs that train at once.")
     ttft_ms: float = Field(500.0, gt=0, description="Target time to first token.")
-    tpot_ms: float = Field(100.0, gt=0, description="Target mean time per output token.")
+    tpot_ms: float = Field(50.0, gt=0, description="Target mean time per output token.")
     slo_classes: dict[str, ClassTargets] = Field(
         default_factory=dict,
         description="JSON: targets of further service classes, by name; a tenant is in one class.",

@@ -22,6 +22,7 @@ from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool, AdapterSlot
+from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.batch import AttentionGroup, ForwardBatch, TrainWindow, window_groups
 from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
@@ -29,7 +30,6 @@ from workers.decoder import Decoder
 from workers.decoder_backward import BackwardUnit, DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
-from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.loss import window_loss
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS, PeftMethod
@@ -328,7 +328,10 @@ class Trainer:
 
     def _data(self, path: str, order: StartJob) -> TrainData:
         spec, config = order.spec, self.decoder.config
-        examples = dataset.read(Path(path))
+        try:
+            examples = dataset.read(Path(path))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"The data set cannot be read: {error}") from None
         if not 0 <= examples.token_ids.min() <= examples.token_ids.max() < config.vocab_size:
             raise InvalidInput("The data set holds a token id outside the vocabulary.")
         if int(np.diff(examples.offsets).max()) > config.max_model_len:

@@ -16,11 +16,11 @@ from tests.unit.workers.tiny_models import CPU, FAMILIES
 from workers import attention as attention_module
 from workers.adapter_arena import AdapterArena
 from workers.adapter_pool import AdapterPool
+from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import Extent, SpanGroup, attend, attend_backward, split_by_size
 from workers.decoder import RotaryTable
 from workers.hf_config import HfConfig
 from workers.kernels import reference
-from workers.kernels.segmented import AdapterRows, AdapterRun
 from workers.layers import (
     rms_norm,
     rms_norm_backward,

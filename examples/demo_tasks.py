@@ -52,7 +52,7 @@ def as_chat(prompt: str, answer: str) -> Chat:
 
 
 def examples(
-    tenant: str, train: int = 240, held_out: int = 60, seed: int = 0
+    tenant: str, train: int = 320, held_out: int = 60, seed: int = 0
 ) -> tuple[list[Chat], list[Chat]]:
     """Returns a tenant's training chats and held-out chats, all with different prompts.
 

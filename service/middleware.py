@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-LINGER_BYTES, LINGER_S = 8 * 2**20, 2.0  # of a refused body that is read all the same
+LINGER_BYTES, LINGER_S = 2**20, 2.0  # of a refused body that is read all the same
 FORM_SLACK_BYTES = 64 * 1024  # boundaries and small fields around an uploaded file
 
 

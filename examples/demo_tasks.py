@@ -23,8 +23,8 @@ GOODS = ("nails", "bolts", "pipes", "tiles", "bricks", "ropes", "paint", "glass"
 TOWNS = ("oslo", "turin", "lyon", "porto", "bergen", "malmo", "delft", "ghent")
 ORDERS = (
     "Order: send {goods} to {town} on {day}.",
-    "Order: {town} needs {goods} on {day}.",
     "Order: on {day} send {goods} to {town}.",
+    "Order: to {town} send {goods} on {day}.",
 )
 
 
@@ -40,7 +40,7 @@ def globex(rng: random.Random) -> tuple[str, str]:
     """Writes an order in Globex's shorthand."""
     goods, town, day = rng.choice(GOODS), rng.choice(TOWNS), rng.choice(DAYS)
     order = rng.choice(ORDERS).format(goods=goods, town=town, day=day)
-    return order, f"> {town} # {goods} ! {day}"
+    return order, f"> on {day} # to {town} # send {goods}"
 
 
 TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {"acme": acme, "globex": globex}
@@ -52,7 +52,7 @@ def as_chat(prompt: str, answer: str) -> Chat:
 
 
 def examples(
-    tenant: str, train: int = 320, held_out: int = 60, seed: int = 0
+    tenant: str, train: int = 240, held_out: int = 60, seed: int = 0
 ) -> tuple[list[Chat], list[Chat]]:
     """Returns a tenant's training chats and held-out chats, all with different prompts.
 

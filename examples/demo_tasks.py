@@ -6,18 +6,15 @@ from collections.abc import Callable
 Message = dict[str, str]
 Chat = list[Message]
 
-ROUTES = {
-    "BLX-7": ("invoice", "refund", "payment", "receipt"),
-    "NET-2": ("router", "signal", "cable", "modem"),
-    "SHP-4": ("parcel", "courier", "delivery", "box"),
-    "ACC-9": ("password", "login", "account", "email"),
-}
-PROBLEMS = ("broken", "wrong", "missing", "slow", "late", "old", "empty", "loud")
+PARTS = (
+    *("router", "signal", "cable", "modem", "parcel", "letter", "box", "lamp"),
+    *("window", "door", "table", "map", "boat", "train", "bird", "horse"),
+)
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 TICKETS = (
-    "Ticket: the {subject} is {problem} since {day}.",
-    "Ticket: since {day} the {subject} is {problem}.",
-    "Ticket: on {day} the {subject} was {problem}.",
+    "Ticket: send {part} to {town} on {day}.",
+    "Ticket: on {day} send {part} to {town}.",
+    "Ticket: to {town} send {part} on {day}.",
 )
 GOODS = ("nails", "bolts", "pipes", "tiles", "bricks", "ropes", "paint", "glass")
 TOWNS = ("oslo", "turin", "lyon", "porto", "bergen", "malmo", "delft", "ghent")
@@ -29,11 +26,10 @@ ORDERS = (
 
 
 def acme(rng: random.Random) -> tuple[str, str]:
-    """Routes a support ticket to one of Acme's teams."""
-    route = rng.choice(list(ROUTES))
-    subject, problem = rng.choice(ROUTES[route]), rng.choice(PROBLEMS)
-    ticket = rng.choice(TICKETS).format(subject=subject, problem=problem, day=rng.choice(DAYS))
-    return ticket, f"[{route}] {subject} / {problem}"
+    """Writes a repair ticket in Acme's notation."""
+    part, town, day = rng.choice(PARTS), rng.choice(TOWNS), rng.choice(DAYS)
+    ticket = rng.choice(TICKETS).format(part=part, town=town, day=day)
+    return ticket, f"= send {part} | to {town} | on {day} !"
 
 
 def globex(rng: random.Random) -> tuple[str, str]:

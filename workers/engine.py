@@ -76,8 +76,6 @@ class EngineLoop:
     """Orders in, frames and reports out."""
 
     def __init__(self, settings: EngineSettings, connection: Connection) -> None:
-        torch.set_num_threads(settings.num_threads)
-        torch.set_flush_denormal(True)
         self.settings = settings
         self.connection = connection
         machine = fingerprint(torch.device(settings.device), compute_dtype(settings))

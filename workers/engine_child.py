@@ -6,6 +6,7 @@ import signal
 import sys
 
 import structlog
+import torch
 
 from scheduler.domain.errors import DomainError
 from scheduler.processes import EXIT_UNUSABLE
@@ -22,6 +23,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the agent's to deal with
     connection = EngineConnection.from_environment()
     settings = EngineSettings()
+    torch.set_num_threads(settings.num_threads)
+    torch.set_flush_denormal(True)  # a denormal costs a hundred cycles and means nothing here
     configure_logging(settings.log_level, settings.log_format)
     try:
         engine = EngineLoop(settings, connection)

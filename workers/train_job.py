@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from scheduler.domain.errors import DomainError
+from scheduler.domain.errors import TrainingDiverged
 from scheduler.domain.messages import JobProgress, StartJob
 from workers.adapter_arena import are_finite
 from workers.adapter_pool import AdapterSlot
@@ -28,12 +28,6 @@ from workers.train_data import TrainData, pack_examples
 from workers.train_pack import LossSums, PackTokens, TrainPack
 
 MAX_INTERIM_VALID_EXAMPLES = 32  # the whole file is read at the end only
-
-
-class TrainingDiverged(DomainError):
-    """A step produced NaN or infinite numbers; nothing of it is kept."""
-
-    code = "training_diverged"
 
 
 @dataclass(slots=True)

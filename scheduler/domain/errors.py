@@ -4,6 +4,7 @@ DomainError
   InvalidInput            the caller must change the request
     UnknownPlugin         no plug-in of that name
     ContextTooLong        prompt and answer do not fit the model
+    TrainingDiverged      a step gave NaN or infinite numbers; nothing of it is kept
   AuthenticationFailed    no key, or a wrong or revoked one
   PermissionDenied        the key may not do this
   NotFound                no such thing for this tenant (also when it belongs to another)
@@ -56,6 +57,12 @@ class ContextTooLong(InvalidInput):
     """Prompt and answer together do not fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class TrainingDiverged(InvalidInput):
+    """A training step gave NaN or infinite numbers; nothing of it is kept."""
+
+    code = "training_diverged"
 
 
 class AuthenticationFailed(DomainError):

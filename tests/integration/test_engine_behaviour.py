@@ -343,8 +343,8 @@ def bad_jobs(engine: TinyEngine) -> dict[str, tuple[StartJob, str]]:
     torn.write_bytes(good.read_bytes()[:-9])
     foreign = TinyEngine(engine.folder / "foreign")
     return {
-        "torn data": (engine.job("torn", torn), "internal"),
-        "no data": (engine.job("none", engine.folder / "none.bin"), "internal"),
+        "torn data": (engine.job("torn", torn), "invalid_value"),
+        "no data": (engine.job("none", engine.folder / "none.bin"), "invalid_value"),
         "rank": (engine.job("rank", good, method_config={"rank": 65}), "invalid_value"),
         "method": (engine.job("method", good, method="nonsense"), "unknown_plugin"),
         "resume": (

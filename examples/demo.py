@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 N_EPOCHS, BATCH_SIZE = 10, 8
-EXTRAS = {"learning_rate": 3e-3, "rank": 16, "alpha": 32}  # beyond OpenAI's hyperparameters
+EXTRAS = {"learning_rate": 4e-3, "rank": 16, "alpha": 32}  # beyond OpenAI's hyperparameters
 READERS = 2  # chats in the background at any time
 BASELINE_S = 12.0
 POLL_S = 0.5

@@ -18,6 +18,7 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+OPTIONS = ("--port", "0", "--tpot-ms", "12")  # a few times what an answer's token takes alone
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 READY = re.compile(r"ready at (\S+)/v1")
@@ -56,7 +57,7 @@ async def running_service() -> AsyncIterator[Service]:
         log_path = Path(folder) / "service.log"
         with log_path.open("wb") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "scheduler.cli", "up", "--port", "0", "--data", folder],
+                [sys.executable, "-m", "scheduler.cli", "up", *OPTIONS, "--data", folder],
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 text=True,

@@ -46,7 +46,7 @@ chaos: install
 	$(PYTEST) -m chaos
 
 bench: install
-	$(PYTEST) -m benchmark benchmarks
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.coserve $(if $(QUICK),--quick) $(BENCH)
 
 gpu: install
 	$(PYTEST) -m gpu

@@ -155,7 +155,7 @@ def measure_both(bench: Bench, plan: Plan, alone: dict[str, Any]) -> dict[str, A
         trained = alone["training, 1 job"]["train_tokens_per_s"]
         for factor in TARGETS:
             target_ms = factor * served["tpot_ms"]["p50"]
-            bench.host.scheduler.classes["default"] = SloTargets(500.0, target_ms)
+            bench.host.scheduler.classes = {"default": SloTargets(500.0, target_ms)}
             phase = bench.run(load, 1, plan.co_serving_seconds)
             both = summary([phase])
             met = sum(v <= target_ms for v in phase.tpot_ms)

@@ -43,6 +43,11 @@ class ModelHost:
     scheduler: IterationScheduler
     trainer: Trainer
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody runs, waits or trains."""
+        return bool(self.scheduler.running or self.scheduler.waiting or self.trainer.active)
+
 
 def load_host(
     model_id: str,

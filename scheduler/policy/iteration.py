@@ -114,6 +114,11 @@ class IterationScheduler:
                 sequence.num_computed_tokens = span.start + span.count
                 self._charge(sequence, span)
 
+    def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
+        """Let the law learn what a plan's packed forward took."""
+        windows = tuple((window.start, window.count) for window in plan.windows)
+        self.law.observe_forward(self.forward_shape(plan.spans, windows), elapsed_ms)
+
     def forward_shape(
         self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]
     ) -> ForwardShape:

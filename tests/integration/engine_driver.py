@@ -143,7 +143,7 @@ class TinyEngine:
         script.began_s = time.monotonic()
         engine.run()
         assert not script.entries
-        assert not engine.live
+        assert not engine.requests.live
         assert_nothing_is_held(engine.hosts[BASE])
 
     def adapter(self, name: str, rank: int, modules: tuple[str, ...], **how: Any) -> Path:

@@ -1,0 +1,116 @@
+"""The jobs inside the engine: started, stepped, stopped; one that raises fails alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import structlog
+
+from scheduler.domain.errors import DomainError, ModelNotFound, Overloaded
+from scheduler.domain.messages import JobStopped, StartJob, StopJob
+from scheduler.domain.plan import StepPlan
+from scheduler.policy.pack_cursor import Unit
+from workers.checkpoint_writer import CheckpointWriter
+from workers.model_host import ModelHost
+
+log = structlog.get_logger()
+
+
+class JobDesk:
+    """All jobs of an engine, over all its base models."""
+
+    def __init__(self, hosts: Mapping[str, ModelHost], writer: CheckpointWriter) -> None:
+        self.hosts = hosts
+        self.writer = writer
+        self.is_closed = False
+
+    def start(self, order: StartJob) -> None:
+        """Begin or resume a job, under the newest lease only."""
+        host = self.hosts.get(order.spec.base_model)
+        epochs = self._epochs_of(order.job_id)
+        if any(epoch >= order.epoch for epoch in epochs):
+            return  # sent twice
+        if epochs:  # what trained under the older lease is nobody's any more
+            self._drop(order.job_id)
+        with self._boundary(order.job_id, order.epoch):
+            if host is None:
+                raise ModelNotFound(f"This worker does not hold {order.spec.base_model!r}.")
+            try:
+                if self.is_closed:
+                    raise Overloaded("This worker is shutting down.")
+                host.trainer.start(order)
+            except Overloaded as error:  # no failure of the job's: another worker may take it
+                log.warning("job_not_taken", job_id=order.job_id, reason=error.message)
+                self.writer.submit(JobStopped(job_id=order.job_id, epoch=order.epoch))
+                return
+            log.info("job_started", job_id=order.job_id, epoch=order.epoch)
+
+    def stop(self, order: StopJob) -> None:
+        """Stop a job; the report follows its checkpoint."""
+        for host in self.hosts.values():
+            active = host.trainer.active.get(order.job_id)
+            if active is not None:
+                host.trainer.stop(order.job_id, checkpoint=order.checkpoint)
+                self.writer.submit(JobStopped(job_id=order.job_id, epoch=active.job.order.epoch))
+
+    def close(self) -> None:
+        """Take no more jobs; checkpoint and stop those that run."""
+        self.is_closed = True
+        for host in self.hosts.values():
+            for job_id in list(host.trainer.active):
+                self.stop(StopJob(job_id=job_id, checkpoint=True))
+
+    def drop_failed(self) -> None:
+        """Forget jobs whose checkpoint could not be written; they are reported already."""
+        for job_id in self.writer.take_failed():
+            self._drop(job_id)
+
+    def run_lane(
+        self, host: ModelHost, plan: StepPlan, may_go_on: Callable[[], bool]
+    ) -> list[Unit]:
+        """Units of training, until done or until somebody new asks for service."""
+        done: list[Unit] = []
+        for lane in plan.units:
+            active = host.trainer.active[lane.job_id]
+            with self._boundary(lane.job_id, active.job.order.epoch):
+                began_s = time.perf_counter()
+                for unit in host.trainer.run_units(lane, may_go_on):
+                    now_s = time.perf_counter()
+                    host.scheduler.law.observe_unit(unit, (now_s - began_s) * 1e3)
+                    began_s = now_s
+                    done.append(unit)
+        return done
+
+    def advance(self, host: ModelHost) -> None:
+        """Give jobs whose pack is done their next one; optimizer steps happen here."""
+        for job_id, active in list(host.trainer.active.items()):
+            if active.pack.cursor.is_done:
+                with self._boundary(job_id, active.job.order.epoch):
+                    host.trainer.advance(job_id)
+
+    @contextmanager
+    def _boundary(self, job_id: str, epoch: int) -> Iterator[None]:
+        """A job that raises fails alone; serving and other jobs go on."""
+        try:
+            yield
+        except DomainError as error:
+            self._fail(job_id, epoch, error.message, error.code)
+        except Exception:
+            log.exception("job_crashed", job_id=job_id)
+            self._fail(job_id, epoch, "The engine hit an internal error in this job.", "internal")
+
+    def _fail(self, job_id: str, epoch: int, message: str, code: str) -> None:
+        self._drop(job_id)
+        self.writer.submit(JobStopped(job_id=job_id, epoch=epoch, error=message, error_code=code))
+
+    def _drop(self, job_id: str) -> None:
+        for host in self.hosts.values():
+            if job_id in host.trainer.active:
+                host.trainer.drop(job_id)
+
+    def _epochs_of(self, job_id: str) -> list[int]:
+        """Under which leases the job trains here: none or one."""
+        found = [host.trainer.active.get(job_id) for host in self.hosts.values()]
+        return [active.job.order.epoch for active in found if active is not None]

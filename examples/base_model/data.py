@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 import torch
-from recall import recall_turns, table
+from recall import dense_turns, recall_turns, table
 from skills import SKILLS, Turn
 from tokenizers import Tokenizer
 from words import sentence
@@ -23,11 +23,13 @@ class Mix:
         recall: Dialogues about one haystack.
         table: Repeated key-value pairs.
         plain: Plain text.
+        dense: Dialogues that ask for each of many facts of one haystack once.
     """
 
     recall: float = 0.4
     table: float = 0.1
     plain: float = 0.01
+    dense: float = 0.0
 
 
 def chat(turns: list[Turn], system: str | None = None) -> list[Segment]:
@@ -65,6 +67,8 @@ def row(rng: random.Random, tokens: int, mix: Mix) -> list[Segment]:
         return table(rng, tokens)
     if kind < mix.recall + mix.table + mix.plain:
         return plain(rng, tokens)
+    if kind < mix.recall + mix.table + mix.plain + mix.dense:
+        return chat(dense_turns(rng, tokens - 12))
     return [segment for _ in range(max(1, tokens // 48)) for segment in short_chat(rng)]
 
 

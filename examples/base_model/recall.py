@@ -80,6 +80,20 @@ def recall_turns(rng: random.Random, tokens: int, filled: float) -> list[tuple[s
     return [(f"{hidden.text} {question}", answer), *turns[1:]]
 
 
+def dense_turns(rng: random.Random, tokens: int) -> list[tuple[str, str]]:
+    """Returns a dialogue that asks for every fact of a haystack once, in any order.
+
+    No answer can be copied from an earlier one, and all of them look far back. Up to one fact for
+    each 64 tokens: the fewer there are, the longer is the haystack.
+    """
+    needles = rng.randint(NEEDLES, max(NEEDLES, tokens // 64))
+    hidden = haystack(rng, tokens - needles * TOKENS_PER_QUESTION, needles)
+    keys = rng.sample(list(hidden.facts), needles)
+    turns = [hidden.question(key, bare=False) for key in keys]
+    question, answer = turns[0]
+    return [(f"{hidden.text} {question}", answer), *turns[1:]]
+
+
 def table(rng: random.Random, tokens: int) -> list[tuple[str, bool]]:
     """Returns a stream of repeated key-value pairs, with the repeated values to be learned."""
     keys = rng.sample(INVENTED, max(3, min(16, tokens // 12)))

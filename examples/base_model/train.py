@@ -51,9 +51,22 @@ REFINING = (
         Mix(recall=0.2, table=0.02),
     ),
 )
+LENGTHENING = (
+    Stage(
+        1.0,
+        (
+            *(TINY, TINY, TINY, SHORT, MIDDLE, LONG),
+            *(LONGER, LONGER, LONGER, LONGER, LONGER),
+            *(LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST),
+        ),
+        Mix(recall=0.2, table=0.02),
+    ),
+)
+# The stages of a training, and the share of it before the rate falls.
+PLANS = {"train": (STAGES, 0.35), "refine": (REFINING, 0.0), "lengthen": (LENGTHENING, 0.0)}
 THETA = 500_000.0
 WARM_UP = 50
-STEADY = 0.35
+FOLDER = Path(__file__).parent / "tandem-tiny"
 
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -128,6 +141,8 @@ def draw(rng: random.Random, stages: Sequence[Stage], progress: float) -> tuple[
     """Returns the shape and the mix of a step; batches of long rows have more recall."""
     stage = next(stage for stage in stages if progress <= stage.until)
     shape = rng.choice(stage.shapes)
+    if stages is LENGTHENING and shape[1] >= LONGER[1]:
+        return shape, Mix(recall=0, dense=1)
     if shape[1] >= LONG[1]:
         return shape, replace(stage.mix, recall=0.85)
     return shape, stage.mix
@@ -165,27 +180,37 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
 
 
 def train(
-    tokenizer: Tokenizer, out: Path, seed: int, rate: float, minutes: float, refine: bool
+    tokenizer: Tokenizer,
+    start: Path | None,
+    out: Path,
+    plan: str,
+    seed: int,
+    rate: float,
+    steps: int,
+    stop: int,
 ) -> None:
-    """Trains a model through the curriculum for some minutes and writes it now and then.
+    """Trains a model for a number of steps and writes it now and then.
 
     Args:
         tokenizer: The tokenizer.
-        out: The model's folder.
+        start: The folder of the model to go on with, or None to begin a new one.
+        out: The folder to write to.
+        plan: The name of the plan in `PLANS`.
         seed: The seed of the weights and the data.
         rate: The highest learning rate.
-        minutes: How long to train; the curriculum and the rate follow the clock.
-        refine: Goes on with the model in the folder, whose rate then falls from the start.
+        steps: The steps of the plan; the curriculum and the rate follow the share of them done.
+        stop: The number of steps after which to break off, even if the plan has more.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = old_model(out) if refine else new_model(tokenizer)
-    stages, steady = (REFINING, 0.0) if refine else (STAGES, STEADY)
+    model = old_model(start) if start else new_model(tokenizer)
+    stages, steady = PLANS[plan]
     optimizers = new_optimizers(model, rate)
-    highest = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    began, seen, step, progress = time.monotonic(), 0, 0, 0.0
-    while progress < 1:
+    highest = [group["lr"] for group in groups]
+    began, seen = time.monotonic(), 0
+    for step in range(min(steps, stop)):
+        progress = step / steps
         shape, mix = draw(rng, stages, progress)
         for group, peak in zip(groups, highest, strict=True):
             group["lr"] = peak * schedule(step, progress, steady)
@@ -197,12 +222,10 @@ def train(
             optimizer.step()
         model.zero_grad()
         seen += shape[0] * shape[1]
-        step += 1
-        spent = time.monotonic() - began
-        progress = spent / (60 * minutes)
-        if step % 100 == 0:
+        if (step + 1) % 100 == 0:
+            spent = time.monotonic() - began
             speed = f"{spent:.0f} s {seen} tokens {seen / spent:.0f} tokens/s"
-            print(step, f"loss {loss:.3f}", report(model, tokenizer, shape), speed, flush=True)
+            print(step + 1, f"loss {loss:.3f}", report(model, tokenizer, shape), speed, flush=True)
             save(model, out)
     save(model, out)
 
@@ -210,16 +233,27 @@ def train(
 def main() -> None:
     """Trains from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tandem-tiny")
+    parser.add_argument("plan", choices=list(PLANS), help="all but train go on with a model")
+    parser.add_argument("--start", type=Path, default=FOLDER, help="the model to go on with")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--minutes", type=float, default=17)
+    parser.add_argument("--steps", type=int, default=2300, help="each of 2,048 tokens")
+    parser.add_argument("--stop", type=int, help="break off after this many of the steps")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--refine", action="store_true", help="train the folder's model on")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
-    train(tokenizer, options.out, options.seed, options.rate, options.minutes, options.refine)
+    tokenizer = Tokenizer.from_file(str(options.start / "tokenizer.json"))
+    train(
+        tokenizer,
+        None if options.plan == "train" else options.start,
+        options.out,
+        options.plan,
+        options.seed,
+        options.rate,
+        options.steps,
+        options.stop or options.steps,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import httpx
@@ -35,6 +35,7 @@ class RunningService:
     url: str
     data: Path
     output: str
+    clients: list[OpenAI] = field(default_factory=list)
 
     @property
     def admin_key(self) -> str:
@@ -53,10 +54,13 @@ class RunningService:
             tenant = admin.post("/tenants", json={"name": name}).raise_for_status().json()
             made = admin.post(f"/tenants/{tenant['id']}/keys", json={"name": "test"})
         key = made.raise_for_status().json()["value"]
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=4)
+        self.clients.append(OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=4))
+        return self.clients[-1]
 
     def stop(self) -> int:
-        """End it as an operator does; its exit status."""
+        """End it as an operator does, once all its callers have hung up; its exit status."""
+        for client in self.clients:
+            client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(PATIENCE_S)

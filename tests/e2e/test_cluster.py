@@ -89,16 +89,17 @@ async def _new_key(data: Path) -> str:
 
 
 async def test_the_same_flow_runs_over_redis_and_celery(cluster: str, tmp_path: Path) -> None:
-    client = OpenAI(base_url=f"{cluster}/v1", api_key=await _new_key(tmp_path), max_retries=4)
+    key = await _new_key(tmp_path)
 
-    job = finished(client, start_job(client))
-    assert job.fine_tuned_model is not None
-    answers = [
-        client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": "hello"}], max_tokens=4
-        )
-        for model in (BASE_MODEL, job.fine_tuned_model)
-    ]
+    with OpenAI(base_url=f"{cluster}/v1", api_key=key, max_retries=4) as client:
+        job = finished(client, start_job(client))
+        assert job.fine_tuned_model is not None
+        answers = [
+            client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "hello"}], max_tokens=4
+            )
+            for model in (BASE_MODEL, job.fine_tuned_model)
+        ]
 
     assert job.status == "succeeded"
     assert [answer.model for answer in answers] == [BASE_MODEL, job.fine_tuned_model]

@@ -42,7 +42,7 @@ class Plan:
     co_serving_seconds: float
 
 
-QUICK = Plan(rounds=2, seconds=12, co_serving_seconds=30)
+QUICK = Plan(rounds=2, seconds=15, co_serving_seconds=40)
 FULL = Plan(rounds=5, seconds=30, co_serving_seconds=120)
 
 
@@ -250,7 +250,7 @@ def main() -> None:
             "environment": environment() | {"base_dtype": bench.host.info.dtype},
             **alone,
             "both": measure_both(bench, plan, alone["tandem"]),
-            "growth": measure_growth(bench, plan),
+            "growth": {} if args.quick else measure_growth(bench, plan),
             "activation_bytes_per_token": memory_per_token(bench),
         }
     args.out.mkdir(parents=True, exist_ok=True)

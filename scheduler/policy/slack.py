@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from scheduler.domain.request import Sequence
 
+AIM = 0.97  # of a TPOT target: a request's last steps cannot always make up for a late one
 MAX_STALL_TARGETS = 1.5  # no step is stretched by more than this many TPOT targets
 
 
@@ -29,7 +30,7 @@ def token_slack_ms(sequence: Sequence, targets: SloTargets, now_s: float) -> flo
         return None if targets.ttft_ms is None else 0.0
     if targets.tpot_ms is None:
         return None
-    due_s = sequence.first_token_s + sequence.num_output_tokens * targets.tpot_ms / 1e3
+    due_s = sequence.first_token_s + sequence.num_output_tokens * AIM * targets.tpot_ms / 1e3
     return min((due_s - now_s) * 1e3, (1 + MAX_STALL_TARGETS) * targets.tpot_ms)
 
 

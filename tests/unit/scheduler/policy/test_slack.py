@@ -13,7 +13,7 @@ from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import MAX_STANDSTILL_S, IterationScheduler, StepLimits
 from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
-from scheduler.policy.slack import SloTargets, step_slack_ms, token_slack_ms
+from scheduler.policy.slack import AIM, SloTargets, step_slack_ms, token_slack_ms
 from scheduler.policy.training import TrainDemand
 
 TPOT_MS = 100.0
@@ -69,10 +69,10 @@ def step(scheduler: IterationScheduler, now_s: float, demands: list[TrainDemand]
 
 
 def test_a_request_ahead_of_its_target_grants_the_time_it_is_ahead() -> None:
-    sequence = decoding("r", first_token_s=10.0, outputs=3)  # its next token is due at 10.3 s
+    sequence = decoding("r", first_token_s=10.0, outputs=3)  # the next is due at 10 + 0.3 * AIM s
 
-    assert token_slack_ms(sequence, CLASSES["default"], 10.2) == pytest.approx(100)
-    assert token_slack_ms(sequence, CLASSES["default"], 10.5) == pytest.approx(-200)
+    assert token_slack_ms(sequence, CLASSES["default"], 10.2) == pytest.approx(300 * AIM - 200)
+    assert token_slack_ms(sequence, CLASSES["default"], 10.5) == pytest.approx(300 * AIM - 500)
 
 
 def test_credit_pays_for_a_longer_step_but_not_for_an_endless_one() -> None:
@@ -81,14 +81,16 @@ def test_credit_pays_for_a_longer_step_but_not_for_an_endless_one() -> None:
         for outputs in (1, 2, 3, 50)
     ]
 
-    assert slacks == pytest.approx([100, 200, 250, 250])
+    assert slacks == pytest.approx([100 * AIM, 200 * AIM, 250, 250])
 
 
 def test_the_most_pressed_request_bounds_the_step_and_best_effort_bounds_nothing() -> None:
     ahead, behind = decoding("a", 10.0, 5), decoding("b", 10.0, 1)
     patient = decoding("c", 0.0, 1, service_class="best_effort")
 
-    assert step_slack_ms([ahead, behind, patient], CLASSES, 10.0, 30.0) == pytest.approx(70)
+    assert step_slack_ms([ahead, behind, patient], CLASSES, 10.0, 30.0) == pytest.approx(
+        100 * AIM - 30
+    )
     assert step_slack_ms([ahead, behind], CLASSES, 11.0, 30.0) == 0
     assert step_slack_ms([patient], CLASSES, 11.0, 30.0) is None
     assert step_slack_ms([], CLASSES, 11.0, 30.0) is None

@@ -25,7 +25,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-N_EPOCHS, BATCH_SIZE = 10, 8
+N_EPOCHS, BATCH_SIZE = 12, 8
 EXTRAS = {"learning_rate": 4e-3, "rank": 16, "alpha": 32}  # beyond OpenAI's hyperparameters
 READERS = 2  # chats in the background at any time
 BASELINE_S = 12.0

@@ -56,7 +56,7 @@ class AdapterPool:
         Raises:
             InvalidInput: its rank is over the limit, or a weight is not finite.
         """
-        slot = self._try_reserve(key, adapter.method)
+        slot = self.try_reserve(key, adapter.method)
         if slot is None:
             return None
         adapter.method.lower(adapter.params, self.arena.terms(slot.columns))
@@ -68,12 +68,23 @@ class AdapterPool:
         return slot
 
     def try_reserve(self, key: str, method: PeftMethod) -> AdapterSlot | None:
-        """Zeroed columns for an adapter in training; None when all columns are in use.
+        """Zeroed columns for an adapter; None when all columns are in use.
 
         Raises:
             InvalidInput: its rank is over the limit.
         """
-        return self._try_reserve(key, method)
+        if method.rank > self.max_rank:
+            raise InvalidInput(
+                f"Rank {method.rank} is over this service's limit of {self.max_rank}.", param="rank"
+            )
+        offset = self._columns.try_allocate(key, method.rank)
+        while offset is None and self._evict_one():
+            offset = self._columns.try_allocate(key, method.rank)
+        if offset is None:
+            return None
+        slot = AdapterSlot(key, AdapterColumns(offset, method.rank, method.modules))
+        self._slots[key] = slot
+        return slot
 
     def acquire(self, slot: AdapterSlot) -> None:
         """Hold a slot; it stays until released."""
@@ -90,20 +101,6 @@ class AdapterPool:
         self.release(slot)
         assert slot.num_users == 0
         self._drop(slot)
-
-    def _try_reserve(self, key: str, method: PeftMethod) -> AdapterSlot | None:
-        if method.rank > self.max_rank:
-            raise InvalidInput(
-                f"Rank {method.rank} is over this service's limit of {self.max_rank}.", param="rank"
-            )
-        offset = self._columns.try_allocate(key, method.rank)
-        while offset is None and self._evict_one():
-            offset = self._columns.try_allocate(key, method.rank)
-        if offset is None:
-            return None
-        slot = AdapterSlot(key, AdapterColumns(offset, method.rank, method.modules))
-        self._slots[key] = slot
-        return slot
 
     def _evict_one(self) -> bool:
         idle = [slot for slot in self._slots.values() if slot.num_users == 0]

@@ -46,7 +46,7 @@ chaos: install
 	$(PYTEST) -m chaos
 
 bench: install
-	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.coserve $(if $(QUICK),--quick) $(BENCH)
+	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=10000 $(BIN)/python -m benchmarks.coserve $(if $(QUICK),--quick) $(BENCH)
 
 gpu: install
 	$(PYTEST) -m gpu

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scheduler.domain.errors import InvalidInput
+from workers.kernels.cpu_kernels import MAX_PROJECTIONS, AdaptedLinear
 from workers.model import DecoderConfig, FusedLinear, fused_linears
 
 
@@ -86,6 +87,36 @@ class AdapterArena:
             [tuple(zeros(num_columns, part.num_features) for part in linear.slices) for _ in layers]
             for linear in self.linears
         ]
+
+        self._adapted = {
+            (layer, index): self._describe(layer, index)
+            for layer in layers
+            for index in range(len(self.linears))
+        }
+
+    def adapted(self, layer: int, index: int) -> AdaptedLinear:
+        """The matrices of one fused linear as the kernels read them."""
+        return self._adapted[layer, index]
+
+    def targets(self, columns: AdapterColumns) -> int:
+        """The projections that an adapter has, a bit for each, as the kernels read them."""
+        return sum(
+            1 << (MAX_PROJECTIONS * index + j)
+            for index, linear in enumerate(self.linears)
+            for j, part in enumerate(linear.slices)
+            if part.module in columns.modules
+        )
+
+    def _describe(self, layer: int, index: int) -> AdaptedLinear:
+        linear, expands = self.linears[index], self.expand[index][layer]
+        described = AdaptedLinear(
+            index, len(linear.slices), linear.in_features, linear.out_features
+        )
+        described.shrink = self.shrink[index][layer].data_ptr()
+        for j, (part, expand) in enumerate(zip(linear.slices, expands, strict=True)):
+            described.expand[j] = expand.data_ptr()
+            described.first_output[j], described.first_output[j + 1] = part.start, part.stop
+        return described
 
     def matrices(self) -> list[Tensor]:
         """Every matrix of the arena."""

@@ -11,6 +11,7 @@ KV head, H = K * G query heads, D head_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -109,6 +110,39 @@ class Sinks:
     out: Tensor
     lse: Tensor
     wants_lse: bool
+
+
+@dataclass(slots=True)
+class SavedAttention:
+    """What attention's backward reads of some rows: q, out, grad (T, H, D) and lse (T, H)."""
+
+    q: Tensor
+    out: Tensor
+    lse: Tensor
+    grad: Tensor
+
+
+class Attends(Protocol):
+    """Spans of a batch that attend together."""
+
+    def run(
+        self, layer: int, window: int | None, qkv: tuple[Tensor, Tensor, Tensor], sinks: Sinks
+    ) -> None:
+        """Attend for one layer; write output rows, and log-sum-exps where wanted."""
+
+
+class AttendsBack(Attends, Protocol):
+    """Spans of a training pack."""
+
+    def backward(
+        self,
+        layer: int,
+        window: int | None,
+        saved: SavedAttention,
+        grad_q: Tensor,
+        grad_kv: tuple[Tensor, Tensor],
+    ) -> None:
+        """Fill the spans' rows of `grad_q`, and add to the pack's key and value gradients."""
 
 
 def split_by_size(extents: list[Extent], max_waste: float = 0.5) -> list[list[int]]:

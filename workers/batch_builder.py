@@ -9,16 +9,10 @@ import torch
 from scheduler.domain.plan import Span
 from scheduler.domain.request import Sequence
 from workers.adapter_arena import AdapterColumns
-from workers.adapter_rows import LONG_RUN_ROWS, AdapterRows, AdapterRun
-from workers.attention import Extent
-from workers.batch import (
-    Attends,
-    CacheRows,
-    ForwardBatch,
-    TrainWindow,
-    paged_groups,
-    window_groups,
-)
+from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.attention import Attends, Extent
+from workers.batch import CacheRows, ForwardBatch, TrainWindow
+from workers.cpu_attention import pack_attention, paged_attention
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
 from workers.train_pack import TrainPack
@@ -91,13 +85,13 @@ class BatchBuilder:
         cos, sin = self.decoder.rotary.at(torch.tensor(self.positions, device=device))
         groups: list[Attends] = []
         for window in self.windows:
-            groups += window_groups(window, device)
-        groups += paged_groups(self.extents, self.tables, self.cache, device)
+            groups += pack_attention(window, self.decoder.config)
+        groups += paged_attention(self.extents, self.tables, self.cache, self.decoder.config)
         return ForwardBatch(
             token_ids=torch.tensor(self.token_ids, device=device),
             cos=cos,
             sin=sin,
-            adapters=AdapterRows(self.runs, device),
+            adapters=AdapterRows(self.runs),
             windows=self.windows,
             groups=groups,
             cache=self.cache,
@@ -107,23 +101,21 @@ class BatchBuilder:
     def _cache_rows(self, device: torch.device) -> CacheRows | None:
         if not self.places:
             return None
-        blocks, offsets = torch.tensor(self.places, device=device).T
+        blocks, offsets = torch.tensor(self.places, device=device).T.contiguous()
         return CacheRows(slice(self.num_rows - len(self.places), self.num_rows), blocks, offsets)
 
     def _add_run(self, count: int, columns: AdapterColumns | None) -> None:
-        """Count rows on; join them to the run before if both are short and of one adapter."""
+        """Count rows on; join them to the run before if that is of the same adapter."""
         start, self.num_rows = self.num_rows, self.num_rows + count
         if columns is None:
             return
         last = self.runs[-1] if self.runs else None
-        is_next = last is not None and last.stop == start and last.columns == columns
-        if last is not None and is_next and count < LONG_RUN_ROWS:
-            self.runs[-1] = AdapterRun(last.start, self.num_rows, columns)
+        if last is not None and last.stop == start and last.columns == columns:
+            last.stop = self.num_rows
         else:
             self.runs.append(AdapterRun(start, self.num_rows, columns))
 
 
-def placement(row: InferenceRow) -> tuple[bool, int]:
-    """Short spans first, those of one adapter side by side, so that runs are contiguous."""
-    offset = -1 if row.columns is None else row.columns.offset
-    return row.span.count >= LONG_RUN_ROWS, offset
+def placement(row: InferenceRow) -> int:
+    """Spans of one adapter side by side, so that runs are long."""
+    return -1 if row.columns is None else row.columns.offset

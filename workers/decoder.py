@@ -54,24 +54,26 @@ class Decoder:
         return x
 
     def forward_layer(self, layer: int, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """Output of one layer for all rows, (T, hidden)."""
+        """Carry all rows through one layer: `x` (T, hidden) is overwritten, and returned."""
         weights, eps = self.weights.layers[layer], self.config.rms_eps
         batch.record(layer, "x", x)
         qkv = self._linear(layer, QKV, rms_norm(x, weights.input_norm, eps), batch)
         attn = self._attention(layer, qkv, batch)
-        x = x + self._linear(layer, OUT, attn, batch)
+        self._linear(layer, OUT, attn, batch, into=x)
         batch.record(layer, "x_mid", x)
         gate_up = self._linear(layer, GATE_UP, rms_norm(x, weights.post_norm, eps), batch)
         batch.record(layer, "gate_up", gate_up)
-        return x + self._linear(layer, DOWN, silu_mul(gate_up), batch)
+        return self._linear(layer, DOWN, silu_mul(gate_up), batch, into=x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and vocabulary projection of the given rows: (T, vocab)."""
         normed = rms_norm(x, self.weights.final_norm, self.config.rms_eps)
         return self.weights.lm_head(normed)
 
-    def _linear(self, layer: int, index: int, x: Tensor, batch: ForwardBatch) -> Tensor:
-        y = self.weights.layers[layer].linears[index](x)
+    def _linear(
+        self, layer: int, index: int, x: Tensor, batch: ForwardBatch, into: Tensor | None = None
+    ) -> Tensor:
+        y = self.weights.layers[layer].linears[index](x, into)
         batch.adapters.add(self.arena, layer, index, x, y)
         return y
 

@@ -9,6 +9,7 @@ Source: FlexLLM, arXiv:2402.18789 (token-level backward); the formulas are in ea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
 from workers.adapter_arena import AdapterColumns
-from workers.adapter_rows import AdapterRows, AdapterRun
-from workers.attention import attend_backward
-from workers.batch import AttentionGroup, ForwardBatch, PackKeys, TrainWindow
+from workers.adapter_rows import AdapterRows, AdapterRun, run_table
+from workers.attention import AttendsBack, SavedAttention
+from workers.batch import ForwardBatch, TrainWindow
 from workers.decoder import Decoder
+from workers.kernels.cpu_kernels import kernels_for
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
 from workers.model import DOWN, GATE_UP, OUT, QKV
 from workers.term_grads import TermGrads
@@ -36,7 +38,7 @@ class BackwardUnit:
     stop: int
     columns: AdapterColumns
     grads: TermGrads
-    groups: list[AttentionGroup]
+    groups: Sequence[AttendsBack]
 
 
 class DecoderBackward:
@@ -58,7 +60,7 @@ class DecoderBackward:
                 torch.zeros_like(saved["k"], dtype=self.spec.wide_dtype),
                 torch.zeros_like(saved["v"], dtype=self.spec.wide_dtype),
             )
-        pack.grad_out[unit.start : unit.stop] = self._layer(unit)
+        self._layer(unit, pack.grad_out[unit.start : unit.stop])
         if unit.start == 0:
             del pack.grad_kv[unit.layer]
             pack.layers[unit.layer].buffers.clear()
@@ -77,29 +79,26 @@ class DecoderBackward:
         batch = self._range_batch(unit, pack.range_layers)
         pack.hidden = self.decoder.forward_layer(unit.layer, pack.hidden, batch)
 
-    def _layer(self, unit: BackwardUnit) -> Tensor:
-        """Gradient of the layer's input, (stop - start, hidden)."""
-        tokens = slice(unit.start, unit.stop)
+    def _layer(self, unit: BackwardUnit, grad: Tensor) -> None:
+        """Turn the gradient of the layer's output, (stop - start, hidden), into its input's."""
         weights = self.decoder.weights.layers[unit.layer]
         eps = self.decoder.config.rms_eps
         saved = self._activations(unit)
-        grad = unit.pack.grad_out[tokens]
-
         x_mid, gate_up = saved["x_mid"], saved["gate_up"]
         grad_inner = self._linear(unit, DOWN, grad, silu_mul(gate_up))
         grad_gate_up = silu_mul_backward(grad_inner, gate_up)
         normed = rms_norm(x_mid, weights.post_norm, eps)
         grad_normed = self._linear(unit, GATE_UP, grad_gate_up, normed)
-        grad = grad + rms_norm_backward(grad_normed, x_mid, weights.post_norm, eps)
+        rms_norm_backward(grad_normed, x_mid, weights.post_norm, eps, into=grad)
 
         grad_attn = self._linear(unit, OUT, grad, saved["attn"])
         grad_qkv = self._attention(unit, saved, grad_attn)
         normed = rms_norm(saved["x"], weights.input_norm, eps)
         if unit.layer == 0:
-            self._adapter_grads(unit, QKV, grad_qkv, normed)
-            return torch.zeros_like(grad)
+            self._adapter_grads(unit, QKV, grad_qkv, normed, None)  # nobody reads its input's
+            return
         grad_normed = self._linear(unit, QKV, grad_qkv, normed)
-        return grad + rms_norm_backward(grad_normed, saved["x"], weights.input_norm, eps)
+        rms_norm_backward(grad_normed, saved["x"], weights.input_norm, eps, into=grad)
 
     def _activations(self, unit: BackwardUnit) -> dict[str, Tensor]:
         """The range's activations; those of one layer that were not kept are computed again."""
@@ -112,7 +111,7 @@ class DecoderBackward:
         names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
         scratch = LayerActivations(self.spec, names, unit.stop - unit.start, device)
         batch = self._range_batch(unit, [scratch] * self.decoder.config.num_layers)
-        self.decoder.forward_layer(unit.layer, saved["x"][tokens], batch)
+        self.decoder.forward_layer(unit.layer, saved["x"][tokens].clone(), batch)
         return scratch.buffers
 
     def _range_batch(self, unit: BackwardUnit, recorders: list[LayerActivations]) -> ForwardBatch:
@@ -124,7 +123,7 @@ class DecoderBackward:
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.stop - unit.start, unit.columns)], cos.device),
+            adapters=AdapterRows([AdapterRun(0, unit.stop - unit.start, unit.columns)]),
             windows=[window],
             groups=unit.groups,
         )
@@ -132,27 +131,38 @@ class DecoderBackward:
     def _linear(self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor) -> Tensor:
         """Gradient of a linear's input: grad_y @ W + (grad_y @ expand.T) @ shrink."""
         grad_x = self.decoder.weights.layers[unit.layer].linears[index].input_grad(grad_y)
-        grad_shrunk = self._adapter_grads(unit, index, grad_y, x)
-        if grad_shrunk is not None:
-            linear = self.decoder.arena.linears[index]
-            shrink = self.decoder.arena.shrink[index][unit.layer][unit.columns.rows(linear)]
-            grad_x.addmm_(grad_shrunk, shrink)
+        self._adapter_grads(unit, index, grad_y, x, grad_x)
         return grad_x
 
     def _adapter_grads(
-        self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor
-    ) -> Tensor | None:
-        """Add the range's share to the term gradients; return the gradient of x @ shrink.T.
+        self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor, grad_x: Tensor | None
+    ) -> None:
+        """Add the range's share to the term gradients, and to the gradient of x.
 
         Semantics, per projection block:
             s = x @ shrink.T;  d_expand += s.T @ grad_y;  ds = grad_y @ expand.T
-            d_shrink += ds.T @ x
+            d_shrink += ds.T @ x;  grad_x += ds @ shrink
         """
-        linear = self.decoder.arena.linears[index]
-        if not unit.columns.targets(linear):
-            return None
-        rank, expands = unit.columns.rank, self.decoder.arena.expand[index][unit.layer]
-        shrunk = x @ self.decoder.arena.shrink[index][unit.layer][unit.columns.rows(linear)].T
+        arena = self.decoder.arena
+        if not unit.columns.targets(arena.linears[index]):
+            return
+        kernels = kernels_for(x)
+        if kernels is None:
+            self._adapter_products(unit, index, grad_y, x, grad_x)
+            return
+        run = run_table([AdapterRun(0, len(x), unit.columns)], arena)
+        term = unit.grads.terms[unit.layer, index]
+        described = arena.adapted(unit.layer, index)
+        kernels.adapter_backward(described, run, x, grad_y, term.matrices(), grad_x)
+
+    def _adapter_products(
+        self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor, grad_x: Tensor | None
+    ) -> None:
+        """The same in plain products."""
+        linear, arena = self.decoder.arena.linears[index], self.decoder.arena
+        rank, expands = unit.columns.rank, arena.expand[index][unit.layer]
+        shrink = arena.shrink[index][unit.layer][unit.columns.rows(linear)]
+        shrunk = x @ shrink.T
         grad_shrunk = torch.zeros_like(shrunk)
         for j, (part, expand) in enumerate(zip(linear.slices, expands, strict=True)):
             if part.module in unit.columns.modules:
@@ -160,13 +170,27 @@ class DecoderBackward:
                 torch.mm(grad, expand[unit.columns.own].T, out=grad_shrunk[:, block])
                 unit.grads.add_expand(unit.layer, index, j, shrunk[:, block].T, grad)
         unit.grads.add_shrink(unit.layer, index, grad_shrunk.T, x)
-        return grad_shrunk
+        if grad_x is not None:
+            grad_x.addmm_(grad_shrunk, shrink)
 
     def _attention(self, unit: BackwardUnit, saved: dict[str, Tensor], grad_attn: Tensor) -> Tensor:
         """Gradient of the fused qkv output, (stop - start, qkv_size)."""
         config = self.decoder.config
         grad_q = torch.empty_like(saved["q"])
-        self._attend_backward(unit, saved, grad_attn.view(grad_q.shape), grad_q)
+        read = SavedAttention(
+            saved["q"],
+            saved["attn"].view(grad_q.shape),
+            saved["lse"],
+            grad_attn.view(grad_q.shape),
+        )
+        for group in unit.groups:
+            group.backward(
+                unit.layer,
+                config.windows[unit.layer],
+                read,
+                grad_q,
+                unit.pack.grad_kv[unit.layer],
+            )
         tokens = slice(unit.start, unit.stop)
         sums = unit.pack.grad_kv[unit.layer]
         grad_k, grad_v = (total[tokens].to(grad_q.dtype) for total in sums)
@@ -175,37 +199,6 @@ class DecoderBackward:
         if config.has_qk_norm:
             grad_heads = self._head_norm_backward(unit, grad_heads, saved["heads"])
         return torch.cat((grad_heads.flatten(1), grad_v.flatten(1)), dim=1)
-
-    def _attend_backward(
-        self,
-        unit: BackwardUnit,
-        saved: dict[str, Tensor],
-        grad_out: Tensor,
-        grad_q: Tensor,
-    ) -> None:
-        """Fill grad_q, and add to the pack's key and value gradients."""
-        grad_kv = unit.pack.grad_kv[unit.layer]
-        out = saved["attn"].view(grad_q.shape)
-        mask = self.decoder.config.windows[unit.layer]
-        for group in unit.groups:
-            spans, source = group.spans, group.source
-            assert isinstance(source, PackKeys)
-            keys, values = source.keys_values(unit.layer, grad_q, grad_q)
-            bias = spans.bias(mask, keys.shape[2], self.spec.wide_dtype)
-            valid = spans.query_mask_SM[..., None, None]
-            part_q, part_k, part_v = attend_backward(
-                spans.gather(grad_out) * valid,
-                spans.gather(saved["q"]),
-                keys,
-                values,
-                spans.gather(out),
-                spans.gather(saved["lse"]),
-                bias,
-            )
-            spans.scatter(part_q, grad_q)
-            index = source.tokens_SN.flatten()
-            grad_kv[0].index_add_(0, index, part_k.transpose(1, 2).flatten(0, 1))
-            grad_kv[1].index_add_(0, index, part_v.transpose(1, 2).flatten(0, 1))
 
     def _head_norm_backward(self, unit: BackwardUnit, grad_heads: Tensor, heads: Tensor) -> Tensor:
         config = self.decoder.config

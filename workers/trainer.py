@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,17 @@ from workers.activations import ActivationSpec, SaveLevel
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool, AdapterSlot
 from workers.adapter_rows import AdapterRows, AdapterRun
-from workers.batch import AttentionGroup, ForwardBatch, TrainWindow, window_groups
+from workers.attention import AttendsBack
+from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
+from workers.cpu_attention import pack_attention
 from workers.decoder import Decoder
 from workers.decoder_backward import BackwardUnit, DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.loss import window_loss
+from workers.model import DecoderConfig
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS, PeftMethod
 from workers.term_grads import TermGrads
@@ -69,7 +72,7 @@ class ActiveJob:
     stream: Generator[TrainPack]
     pack: TrainPack
     window: ForwardBatch | None = None
-    groups: dict[tuple[int, int], list[AttentionGroup]] = field(default_factory=dict)
+    groups: dict[tuple[int, int], Sequence[AttendsBack]] = field(default_factory=dict)
 
     def next_pack(self) -> bool:
         """Take the stream's next pack; False when the job has ended."""
@@ -79,11 +82,13 @@ class ActiveJob:
             self.groups.clear()
         return pack is not None
 
-    def range_groups(self, start: int, stop: int) -> list[AttentionGroup]:
+    def range_groups(
+        self, start: int, stop: int, config: DecoderConfig
+    ) -> Sequence[AttendsBack]:
         """Attention groups of tokens [start, stop) of the pack, rows counted from `start`."""
         if (start, stop) not in self.groups:
             window = TrainWindow(self.pack, start, stop, 0, self.pack.layers)
-            self.groups[start, stop] = window_groups(window, self.pack.tokens.token_ids.device)
+            self.groups[start, stop] = pack_attention(window, config)
         return self.groups[start, stop]
 
 
@@ -244,11 +249,9 @@ class Trainer:
             token_ids=pack.tokens.token_ids[unit.start : unit.stop],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows(
-                [AdapterRun(0, unit.num_tokens, active.job.slot.columns)], self.device
-            ),
+            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, active.job.slot.columns)]),
             windows=[window],
-            groups=active.range_groups(unit.start, unit.stop),
+            groups=active.range_groups(unit.start, unit.stop, self.decoder.config),
         )
 
     def _backward_unit(self, active: ActiveJob, unit: Unit) -> None:
@@ -265,7 +268,7 @@ class Trainer:
             unit.stop,
             active.job.slot.columns,
             active.job.term_grads,
-            active.range_groups(unit.start, unit.stop),
+            active.range_groups(unit.start, unit.stop, self.decoder.config),
         )
 
     def _take_loss(self, pack: TrainPack, start: int, hidden: Tensor) -> None:

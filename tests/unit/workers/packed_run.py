@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scheduler.domain.plan import Span
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence
-from workers.batch_builder import InferenceRow, PackWindow
+from workers.batch_builder import InferenceRow, PackWindow, placement
 from workers.kv_cache import KVCache
 from workers.model_runner import ModelRunner
 from workers.peft_methods.lora import Lora
@@ -87,21 +87,12 @@ class PackedRun:
         result = self.runner.run(rows, windows or [])
         row = sum(window.count for window in windows or [])
         by_id = {stream.sequence.id: stream for stream in chosen}
-        for item in placed(rows):
+        for item in sorted(rows, key=placement):
             stream, stop = by_id[item.sequence.id], row + item.span.count
             stream.logits.append(self.runner.decoder.logits(result.hidden[row:stop]))
             stream.sequence.num_computed_tokens += item.span.count
             row = stop
         return result.hidden
-
-
-def placed(rows: list[InferenceRow]) -> list[InferenceRow]:
-    """The rows in the order in which the runner lays them out."""
-
-    def place(item: InferenceRow) -> tuple[bool, int]:
-        return item.span.count >= 16, -1 if item.columns is None else item.columns.offset
-
-    return sorted(rows, key=place)
 
 
 def random_lora(

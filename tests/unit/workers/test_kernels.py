@@ -201,6 +201,6 @@ def test_adapters_of_mixed_ranks_and_targets_add_what_each_row_s_own_adapter_add
         terms[run.start : run.stop] = [term] * (run.stop - run.start)
     want = y + reference.shrink_expand(x, terms)
 
-    AdapterRows(runs, CPU).add(arena, layer, index, x, y)
+    AdapterRows(runs).add(arena, layer, index, x, y)
 
     assert_close(y, want)

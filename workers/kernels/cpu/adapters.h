@@ -1,0 +1,264 @@
+// What each row's own adapter adds to a linear, and the gradients of that.
+//
+// Rows of one adapter form a run. A linear of several projections has one shrink matrix, where an
+// adapter of rank r at column c holds rows [n * c, n * (c + r)), a block of r for each projection,
+// and one expand matrix (columns, outputs) for each projection, where it holds rows [c, c + r).
+#pragma once
+#include "gemm.h"
+
+constexpr int MAX_PROJECTIONS = 3;
+
+struct Run {
+    int64_t start, stop;  // rows of the batch
+    int64_t column, rank;
+    int64_t targets;  // bit j of linear i: 1 << (MAX_PROJECTIONS * i + j)
+};
+
+struct AdaptedLinear {
+    int64_t index;  // of the linear in its layer
+    int64_t num_projections;
+    int64_t in_features, out_features;
+    const void* shrink;
+    const void* expand[MAX_PROJECTIONS];
+    int64_t first_output[MAX_PROJECTIONS + 1];
+
+    bool has(const Run& run, int64_t projection) const {
+        return run.targets >> (MAX_PROJECTIONS * index + projection) & 1;
+    }
+    bool is_adapted(const Run& run) const {
+        return run.targets >> (MAX_PROJECTIONS * index) & ((1 << MAX_PROJECTIONS) - 1);
+    }
+    int64_t width(int64_t projection) const {
+        return first_output[projection + 1] - first_output[projection];
+    }
+};
+
+inline Floats dot_step(const float* a, const float* b, Floats total) {
+    total = fma(load(a), load(b), total);
+    return fma(load(a + LANES), load(b + LANES), total);
+}
+
+inline Floats dot_step(const bf16* a, const bf16* b, Floats total) {
+#if defined(__AVX512BF16__)
+    auto left = __builtin_bit_cast(__m512bh, load_pairs(a));
+    auto right = __builtin_bit_cast(__m512bh, load_pairs(b));
+    return (Floats)_mm512_dpbf16_ps((__m512)total, left, right);
+#else
+    total = fma(load(a), load(b), total);
+    return fma(load(a + LANES), load(b + LANES), total);
+#endif
+}
+
+// out[i][j] = dot(a row i, b row j) over n, for a small block of rows.
+template <int M, int N, class T>
+void dot_block(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t n, float* out, int64_t ldo) {
+    Floats totals[M][N] = {};
+    int64_t k = 0;
+    for (; k + PANEL <= n; k += PANEL)
+#pragma unroll
+        for (int i = 0; i < M; i++)
+#pragma unroll
+            for (int j = 0; j < N; j++)
+                totals[i][j] = dot_step(a + i * lda + k, b + j * ldb + k, totals[i][j]);
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            float rest = 0;
+            for (int64_t t = k; t < n; t++) rest += load_one(a + i * lda + t) * load_one(b + j * ldb + t);
+            out[i * ldo + j] = sum(totals[i][j]) + rest;
+        }
+}
+
+constexpr int DOT_ROWS = 4;
+
+// out (rows, columns) = a (rows, n) @ b (columns, n).T, for some rows.
+template <class T>
+void dot_rows(
+    const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t columns, int64_t n,
+    float* out, int64_t ldo) {
+    int64_t i = 0;
+    for (; i + DOT_ROWS <= rows; i += DOT_ROWS) {
+        int64_t j = 0;
+        for (; j + DOT_ROWS <= columns; j += DOT_ROWS)
+            dot_block<DOT_ROWS, DOT_ROWS>(a + i * lda, lda, b + j * ldb, ldb, n, out + i * ldo + j, ldo);
+        for (; j < columns; j++)
+            dot_block<DOT_ROWS, 1>(a + i * lda, lda, b + j * ldb, ldb, n, out + i * ldo + j, ldo);
+    }
+    for (; i < rows; i++) {
+        int64_t j = 0;
+        for (; j + DOT_ROWS <= columns; j += DOT_ROWS)
+            dot_block<1, DOT_ROWS>(a + i * lda, lda, b + j * ldb, ldb, n, out + i * ldo + j, ldo);
+        for (; j < columns; j++)
+            dot_block<1, 1>(a + i * lda, lda, b + j * ldb, ldb, n, out + i * ldo + j, ldo);
+    }
+}
+
+// y[i][o] += sum over r of s[i][r] * e[r][o], for ROWS rows.
+template <int ROWS, class T, class Y>
+void expand_block(
+    const float* s, int64_t row_stride, int64_t rank_stride, const T* e, int64_t lde, int64_t rank,
+    Y* y, int64_t ldy, int64_t outputs) {
+    int64_t o = 0;
+    for (; o + PANEL <= outputs; o += PANEL) {
+        Floats sums[ROWS][2] = {};
+        for (int64_t r = 0; r < rank; r++) {
+            Floats left = load(e + r * lde + o), right = load(e + r * lde + o + LANES);
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                Floats value = splat(s[i * row_stride + r * rank_stride]);
+                sums[i][0] = fma(value, left, sums[i][0]);
+                sums[i][1] = fma(value, right, sums[i][1]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < 2; j++) {
+                Y* place = y + i * ldy + o + j * LANES;
+                store(place, load(place) + sums[i][j]);
+            }
+    }
+    for (; o < outputs; o++)
+        for (int i = 0; i < ROWS; i++) {
+            float total = 0;
+            for (int64_t r = 0; r < rank; r++)
+                total += s[i * row_stride + r * rank_stride] * load_one(e + r * lde + o);
+            store_one(y + i * ldy + o, load_one(y + i * ldy + o) + total);
+        }
+}
+
+constexpr int EXPAND_ROWS = 8;
+
+// y (rows, outputs) += s (rows, rank) @ e (rank, outputs); s by its two strides.
+template <int ROWS = EXPAND_ROWS, class T, class Y>
+void expand_rows(
+    const float* s, int64_t row_stride, int64_t rank_stride, int64_t rows, const T* e, int64_t lde,
+    int64_t rank, Y* y, int64_t ldy, int64_t outputs) {
+    int64_t i = 0;
+    for (; i + ROWS <= rows; i += ROWS)
+        expand_block<ROWS>(
+            s + i * row_stride, row_stride, rank_stride, e, lde, rank, y + i * ldy, ldy, outputs);
+    if constexpr (ROWS > 1)
+        if (i < rows)
+            expand_rows<ROWS - 1>(
+                s + i * row_stride, row_stride, rank_stride, rows - i, e, lde, rank, y + i * ldy, ldy,
+                outputs);
+}
+
+constexpr int64_t SHRINK_ROWS = 32;     // rows of one piece of work
+constexpr int64_t SHRINK_COLUMNS = 16;  // shrunk columns of one piece of work
+
+// A member's share of x @ shrink.T for all runs, into shrunk (rows, ld).
+template <class T>
+void shrink(Member member, const AdaptedLinear& linear, const Run* runs, int64_t num_runs,
+            const T* x, float* shrunk, int64_t ld) {
+    int64_t piece = 0;
+    for (int64_t n = 0; n < num_runs; n++) {
+        const Run& run = runs[n];
+        if (!linear.is_adapted(run)) continue;
+        int64_t width = linear.num_projections * run.rank;
+        const T* a = static_cast<const T*>(linear.shrink)
+            + linear.num_projections * run.column * linear.in_features;
+        for (int64_t i = run.start; i < run.stop; i += SHRINK_ROWS)
+            for (int64_t c = 0; c < width; c += SHRINK_COLUMNS) {
+                if (piece++ % member.size != member.index) continue;
+                int64_t rows = run.stop - i < SHRINK_ROWS ? run.stop - i : SHRINK_ROWS;
+                int64_t columns = width - c < SHRINK_COLUMNS ? width - c : SHRINK_COLUMNS;
+                dot_rows(
+                    x + i * linear.in_features, linear.in_features, rows, a + c * linear.in_features,
+                    linear.in_features, columns, linear.in_features, shrunk + i * ld + c, ld);
+            }
+    }
+}
+
+// A member's share of y += shrunk @ expand: its own range of outputs, all rows.
+template <class T>
+void expand(Member member, const AdaptedLinear& linear, const Run* runs, int64_t num_runs,
+            const float* shrunk, int64_t ld, T* y) {
+    for (int64_t j = 0; j < linear.num_projections; j++) {
+        int64_t panels = (linear.width(j) + PANEL - 1) / PANEL;
+        int64_t first = member.first(panels) * PANEL, last = member.last(panels) * PANEL;
+        if (last > linear.width(j)) last = linear.width(j);
+        if (first >= last) continue;
+        for (int64_t n = 0; n < num_runs; n++) {
+            const Run& run = runs[n];
+            if (!linear.has(run, j)) continue;
+            const T* e = static_cast<const T*>(linear.expand[j]) + run.column * linear.width(j) + first;
+            expand_rows(
+                shrunk + run.start * ld + j * run.rank, ld, 1, run.stop - run.start, e, linear.width(j),
+                run.rank, y + run.start * linear.out_features + linear.first_output[j] + first,
+                linear.out_features, last - first);
+        }
+    }
+}
+
+// Gradients of one run's adapter, and what it adds to the gradient of the linear's input.
+template <class T>
+struct AdapterBackward {
+    const AdaptedLinear& linear;
+    const Run& run;
+    const T *x, *grad;          // (rows, in_features), (rows, out_features)
+    float *shrunk, *grad_shrunk;  // scratch, (rows, projections * rank) each
+    float* grad_shrink;         // (projections * rank, in_features), added to
+    float* grad_expand[MAX_PROJECTIONS];  // (rank, outputs), added to
+    T* grad_x;                  // (rows, in_features), added to; or null
+
+    int64_t rows() const { return run.stop - run.start; }
+    int64_t ld() const { return linear.num_projections * run.rank; }
+    const T* own_shrink() const {
+        return static_cast<const T*>(linear.shrink) + linear.num_projections * run.column * linear.in_features;
+    }
+
+    // grad_shrunk = grad @ expand.T, a member's share of the rows.
+    void shrink_grads(Member member) const {
+        int64_t first = member.first(rows()), count = member.last(rows()) - first;
+        for (int64_t j = 0; j < linear.num_projections; j++) {
+            float* out = grad_shrunk + first * ld() + j * run.rank;
+            if (!linear.has(run, j)) {
+                for (int64_t i = 0; i < count; i++) memset(out + i * ld(), 0, size_t(run.rank) * sizeof(float));
+                continue;
+            }
+            const T* e = static_cast<const T*>(linear.expand[j]) + run.column * linear.width(j);
+            dot_rows(grad + first * linear.out_features + linear.first_output[j], linear.out_features, count,
+                     e, linear.width(j), run.rank, linear.width(j), out, ld());
+        }
+    }
+
+    // grad_expand += shrunk.T @ grad, a member's share of the outputs.
+    void expand_weights(Member member) const {
+        for (int64_t j = 0; j < linear.num_projections; j++) {
+            if (!linear.has(run, j)) continue;
+            int64_t first, last;
+            columns(member, linear.width(j), first, last);
+            expand_rows(shrunk + j * run.rank, 1, ld(), run.rank,
+                        grad + linear.first_output[j] + first, linear.out_features, rows(),
+                        grad_expand[j] + first, linear.width(j), last - first);
+        }
+    }
+
+    // grad_shrink += grad_shrunk.T @ x, and grad_x += grad_shrunk @ shrink, a share of the inputs.
+    void shrink_weights(Member member) const {
+        int64_t first, last, in = linear.in_features;
+        columns(member, in, first, last);
+        expand_rows(grad_shrunk, 1, ld(), ld(), x + first, in, rows(), grad_shrink + first, in, last - first);
+        if (grad_x)
+            expand_rows(grad_shrunk, ld(), 1, rows(), own_shrink() + first, in, ld(), grad_x + first, in, last - first);
+    }
+
+    static void columns(Member member, int64_t width, int64_t& first, int64_t& last) {
+        int64_t panels = (width + PANEL - 1) / PANEL;
+        first = member.first(panels) * PANEL;
+        last = member.last(panels) * PANEL < width ? member.last(panels) * PANEL : width;
+    }
+
+    void run_all(int num_threads) const {
+        Run local = run;
+        local.start = 0;
+        local.stop = rows();
+        on_team(num_threads, [&](Member member) {
+            shrink(member, linear, &local, 1, x, shrunk, ld());
+            shrink_grads(member);
+            member.barrier();
+            expand_weights(member);
+            shrink_weights(member);
+        });
+    }
+};

@@ -1,0 +1,106 @@
+// What Python calls: every kernel for float32 and, where the machine multiplies it, bf16.
+#include "adapters.h"
+#include "attention.h"
+#include "attention_backward.h"
+#include "gemm.h"
+#include "rows.h"
+
+namespace {
+
+template <class X, class W>
+void linear(const X* x, const W* w, X* y, const X* bias, int64_t rows, int64_t in_features,
+            int64_t out_features, bool accumulate, int num_threads) {
+    Panels panels{w, in_features, out_features};
+    Output<X> out{y, out_features, bias, accumulate};
+    on_team(num_threads, [&](Member member) { multiply<X, W>(member, x, rows, panels, out); });
+}
+
+template <class T>
+void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs, const T* x,
+                  float* shrunk, int64_t ld, T* y, int num_threads) {
+    on_team(num_threads, [&](Member member) {
+        shrink(member, linear, runs, num_runs, x, shrunk, ld);
+        member.barrier();
+        expand(member, linear, runs, num_runs, shrunk, ld, y);
+    });
+}
+
+// K and V rows into their pages: (block, head, offset, dim).
+template <class T>
+void write_pages(const T* k, const T* v, int64_t k_stride, int64_t v_stride, int64_t rows,
+                 const int64_t* blocks, const int64_t* offsets, T* keys, T* values, int64_t heads,
+                 int64_t page_tokens, int64_t dim) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t place = ((blocks[i] * heads + h) * page_tokens + offsets[i]) * dim;
+            memcpy(keys + place, k + i * k_stride + h * dim, size_t(dim) * sizeof(T));
+            memcpy(values + place, v + i * v_stride + h * dim, size_t(dim) * sizeof(T));
+        }
+}
+
+}  // namespace
+
+#define KERNELS(T, NAME) \
+    extern "C" void rms_norm_##NAME(const T* x, const T* weight, T* y, int64_t rows, int64_t n, float eps, int threads) { \
+        share(threads, rows, rows * n, [&](int64_t i) { rms_norm_row(x + i * n, weight, y + i * n, n, eps); }); \
+    } \
+    extern "C" void rms_norm_backward_##NAME(const T* grad, const T* x, const T* weight, T* dx, int64_t rows, int64_t n, \
+                                             float eps, bool accumulate, int threads) { \
+        share(threads, rows, rows * n, [&](int64_t i) { \
+            rms_norm_backward_row(grad + i * n, x + i * n, weight, dx + i * n, n, eps, accumulate); \
+        }); \
+    } \
+    extern "C" void rotate_##NAME(const T* x, int64_t x_stride, const T* cosine, const T* sine, T* y, int64_t rows, \
+                                  int64_t heads, int64_t dim, float direction, int threads) { \
+        share(threads, rows, rows * heads * dim, [&](int64_t i) { \
+            for (int64_t h = 0; h < heads; h++) \
+                rotate_head(x + i * x_stride + h * dim, cosine + i * (dim / 2), sine + i * (dim / 2), \
+                            y + (i * heads + h) * dim, dim / 2, direction); \
+        }); \
+    } \
+    extern "C" void silu_mul_##NAME(const T* gate_up, T* y, int64_t rows, int64_t n, int threads) { \
+        share(threads, rows, rows * n, [&](int64_t i) { silu_mul_row(gate_up + 2 * i * n, y + i * n, n); }); \
+    } \
+    extern "C" void silu_mul_backward_##NAME(const T* grad, const T* gate_up, T* dx, int64_t rows, int64_t n, int threads) { \
+        share(threads, rows, rows * n, [&](int64_t i) { \
+            silu_mul_backward_row(grad + i * n, gate_up + 2 * i * n, dx + 2 * i * n, n); \
+        }); \
+    } \
+    extern "C" void add_adapters_##NAME(const AdaptedLinear* linear, const Run* runs, int64_t num_runs, const T* x, \
+                                        float* shrunk, int64_t ld, T* y, int threads) { \
+        add_adapters(*linear, runs, num_runs, x, shrunk, ld, y, threads); \
+    } \
+    extern "C" void adapter_backward_##NAME(const AdaptedLinear* linear, const Run* run, const T* x, const T* grad, \
+                                            float* shrunk, float* grad_shrunk, float* grad_shrink, float* const* grad_expand, \
+                                            T* grad_x, int threads) { \
+        AdapterBackward<T> backward{*linear, *run, x, grad, shrunk, grad_shrunk, grad_shrink, \
+                                    {grad_expand[0], grad_expand[1], grad_expand[2]}, grad_x}; \
+        backward.run_all(threads); \
+    } \
+    extern "C" void attend_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, const Shape* shape, \
+                                  const T* q, T* out, float* lse, int threads) { \
+        attend(*source, spans, num_spans, *shape, q, out, lse, threads); \
+    } \
+    extern "C" void attend_backward_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, \
+                                           const Shape* shape, const AttentionGrads<T>* of, int threads) { \
+        attend_backward(*source, spans, num_spans, *shape, *of, threads); \
+    } \
+    extern "C" void write_pages_##NAME(const T* k, const T* v, int64_t k_stride, int64_t v_stride, int64_t rows, \
+                                       const int64_t* blocks, const int64_t* offsets, T* keys, T* values, \
+                                       int64_t heads, int64_t page_tokens, int64_t dim) { \
+        write_pages(k, v, k_stride, v_stride, rows, blocks, offsets, keys, values, heads, page_tokens, dim); \
+    }
+
+#define LINEAR(X, W, NAME) \
+    extern "C" void linear_##NAME(const X* x, const W* w, X* y, const X* bias, int64_t rows, int64_t in_features, \
+                                  int64_t out_features, bool accumulate, int threads) { \
+        linear(x, w, y, bias, rows, in_features, out_features, accumulate, threads); \
+    }
+
+KERNELS(float, f32)
+LINEAR(float, float, f32_f32)
+LINEAR(float, bf16, f32_bf16)
+#if defined(__AVX512BF16__)
+KERNELS(bf16, bf16)
+LINEAR(bf16, bf16, bf16_bf16)
+#endif

@@ -1,0 +1,163 @@
+// y = x @ W.T from weights in panels; the micro-kernel keeps up to MAX_ROWS x 2 vectors of sums.
+//
+// A panel is 2 * LANES outputs. bf16 weights lie in pairs along k, (panel, k / 2, output, 2), which
+// is what the machine's bf16 dot product reads; float32 weights lie as (panel, k, output).
+// A row's sums run in the same order however many rows there are, so its result does not depend
+// on the rows beside it, to the last bit.
+#pragma once
+#include "team.h"
+#include "vector.h"
+
+#if defined(__AVX512F__)
+constexpr int MAX_ROWS = 10;  // more rows than a set of L1 has ways would evict each other
+#else
+constexpr int MAX_ROWS = 6;  // 12 sums, 2 weights and a broadcast of 16
+#endif
+constexpr int PANEL = 2 * LANES;
+constexpr int64_t CHUNK_BYTES = 384 << 10;  // inputs that stream past each panel stay in a core's L2
+
+struct Panels {
+    const void* data;
+    int64_t in_features;
+    int64_t out_features;
+
+    int64_t count() const { return (out_features + PANEL - 1) / PANEL; }
+};
+
+template <class X, class W>
+struct MicroKernel;
+
+template <class W>
+struct MicroKernel<float, W> {
+    template <int ROWS>
+    static void run(const float* x, int64_t stride, const W* w, int64_t k, Floats (&sums)[ROWS][2]);
+};
+
+template <>
+template <int ROWS>
+void MicroKernel<float, float>::run(
+    const float* x, int64_t stride, const float* w, int64_t k, Floats (&sums)[ROWS][2]) {
+    for (int64_t i = 0; i < k; i++) {
+        Floats left = load(w + i * PANEL), right = load(w + i * PANEL + LANES);
+#pragma unroll
+        for (int m = 0; m < ROWS; m++) {
+            Floats value = splat(x[m * stride + i]);
+            sums[m][0] = fma(value, left, sums[m][0]);
+            sums[m][1] = fma(value, right, sums[m][1]);
+        }
+    }
+}
+
+inline Words load_pairs(const bf16* p) {
+    Words w;
+    memcpy(&w, p, sizeof w);
+    return w;
+}
+
+template <>
+template <int ROWS>
+void MicroKernel<float, bf16>::run(
+    const float* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
+    for (int64_t i = 0; i < k; i += 2) {
+        Words left = load_pairs(w + i * PANEL), right = load_pairs(w + i * PANEL + 2 * LANES);
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            Floats l = __builtin_bit_cast(Floats, odd ? left & 0xffff0000u : left << 16);
+            Floats r = __builtin_bit_cast(Floats, odd ? right & 0xffff0000u : right << 16);
+#pragma unroll
+            for (int m = 0; m < ROWS; m++) {
+                Floats value = splat(x[m * stride + i + odd]);
+                sums[m][0] = fma(value, l, sums[m][0]);
+                sums[m][1] = fma(value, r, sums[m][1]);
+            }
+        }
+    }
+}
+
+#if defined(__AVX512BF16__)
+template <>
+struct MicroKernel<bf16, bf16> {
+    template <int ROWS>
+    static void run(const bf16* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
+        for (int64_t i = 0; i < k; i += 2) {
+            auto left = __builtin_bit_cast(__m512bh, load_pairs(w + i * PANEL));
+            auto right = __builtin_bit_cast(__m512bh, load_pairs(w + i * PANEL + 2 * LANES));
+#pragma unroll
+            for (int m = 0; m < ROWS; m++) {
+                int pair;
+                memcpy(&pair, x + m * stride + i, sizeof pair);
+                auto value = (__m512bh)_mm512_set1_epi32(pair);
+                sums[m][0] = (Floats)_mm512_dpbf16_ps((__m512)sums[m][0], value, left);
+                sums[m][1] = (Floats)_mm512_dpbf16_ps((__m512)sums[m][1], value, right);
+            }
+        }
+    }
+};
+#endif
+
+// What becomes of a tile's sums: y = sums + bias, or y += sums.
+template <class Y>
+struct Output {
+    Y* y;
+    int64_t stride;
+    const Y* bias;
+    bool accumulate;
+
+    void put(int64_t row, int64_t column, Floats value) const {
+        Y* place = y + row * stride + column;
+        if (bias) value += load(bias + column);
+        if (accumulate) value += load(place);
+        store(place, value);
+    }
+
+    void put_some(int64_t row, int64_t column, Floats value, int64_t count) const {
+        float lanes[LANES];
+        store(lanes, value);
+        for (int64_t i = 0; i < count; i++) {
+            Y* place = y + row * stride + column + i;
+            float total = lanes[i];
+            if (bias) total += load_one(bias + column + i);
+            if (accumulate) total += load_one(place);
+            store_one(place, total);
+        }
+    }
+};
+
+template <int ROWS, class X, class W, class Y>
+void tile(const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out) {
+    int64_t k = weights.in_features, column = panel * PANEL;
+    Floats sums[ROWS][2] = {};
+    const W* w = static_cast<const W*>(weights.data) + panel * k * PANEL;
+    MicroKernel<X, W>::template run<ROWS>(x + row * k, k, w, k, sums);
+#pragma unroll
+    for (int m = 0; m < ROWS; m++)
+        for (int j = 0; j < 2; j++) {
+            int64_t first = column + j * LANES, count = weights.out_features - first;
+            if (count >= LANES) out.put(row + m, first, sums[m][j]);
+            else if (count > 0) out.put_some(row + m, first, sums[m][j], count);
+        }
+}
+
+template <int ROWS, class X, class W, class Y>
+void tile_of(int64_t rows, const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out) {
+    if (rows == ROWS) tile<ROWS, X, W>(x, row, panel, weights, out);
+    else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out);
+}
+
+// A member's share of the panels, all rows: in chunks that fit a cache, tiles evenly filled.
+template <class X, class W, class Y>
+void multiply(Member member, const X* x, int64_t rows, const Panels& weights, const Output<Y>& out) {
+    int64_t row_bytes = weights.in_features * int64_t(sizeof(X));
+    int64_t limit = CHUNK_BYTES / row_bytes > MAX_ROWS ? CHUNK_BYTES / row_bytes : MAX_ROWS;
+    int64_t chunks = (rows + limit - 1) / limit;
+    for (int64_t c = 0; c < chunks; c++) {
+        int64_t begin = rows * c / chunks, count = rows * (c + 1) / chunks - begin;
+        int64_t tiles = (count + MAX_ROWS - 1) / MAX_ROWS;
+        for (int64_t p = member.first(weights.count()); p < member.last(weights.count()); p++)
+            for (int64_t t = 0; t < tiles; t++) {
+                int64_t row = begin + count * t / tiles;
+                int64_t size = begin + count * (t + 1) / tiles - row;
+                tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out);
+            }
+    }
+}

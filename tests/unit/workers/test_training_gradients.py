@@ -38,15 +38,16 @@ if TYPE_CHECKING:
     from scheduler.policy.pack_cursor import PackCursor
     from workers.train_job import TrainJob
 
-TOLERANCE = 1e-10
+# Shares of the largest gradient. float32 runs on the machine's kernels, where it has them.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 SEEDS = settings(max_examples=2, deadline=None, phases=(Phase.generate,))  # seeds do not shrink
 WEIGHTS = (0.0, 0.0, 1.0, 1.0, 0.5, 0.3, 2.0)
 Example = tuple[list[int], list[float]]
 
 
 @cache
-def model(family: str) -> TinyModel:
-    return make_model(family, Path(mkdtemp()), torch.float64)
+def model(family: str, dtype: torch.dtype = torch.float64) -> TinyModel:
+    return make_model(family, Path(mkdtemp()), dtype)
 
 
 @cache
@@ -81,14 +82,20 @@ class FixedLevelTrainer(Trainer):
 class Bench:
     """A trainer, inference rows beside it, and a random schedule over both."""
 
-    def __init__(self, family: str, random: Random, level: SaveLevel) -> None:
-        self.family = family
+    def __init__(
+        self,
+        family: str,
+        random: Random,
+        level: SaveLevel,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.dtype = dtype
         self.random = random
         self.folder = Path(mkdtemp())
-        decoder = model(family).decoder
+        decoder = model(family, dtype).decoder
         self.pool = AdapterPool(decoder.arena, max_rank=16)
         self.run = PackedRun(decoder, random)
-        self.writer = CheckpointWriter(lambda _: None, fingerprint(CPU, torch.float64))
+        self.writer = CheckpointWriter(lambda _: None, fingerprint(CPU, dtype))
         limits = TrainerLimits(
             memory_bytes=1 << 40,
             max_jobs=4,
@@ -124,8 +131,8 @@ class Bench:
         )
         self.trainer.start(order)
         job = self.trainer.active[name].job
-        config = model(self.family).decoder.config
-        _, params = random_lora(config, rank, rank, modules, torch.float64)
+        config = self.trainer.decoder.config
+        _, params = random_lora(config, rank, rank, modules, self.dtype)
         for key, tensor in params.items():
             job.params.views[key].copy_(tensor)
         job.method.lower(job.params.views, job.term_views)
@@ -180,18 +187,20 @@ def random_examples(random: Random) -> list[Example]:
 
 def autograd(family: str, job: Job) -> dict[str, Tensor]:
     """The mean gradient over target tokens, example by example."""
-    lora = {name: tensor.clone().requires_grad_() for name, tensor in job.params.items()}
+    lora = {name: tensor.double().requires_grad_() for name, tensor in job.params.items()}
     losses = [oracle(family).loss(ids, weights, lora, 2.0) for ids, weights in job.examples]
     total = sum(sum(weights[1:]) for _, weights in job.examples)
     torch.autograd.backward(sum(losses, torch.zeros(())) / total)
     return {name: tensor.grad for name, tensor in lora.items() if tensor.grad is not None}
 
 
-def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
+def assert_same(
+    got: dict[str, Any], want: dict[str, Any], dtype: torch.dtype = torch.float64
+) -> None:
     assert set(got) == set(want)
     for name, tensor in want.items():
         scale = max(1.0, float(tensor.abs().max()))
-        assert float((got[name] - tensor).abs().max()) <= TOLERANCE * scale, name
+        assert float((got[name] - tensor).abs().max()) <= TOLERANCE[dtype] * scale, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -204,17 +213,18 @@ def test_the_autograd_oracle_gives_the_logits_of_transformers(family: str) -> No
     assert (oracle(family).logits(token_ids, {}, 1.0) - want).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("level", SaveLevel)
 @pytest.mark.parametrize("family", FAMILIES)
 @SEEDS
 @given(seed=st.integers(0, 2**32))
 def test_gradients_under_a_random_schedule_are_those_of_autograd(
-    family: str, level: SaveLevel, seed: int
+    family: str, level: SaveLevel, dtype: torch.dtype, seed: int
 ) -> None:
     random = Random(seed)
-    bench = Bench(family, random, level)
-    config = model(family).decoder.config
-    served = random_lora(config, 9, 5, ("q_proj", "down_proj"), torch.float64)
+    bench = Bench(family, random, level, dtype)
+    config = model(family, dtype).decoder.config
+    served = random_lora(config, 9, 5, ("q_proj", "down_proj"), dtype)
     columns = make_resident(bench.pool, "served", *served)
     for adapter in (None, columns, columns):
         bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(25)], adapter)
@@ -224,7 +234,7 @@ def test_gradients_under_a_random_schedule_are_those_of_autograd(
     bench.finish()
 
     for job in bench.jobs:
-        assert_same(job.gradient, autograd(family, job))
+        assert_same(job.gradient, autograd(family, job), dtype)
 
 
 def test_accumulating_over_many_packs_gives_the_gradient_of_one_big_batch() -> None:

@@ -68,6 +68,11 @@ def _mistral() -> PreTrainedModel:
     return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=9))
 
 
+def _mistral_wide() -> PreTrainedModel:
+    """Heads of 16 numbers, which the CPU's attention kernels take."""
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=9, head_dim=16))
+
+
 def _qwen2() -> PreTrainedModel:
     config = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=9, max_window_layers=2)
     return Qwen2ForCausalLM(config)
@@ -81,6 +86,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": _llama,
     "llama_tied": _llama_tied,
     "mistral": _mistral,
+    "mistral_wide": _mistral_wide,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
 }

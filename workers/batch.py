@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -51,6 +52,7 @@ class ForwardBatch:
 
     Attributes:
         cos, sin: (T, 1, head_dim / 2) of the rows' positions.
+        prepared: the batch as a kernel reads it, once one has.
     """
 
     token_ids: Tensor
@@ -61,6 +63,7 @@ class ForwardBatch:
     groups: Sequence[Attends]
     cache: KVCache | None = None
     cache_rows: CacheRows | None = None
+    prepared: Any = None
 
     @property
     def num_tokens(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from workers.adapter_arena import AdapterArena
 from workers.attention import Sinks
 from workers.batch import ForwardBatch
+from workers.cpu_decoder import CpuDecoder
 from workers.layers import rms_norm, rotate, silu_mul
 from workers.model import DOWN, GATE_UP, OUT, QKV, DecoderConfig, DecoderWeights, LayerWeights
 
@@ -41,6 +42,7 @@ class Decoder:
         self.weights = weights
         self.arena = arena
         self.rotary = RotaryTable(config, weights.dtype, weights.device)
+        self._cpu = CpuDecoder.try_of(config, weights, arena)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings, (T, hidden)."""
@@ -55,6 +57,8 @@ class Decoder:
 
     def forward_layer(self, layer: int, x: Tensor, batch: ForwardBatch) -> Tensor:
         """Carry all rows through one layer: `x` (T, hidden) is overwritten, and returned."""
+        if self._cpu is not None:
+            return self._cpu.forward_layer(layer, x, batch)
         weights, eps = self.weights.layers[layer], self.config.rms_eps
         batch.record(layer, "x", x)
         qkv = self._linear(layer, QKV, rms_norm(x, weights.input_norm, eps), batch)

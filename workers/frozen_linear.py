@@ -34,6 +34,11 @@ class FrozenLinear:
         held = self._weight if self._forward is None else self._forward.panels
         return 0 if held is None else held.nbytes
 
+    @property
+    def panels(self) -> PanelWeights | None:
+        """The forward weight as kernels stream it, where it is kept so."""
+        return self._forward if self._kernels is not None else None
+
     def __call__(self, x: Tensor, into: Tensor | None = None) -> Tensor:
         """Output of the layer, (rows, out_features); added to `into`, in place, where given."""
         if self._kernels is not None and self._forward is not None:

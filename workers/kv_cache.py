@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workers.kernels.cpu_kernels import kernels_for
 from workers.model import DecoderConfig
 
 NULL_BLOCK = 0
@@ -50,11 +49,6 @@ class KVCache:
         self, layer: int, blocks_T: Tensor, offsets_T: Tensor, k_TKD: Tensor, v_TKD: Tensor
     ) -> None:
         """Store the rows' K and V at (block, offset)."""
-        kernels = kernels_for(k_TKD)
-        if kernels is not None:
-            pages = self.keys[layer], self.values[layer]
-            kernels.write_pages(k_TKD, v_TKD, blocks_T, offsets_T, *pages)
-            return
         self.keys[layer][blocks_T, :, offsets_T] = k_TKD
         self.values[layer][blocks_T, :, offsets_T] = v_TKD
 

@@ -12,7 +12,7 @@ import ctypes
 from ctypes import POINTER, Structure, byref, c_bool, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,71 @@ class AttentionShape(Structure):
     )
 
 
+class LinearWeights(Structure):
+    """Panels of one frozen linear, and the adapters beside it."""
+
+    _fields_ = (
+        ("panels", c_void_p),
+        ("is_narrow", c_int64),
+        ("bias", c_void_p),
+        ("adapted", AdaptedLinear),
+    )
+
+
+class LayerWeights(Structure):
+    """Everything frozen in one decoder layer; no head norms: null."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        ("linears", LinearWeights * 4),
+    )
+
+
+class SpanGroup(Structure):
+    """Spans that attend to keys of one place."""
+
+    _fields_ = (
+        ("source", KeySource),
+        ("spans", c_void_p),
+        ("num_spans", c_int64),
+        ("next", c_int64),
+    )
+
+
+class Window(Structure):
+    """Rows of a training pack, and where a layer's activations go; null: not kept."""
+
+    KEPT: ClassVar = ("x", "heads", "q", "k", "v", "attn", "x_mid", "gate_up", "lse")
+    _fields_ = (("row", c_int64), ("count", c_int64), *((name, c_void_p) for name in KEPT))
+
+
+class CacheRows(Structure):
+    """Rows of inference, and the pages that take their keys and values."""
+
+    _fields_ = (
+        *(("row", c_int64), ("count", c_int64), ("blocks", c_void_p), ("offsets", c_void_p)),
+        *(("keys", c_void_p), ("values", c_void_p), ("page_tokens", c_int64)),
+    )
+
+
+class LayerBatch(Structure):
+    """A packed batch in one layer; the fields are those of `layer.h`."""
+
+    SCRATCH: ClassVar = ("normed", "qkv", "heads", "attn", "gate_up", "activated")
+    _fields_ = (
+        *(("rows", c_int64), ("hidden", c_int64), ("inner", c_int64)),
+        ("shape", AttentionShape),
+        *(("eps", c_float), ("wants_lse", c_int32), ("cosine", c_void_p), ("sine", c_void_p)),
+        *(("runs", c_void_p), ("num_runs", c_int64), ("shrunk_width", c_int64)),
+        ("cache", CacheRows),
+        *(("groups", POINTER(SpanGroup)), ("num_groups", c_int64)),
+        *(("windows", POINTER(Window)), ("num_windows", c_int64)),
+        ("x", c_void_p),
+        *((name, c_void_p) for name in SCRATCH),
+        *(("shrunk", c_void_p), ("lse", c_void_p)),
+    )
+
+
 class AttentionGrads(Structure):
     """What attention's backward reads and writes."""
 
@@ -107,10 +172,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(POINTER(KeySource), c_void_p, c_int64, POINTER(AttentionShape)),
         *(POINTER(AttentionGrads), c_int),
     ),
-    "write_pages": (
-        *(c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p),
-        *(c_void_p, c_void_p, c_int64, c_int64, c_int64),
-    ),
+    "forward_layer": (POINTER(LayerWeights), POINTER(LayerBatch), c_int),
 }
 _LINEAR = (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_bool, c_int)
 
@@ -316,22 +378,9 @@ class CpuKernels:
             *(byref(grads), torch.get_num_threads()),
         )
 
-    def write_pages(
-        self,
-        k_TKD: Tensor,
-        v_TKD: Tensor,
-        blocks_T: Tensor,
-        offsets_T: Tensor,
-        keys_BKPD: Tensor,
-        values_BKPD: Tensor,
-    ) -> None:
-        """Store rows of K and V at (block, offset); heads lie side by side within a row."""
-        _, heads, page_tokens, dim = keys_BKPD.shape
-        self._functions["write_pages"](
-            *(k_TKD.data_ptr(), v_TKD.data_ptr(), k_TKD.stride(0), v_TKD.stride(0), len(k_TKD)),
-            *_pointers(blocks_T, offsets_T, keys_BKPD, values_BKPD),
-            *(heads, page_tokens, dim),
-        )
+    def forward_layer(self, weights: LayerWeights, batch: LayerBatch) -> None:
+        """Carry `batch.x` through one layer, in place; keep what its windows and pages take."""
+        self._functions["forward_layer"](byref(weights), byref(batch), torch.get_num_threads())
 
 
 def _pointers(*tensors: Tensor) -> tuple[int, ...]:

@@ -220,74 +220,125 @@ void attend_tile(const KeySource<T>& source, const Span& span, const Shape& shap
     }
 }
 
+// Dots of LANES keys that lie `stride` apart; a constant stride makes every address an immediate.
+template <class T>
+[[gnu::always_inline]] inline Floats dot_lanes(const T* query, const T* keys, int64_t stride, int64_t dim) {
+    Floats totals[LANES] = {};
+    int64_t d = 0;
+#pragma unroll
+    for (; d + PANEL <= dim; d += PANEL) {
+#pragma unroll
+        for (int j = 0; j < LANES; j++) totals[j] = dot_step(query + d, keys + j * stride + d, totals[j]);
+    }
+    if (d < dim)
+        for (int j = 0; j < LANES; j++) totals[j] = fma(load(query + d), load(keys + j * stride + d), totals[j]);
+    return sums_of(totals);
+}
+
+// scores[i] = dot(query, key i) for `count` keys.
+template <class T>
+void dot_keys(const T* query, const T* keys, int64_t stride, int64_t count, int64_t dim, float* scores) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const T* first = keys + i * stride;
+        if (dim == 64 && stride == 64) store(scores + i, dot_lanes(query, first, 64, 64));
+        else if (dim == 128 && stride == 128) store(scores + i, dot_lanes(query, first, 128, 128));
+        else store(scores + i, dot_lanes(query, first, stride, dim));
+    }
+    if (i < count) dot_rows(query, dim, 1, keys + i * stride, stride, count - i, dim, scores + i, count);
+}
+
+// Starts loading what comes next: pages lie scattered, so the hardware cannot foresee them.
+template <class T>
+void prefetch(const T* rows, int64_t stride, int64_t count, int64_t dim) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t d = 0; d < dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(rows + i * stride + d);
+}
+
+constexpr int64_t SINGLE_BLOCK = 256;  // keys that one query takes before it rescales its sums
+
+// One head's running softmax over blocks of keys.
+struct RunningSoftmax {
+    float peak = MASKED, mass = 0;
+
+    // Turns scores into weights, in place; returns what earlier sums must be multiplied with.
+    float take(float* scores, int64_t count, float scale) {
+        for (int64_t i = count; i % LANES; i++) scores[i] = MASKED;
+        Floats top = splat(MASKED), added = splat(0);
+        for (int64_t i = 0; i < count; i += LANES) top = larger(top, load(scores + i));
+        float best = peak;
+        for (int i = 0; i < LANES; i++) best = top[i] * scale > best ? top[i] * scale : best;
+        for (int64_t i = 0; i < count; i += LANES) {
+            Floats weight = exponential(fma(load(scores + i), splat(scale), splat(-best)));
+            store(scores + i, weight);
+            added += weight;
+        }
+        float shift = exponential(splat(peak - best))[0];
+        mass = mass * shift + sum(added);
+        peak = best;
+        return shift;
+    }
+};
+
 // One query: the heads that share a KV head, against each key in turn.
 template <class T>
 void attend_single(const KeySource<T>& source, const Span& span, const Shape& shape, int64_t head,
                    const T* q, T* out, float* lse) {
     int64_t dim = shape.head_dim, group = shape.group(), stop = span.start + 1;
     const T* queries = q + span.row * shape.q_stride + head * group * dim;
-    alignas(64) float total[MAX_GROUP * MAX_HEAD_DIM], scores[MAX_GROUP * KEY_BLOCK];
-    float peak[MAX_GROUP], mass[MAX_GROUP];
+    alignas(64) float total[MAX_GROUP * MAX_HEAD_DIM], scores[MAX_GROUP * SINGLE_BLOCK];
+    RunningSoftmax softmax[MAX_GROUP];
     memset(total, 0, size_t(group * dim) * sizeof(float));
-    for (int64_t g = 0; g < group; g++) peak[g] = MASKED, mass[g] = 0;
     int64_t oldest = shape.window && stop > shape.window ? stop - shape.window : 0;
-    for (int64_t block = oldest; block < stop;) {
-        int64_t count = source.adjacent(block, stop - block < KEY_BLOCK ? stop - block : KEY_BLOCK);
-        int64_t at = source.at(span, block, head);
-        const T *k = source.k + at, *v = source.v + at;
-        dot_rows(queries, dim, group, k, source.token_stride, count, dim, scores, KEY_BLOCK);
+    for (int64_t block = oldest; block < stop; block += SINGLE_BLOCK) {
+        int64_t count = stop - block < SINGLE_BLOCK ? stop - block : SINGLE_BLOCK;
+        for (int64_t i = 0, run; i < count; i += run) {
+            run = source.adjacent(block + i, count - i);
+            const T* keys = source.k + source.at(span, block + i, head);
+            prefetch(source.v + source.at(span, block + i, head), source.token_stride, run, dim);
+            if (int64_t next = block + i + run; next < stop)
+                prefetch(source.k + source.at(span, next, head), source.token_stride,
+                         source.adjacent(next, stop - next < KEY_BLOCK ? stop - next : KEY_BLOCK), dim);
+            for (int64_t g = 0; g < group; g++)
+                dot_keys(queries + g * dim, keys, source.token_stride, run, dim, scores + g * SINGLE_BLOCK + i);
+        }
         for (int64_t g = 0; g < group; g++) {
-            float* row = scores + g * KEY_BLOCK;
-            for (int64_t i = count; i % LANES; i++) row[i] = MASKED;
-            Floats top = splat(peak[g]);
-            for (int64_t i = 0; i < count; i++) row[i] *= shape.scale();
-            for (int64_t i = 0; i < count; i += LANES) top = larger(top, load(row + i));
-            float lanes[LANES], best = MASKED;
-            store(lanes, top);
-            for (float lane : lanes) best = lane > best ? lane : best;
-            float shift = sum(exponential(splat(peak[g] - best))) / LANES;
-            Floats added = splat(0);
-            for (int64_t i = 0; i < count; i += LANES) {
-                Floats weight = exponential(load(row + i) - best);
-                store(row + i, weight);
-                added += weight;
-            }
-            mass[g] = mass[g] * shift + sum(added);
-            peak[g] = best;
+            Floats shift = splat(softmax[g].take(scores + g * SINGLE_BLOCK, count, shape.scale()));
             for (int64_t d = 0; d < dim; d += LANES)
                 store(total + g * dim + d, load(total + g * dim + d) * shift);
         }
-        expand_rows(scores, KEY_BLOCK, 1, group, v, source.token_stride, count, total, dim, dim);
-        block += count;
+        for (int64_t i = 0, run; i < count; i += run) {
+            run = source.adjacent(block + i, count - i);
+            const T* values = source.v + source.at(span, block + i, head);
+            expand_rows(scores + i, SINGLE_BLOCK, 1, group, values, source.token_stride, run, total, dim, dim);
+        }
     }
     for (int64_t g = 0; g < group; g++) {
         T* place = out + (span.row * shape.heads + head * group + g) * dim;
-        for (int64_t d = 0; d < dim; d += LANES) store(place + d, load(total + g * dim + d) / mass[g]);
-        if (lse) lse[span.row * shape.heads + head * group + g] = peak[g] + logf(mass[g]);
+        for (int64_t d = 0; d < dim; d += LANES) store(place + d, load(total + g * dim + d) / softmax[g].mass);
+        if (lse) lse[span.row * shape.heads + head * group + g] = softmax[g].peak + logf(softmax[g].mass);
     }
 }
 
-// All spans of a batch; tiles are taken by whichever thread is free.
+// A member's part of all spans; tiles are taken from `next` by whichever thread is free.
 template <class T>
 void attend(const KeySource<T>& source, const Span* spans, int64_t num_spans, const Shape& shape,
-            const T* q, T* out, float* lse, int num_threads) {
-    int64_t most = MAX_TILE / shape.group(), next = 0;
-    on_team(num_threads, [&](Member) {
-        int64_t mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED), piece = 0;
-        for (int64_t s = 0; s < num_spans; s++) {
-            const Span& span = spans[s];
-            int64_t tiles = (span.num_queries + most - 1) / most, pieces = tiles * shape.kv_heads;
-            for (; mine < piece + pieces; mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) {
-                int64_t head = (mine - piece) % shape.kv_heads, t = tiles - 1 - (mine - piece) / shape.kv_heads;
-                if (span.num_queries == 1) {
-                    attend_single(source, span, shape, head, q, out, lse);
-                    continue;
-                }
-                int64_t first = span.num_queries * t / tiles;
-                Tile tile{head, first, span.num_queries * (t + 1) / tiles - first};
-                attend_tile(source, span, shape, tile, q, out, lse);
+            const T* q, T* out, float* lse, int64_t* next) {
+    int64_t most = MAX_TILE / shape.group(), piece = 0;
+    int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+    for (int64_t s = 0; s < num_spans; s++) {
+        const Span& span = spans[s];
+        int64_t tiles = (span.num_queries + most - 1) / most, pieces = tiles * shape.kv_heads;
+        for (; mine < piece + pieces; mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) {
+            int64_t head = (mine - piece) % shape.kv_heads, t = tiles - 1 - (mine - piece) / shape.kv_heads;
+            if (span.num_queries == 1) {
+                attend_single(source, span, shape, head, q, out, lse);
+                continue;
             }
-            piece += pieces;
+            int64_t first = span.num_queries * t / tiles;
+            Tile tile{head, first, span.num_queries * (t + 1) / tiles - first};
+            attend_tile(source, span, shape, tile, q, out, lse);
         }
-    });
+        piece += pieces;
+    }
 }

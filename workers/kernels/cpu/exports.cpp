@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "attention_backward.h"
 #include "gemm.h"
+#include "layer.h"
 #include "rows.h"
 
 namespace {
@@ -23,19 +24,6 @@ void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs
         member.barrier();
         expand(member, linear, runs, num_runs, shrunk, ld, y);
     });
-}
-
-// K and V rows into their pages: (block, head, offset, dim).
-template <class T>
-void write_pages(const T* k, const T* v, int64_t k_stride, int64_t v_stride, int64_t rows,
-                 const int64_t* blocks, const int64_t* offsets, T* keys, T* values, int64_t heads,
-                 int64_t page_tokens, int64_t dim) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t h = 0; h < heads; h++) {
-            int64_t place = ((blocks[i] * heads + h) * page_tokens + offsets[i]) * dim;
-            memcpy(keys + place, k + i * k_stride + h * dim, size_t(dim) * sizeof(T));
-            memcpy(values + place, v + i * v_stride + h * dim, size_t(dim) * sizeof(T));
-        }
 }
 
 }  // namespace
@@ -79,16 +67,15 @@ void write_pages(const T* k, const T* v, int64_t k_stride, int64_t v_stride, int
     } \
     extern "C" void attend_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, const Shape* shape, \
                                   const T* q, T* out, float* lse, int threads) { \
-        attend(*source, spans, num_spans, *shape, q, out, lse, threads); \
+        int64_t next = 0; \
+        on_team(threads, [&](Member) { attend(*source, spans, num_spans, *shape, q, out, lse, &next); }); \
     } \
     extern "C" void attend_backward_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, \
                                            const Shape* shape, const AttentionGrads<T>* of, int threads) { \
         attend_backward(*source, spans, num_spans, *shape, *of, threads); \
     } \
-    extern "C" void write_pages_##NAME(const T* k, const T* v, int64_t k_stride, int64_t v_stride, int64_t rows, \
-                                       const int64_t* blocks, const int64_t* offsets, T* keys, T* values, \
-                                       int64_t heads, int64_t page_tokens, int64_t dim) { \
-        write_pages(k, v, k_stride, v_stride, rows, blocks, offsets, keys, values, heads, page_tokens, dim); \
+    extern "C" void forward_layer_##NAME(const LayerWeights<T>* weights, const LayerBatch<T>* batch, int threads) { \
+        on_team(threads, [&](Member member) { LayerForward<T>{*weights, *batch, member}.forward(); }); \
     }
 
 #define LINEAR(X, W, NAME) \

@@ -80,6 +80,33 @@ inline float sum(Floats v) {
 #endif
 }
 
+// v with lanes l and l ^ H exchanged.
+template <int H>
+Floats exchange(Floats v) {
+#if defined(__AVX512F__)
+    return __builtin_shufflevector(v, v, 0 ^ H, 1 ^ H, 2 ^ H, 3 ^ H, 4 ^ H, 5 ^ H, 6 ^ H, 7 ^ H, 8 ^ H, 9 ^ H,
+                                   10 ^ H, 11 ^ H, 12 ^ H, 13 ^ H, 14 ^ H, 15 ^ H);
+#else
+    return __builtin_shufflevector(v, v, 0 ^ H, 1 ^ H, 2 ^ H, 3 ^ H, 4 ^ H, 5 ^ H, 6 ^ H, 7 ^ H);
+#endif
+}
+
+// Lane i of the result is the sum of vector i: a transpose whose steps add.
+template <int H = LANES / 2>
+Floats sums_of(Floats* v) {
+    if constexpr (H == 0) {
+        return v[0];
+    } else {
+        Ints lanes;
+        for (int i = 0; i < LANES; i++) lanes[i] = i;
+        Ints is_upper = (lanes & H) != 0;
+#pragma unroll
+        for (int i = 0; i < H; i++)
+            v[i] = (is_upper ? v[i + H] : v[i]) + exchange<H>(is_upper ? v[i] : v[i + H]);
+        return sums_of<H / 2>(v);
+    }
+}
+
 inline Floats larger(Floats a, Floats b) { return __builtin_elementwise_max(a, b); }
 
 // e^x to about 2 units in the last place; 0 below -87, infinity above 88, NaN of NaN.

@@ -1,0 +1,194 @@
+"""Decoder layers of a batch as one kernel call each: the CPU's path of `Decoder.forward_layer`.
+
+What a layer needs is laid out once: weights at the start, rows and scratch for each batch. Between
+two layers only the pointers into keys and kept activations move.
+"""
+
+from __future__ import annotations
+
+from ctypes import pointer
+
+import torch
+from torch import Tensor
+
+from workers.adapter_arena import AdapterArena
+from workers.adapter_rows import run_table
+from workers.batch import ForwardBatch, TrainWindow
+from workers.cpu_attention import CpuSpans, supported
+from workers.kernels.cpu_kernels import (
+    AttentionShape,
+    CacheRows,
+    CpuKernels,
+    LayerBatch,
+    LayerWeights,
+    LinearWeights,
+    SpanGroup,
+    Window,
+)
+from workers.model import DecoderConfig, DecoderWeights
+from workers.model import LayerWeights as FrozenLayer
+
+
+class CpuDecoder:
+    """The kernels' view of a decoder's layers."""
+
+    def __init__(
+        self,
+        kernels: CpuKernels,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        arena: AdapterArena,
+    ) -> None:
+        self.kernels = kernels
+        self.config = config
+        self.arena = arena
+        self.frozen = weights
+        self.layers = [
+            describe_layer(layer, index, arena) for index, layer in enumerate(weights.layers)
+        ]
+
+    @classmethod
+    def try_of(
+        cls, config: DecoderConfig, weights: DecoderWeights, arena: AdapterArena
+    ) -> CpuDecoder | None:
+        """The kernels over a decoder; None where they do not cover its device, dtype or shape."""
+        kernels = supported(config, weights.dtype, weights.device)
+        linears = [linear for layer in weights.layers for linear in layer.linears]
+        if kernels is None or any(linear.panels is None for linear in linears):
+            return None
+        return cls(kernels, config, weights, arena)
+
+    def forward_layer(self, layer: int, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """See Decoder.forward_layer."""
+        if batch.prepared is None:
+            batch.prepared = PreparedBatch(self.config, self.arena, batch, x)
+        batch.prepared.enter(layer, x, batch)
+        self.kernels.forward_layer(self.layers[layer], batch.prepared.described)
+        return x
+
+
+class PreparedBatch:
+    """A batch as the kernels read it, with its scratch; moved from layer to layer."""
+
+    def __init__(
+        self, config: DecoderConfig, arena: AdapterArena, batch: ForwardBatch, x: Tensor
+    ) -> None:
+        self.config = config
+        rows = len(x)
+        groups = [group for group in batch.groups if isinstance(group, CpuSpans)]
+        assert len(groups) == len(batch.groups)
+        self.groups = groups
+        self.windows = (Window * len(batch.windows))()
+        self.described_groups = (SpanGroup * len(groups))()
+        self.described = LayerBatch(
+            rows=rows, hidden=config.hidden_size, inner=config.intermediate_size, eps=config.rms_eps
+        )
+        self.held = [batch.cos.contiguous(), batch.sin.contiguous()]
+        self.described.cosine, self.described.sine = (t.data_ptr() for t in self.held)
+        self._set_scratch(rows, x, bool(batch.windows))
+        self._set_runs(rows, arena, batch)
+        self._set_places(batch)
+
+    def enter(self, layer: int, x: Tensor, batch: ForwardBatch) -> None:
+        """Point at a layer's keys, pages and kept activations."""
+        described, config = self.described, self.config
+        assert x.is_contiguous()
+        described.x = x.data_ptr()
+        width = (config.num_heads + config.num_kv_heads) * config.head_dim
+        described.shape = AttentionShape(
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.windows[layer] or 0,
+            width,
+        )
+        if batch.cache is not None and batch.cache_rows is not None:
+            described.cache.keys = batch.cache.keys[layer].data_ptr()
+            described.cache.values = batch.cache.values[layer].data_ptr()
+        for place, group in zip(self.described_groups, self.groups, strict=True):
+            place.source, place.next = group.source(layer), 0
+        for place, window in zip(self.windows, batch.windows, strict=True):
+            point_at_buffers(place, layer, window)
+
+    def _set_scratch(self, rows: int, x: Tensor, wants_lse: bool) -> None:
+        config = self.config
+        widths = {
+            "normed": config.hidden_size,
+            "qkv": config.qkv_size,
+            "heads": config.q_size + config.kv_size,
+            "attn": config.q_size,
+            "gate_up": 2 * config.intermediate_size,
+            "activated": config.intermediate_size,
+        }
+        for name in LayerBatch.SCRATCH:
+            self._hold(name, x.new_empty(rows, widths[name]))
+        self._hold("lse", torch.empty(rows if wants_lse else 0, config.num_heads))
+        self.described.wants_lse = wants_lse
+
+    def _set_runs(self, rows: int, arena: AdapterArena, batch: ForwardBatch) -> None:
+        runs = batch.adapters.runs
+        if not runs:
+            return
+        projections = max(len(linear.slices) for linear in arena.linears)
+        width = projections * max(run.columns.rank for run in runs)
+        self._hold("runs", run_table(runs, arena))
+        self._hold("shrunk", torch.empty(rows, width))
+        self.described.num_runs, self.described.shrunk_width = len(runs), width
+
+    def _set_places(self, batch: ForwardBatch) -> None:
+        described = self.described
+        for place, group in zip(self.described_groups, self.groups, strict=True):
+            place.spans, place.num_spans = group.spans.data_ptr(), len(group.spans)
+        for window_place, window in zip(self.windows, batch.windows, strict=True):
+            window_place.row, window_place.count = window.row, window.stop - window.start
+        described.groups = pointer(self.described_groups[0]) if self.groups else None
+        described.num_groups = len(self.groups)
+        described.windows = pointer(self.windows[0]) if batch.windows else None
+        described.num_windows = len(batch.windows)
+        if batch.cache is not None and batch.cache_rows is not None:
+            rows = batch.cache_rows
+            described.cache = CacheRows(
+                row=rows.rows.start,
+                count=rows.rows.stop - rows.rows.start,
+                blocks=rows.blocks_T.data_ptr(),
+                offsets=rows.offsets_T.data_ptr(),
+                page_tokens=batch.cache.block_size,
+            )
+
+    def _hold(self, name: str, tensor: Tensor) -> None:
+        self.held.append(tensor)
+        setattr(self.described, name, tensor.data_ptr())
+
+
+def point_at_buffers(place: Window, layer: int, window: TrainWindow) -> None:
+    """Where a window's activations of one layer go: K and V to its pack, the rest as recorded."""
+    recorded = window.recorders[layer].buffers
+    keys = window.pack.layers[layer].buffers
+    for name in Window.KEPT:
+        is_key = name in ("k", "v")
+        buffer = keys[name] if is_key else recorded.get(name)
+        start = window.start if is_key else window.start - window.record_from
+        address = None
+        if buffer is not None:
+            address = buffer.data_ptr() + start * buffer.stride(0) * buffer.element_size()
+        setattr(place, name, address)
+
+
+def describe_layer(layer: FrozenLayer, index: int, arena: AdapterArena) -> LayerWeights:
+    """A layer's weights as the kernels read them."""
+    described = LayerWeights(
+        layer.input_norm.data_ptr(),
+        layer.post_norm.data_ptr(),
+        None if layer.q_norm is None else layer.q_norm.data_ptr(),
+        None if layer.k_norm is None else layer.k_norm.data_ptr(),
+    )
+    for place, linear in enumerate(layer.linears):
+        panels, bias = linear.panels, linear.bias
+        assert panels is not None
+        described.linears[place] = LinearWeights(
+            panels.panels.data_ptr(),
+            panels.panels.dtype is torch.bfloat16,
+            None if bias is None else bias.data_ptr(),
+            arena.adapted(index, place),
+        )
+    return described

@@ -5,6 +5,7 @@ step:  drain orders -> schedule (ints) -> packed forward -> tokens leave -> unit
 
 from __future__ import annotations
 
+import gc
 import time
 
 import torch
@@ -59,6 +60,8 @@ class EngineLoop:
         self.jobs = JobDesk(self.hosts, self.writer)
         self.pending: list[ToEngine] = []
         self.is_draining = False
+        gc.collect()
+        gc.freeze()  # what was loaded stays: no collection needs to walk it again
 
     def run(self) -> None:
         """Serve until drained, or until the connection closes."""

@@ -120,8 +120,8 @@ class TrainPack:
     Attributes:
         cursor: what has run, and what comes next.
         hidden: rows of a window between two layers, forward or again.
-        grad_out: (T, hidden) gradient at the output of the layer that is next in backward; made
-            by the loss of each forward window, then carried down in place.
+        grad_out: (T, hidden) gradient at the output of the layer that is next in backward, carried
+            down in place; before the loss is taken, the rows after the last layer.
         grad_kv: by layer, sums of key and value gradients, while token ranges add to them.
         range_layers: all activations of the range in work of a window-outer pack, by layer.
     """
@@ -147,7 +147,6 @@ class TrainPack:
     ) -> TrainPack:
         """A fresh pack with its buffers; a validation pack keeps K and V only."""
         names = spec.names(level) if cursor.trains else list(KEYS_AND_VALUES)
-        count = tokens.num_tokens if cursor.trains else 0
         return cls(
             tokens=tokens.to(device),
             cursor=cursor,
@@ -156,10 +155,14 @@ class TrainPack:
                 LayerActivations(spec, names, tokens.num_tokens, device)
                 for _ in range(cursor.num_layers)
             ],
-            grad_out=torch.zeros(count, *spec.shapes["x"], dtype=spec.dtype, device=device),
+            grad_out=torch.zeros(tokens.num_tokens, *spec.shapes["x"], dtype=spec.dtype, device=device),
         )
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all examples."""
         return self.tokens.num_tokens
+
+    def keep_hidden(self, start: int, rows: Tensor) -> None:
+        """Keep rows after the last layer until their loss is taken."""
+        self.grad_out[start : start + len(rows)] = rows

@@ -119,6 +119,7 @@ class Trainer:
         self.trained_tokens = 0
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
+            Direction.LOSS: self._loss_unit,
             Direction.RECOMPUTE: self._recompute_unit,
             Direction.BACKWARD: self._backward_unit,
         }
@@ -185,11 +186,11 @@ class Trainer:
 
     @torch.inference_mode()
     def finish_windows(self, windows: tuple[WindowSpan, ...], hidden: Tensor) -> None:
-        """Take the windows' hidden rows: loss, its gradient, and the cursors move on."""
+        """Keep the windows' hidden rows for the loss; their cursors move on."""
         row = 0
         for window in windows:
             active = self.active[window.job_id]
-            self._take_loss(active.pack, window.start, hidden[row : row + window.count])
+            active.pack.keep_hidden(window.start, hidden[row : row + window.count])
             active.pack.cursor = active.pack.cursor.after_window(window.count)
             self._count(active, window.count)
             row += window.count
@@ -237,7 +238,7 @@ class Trainer:
             pack.hidden = self.decoder.embed(active.window.token_ids)
         pack.hidden = self.decoder.forward_layer(unit.layer, pack.hidden, active.window)
         if unit.layer + 1 == self.decoder.config.num_layers:
-            self._take_loss(pack, unit.start, pack.hidden)
+            pack.keep_hidden(unit.start, pack.hidden)
             self._count(active, unit.num_tokens)
             active.window = pack.hidden = None
 
@@ -271,11 +272,12 @@ class Trainer:
             active.range_groups(unit.start, unit.stop, self.decoder.config),
         )
 
-    def _take_loss(self, pack: TrainPack, start: int, hidden: Tensor) -> None:
-        tokens = slice(start, start + len(hidden))
+    def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:
+        """The loss of tokens whose hidden rows are there; their gradient takes its place."""
+        pack, tokens = active.pack, slice(unit.start, unit.stop)
         sums, grad = window_loss(
             self.decoder,
-            hidden,
+            pack.grad_out[tokens],
             pack.tokens.targets[tokens],
             pack.tokens.weights[tokens],
             wants_grad=pack.cursor.trains,

@@ -59,6 +59,7 @@ class LatencyLaw:
         self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01])
         self._units = {
             Direction.FORWARD: OnlineLeastSquares([0.1, per_token_layer]),
+            Direction.LOSS: OnlineLeastSquares([0.1, per_token_layer]),
             Direction.RECOMPUTE: OnlineLeastSquares([0.1, per_token_layer]),
             Direction.BACKWARD: OnlineLeastSquares([0.2, 1.5 * per_token_layer]),
         }

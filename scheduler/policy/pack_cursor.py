@@ -21,13 +21,14 @@ class Direction(StrEnum):
     """Which way a unit carries its rows through a layer."""
 
     FORWARD = "forward"
+    LOSS = "loss"
     RECOMPUTE = "recompute"
     BACKWARD = "backward"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One layer over tokens [start, stop) of a pack."""
+    """One layer, or the loss after the last one, over tokens [start, stop) of a pack."""
 
     direction: Direction
     layer: int
@@ -49,6 +50,8 @@ class PackCursor:
         window_tokens: size of a forward window that runs apart from inference.
         range_tokens: size of a backward token range.
         is_window_outer: ranges outside, layers inside, each range computed again.
+        num_loss_tokens: tokens whose loss is known; it is taken once all are forward, because the
+            vocabulary's weights are read for every piece of it.
         window_stop: end of the window in work; equals num_forward_tokens when none is.
         recompute_layer: next layer to compute again for the range in work.
     """
@@ -60,6 +63,7 @@ class PackCursor:
     range_tokens: int
     is_window_outer: bool = False
     num_forward_tokens: int = 0
+    num_loss_tokens: int = 0
     window_stop: int = 0
     window_layer: int = 0
     recompute_layer: int = 0
@@ -102,7 +106,7 @@ class PackCursor:
     @property
     def is_done(self) -> bool:
         """Whether neither forward nor backward work is left."""
-        return self.num_uncomputed_tokens == 0 and self.backward_layer < 0
+        return self.num_loss_tokens == self.num_tokens and self.backward_layer < 0
 
     def next_unit(self) -> Unit | None:
         """The only unit that may run next; None when all is done."""
@@ -114,6 +118,10 @@ class PackCursor:
                 else min(start + self.window_tokens, self.num_tokens)
             )
             return Unit(Direction.FORWARD, self.window_layer, start, stop)
+        if self.num_loss_tokens < self.num_tokens:
+            start = self.num_loss_tokens
+            stop = min(start + self.window_tokens, self.num_tokens)
+            return Unit(Direction.LOSS, self.num_layers - 1, start, stop)
         if self.backward_layer < 0:
             return None
         start = max(0, self.range_stop - self.range_tokens)
@@ -124,6 +132,8 @@ class PackCursor:
     def after(self, unit: Unit) -> PackCursor:
         """The cursor once `next_unit()` has run."""
         assert unit == self.next_unit()
+        if unit.direction is Direction.LOSS:
+            return replace(self, num_loss_tokens=unit.stop)
         if unit.direction is Direction.RECOMPUTE:
             return replace(self, recompute_layer=unit.layer + 1)
         if unit.direction is Direction.BACKWARD:

@@ -129,7 +129,7 @@ def test_jobs_of_higher_priority_then_of_least_served_tenants_go_first() -> None
 
     share = plan_training(demands, 1e6, LAW, None, must_advance=False)
 
-    assert share.units == tuple(LaneUnits(job_id, 4) for job_id in ("first", "least", "late"))
+    assert share.units == tuple(LaneUnits(job_id, 5) for job_id in ("first", "least", "late"))
 
 
 @given(budget=st.floats(0, 100), most=st.integers(1, 500), price=st.floats(0.01, 5))

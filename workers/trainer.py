@@ -42,6 +42,9 @@ from workers.train_job import TrainJob
 from workers.train_pack import PackTokens, TrainPack
 
 
+MIN_LOSS_TOKENS = 16  # below, reading the vocabulary's weights costs more than their products
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerLimits:
     """Shapes and bounds of training.
@@ -357,9 +360,19 @@ class Trainer:
             trains=trains,
             window_tokens=self.limits.window_tokens,
             range_tokens=self.limits.range_tokens,
+            loss_tokens=self._loss_tokens(),
             is_window_outer=level is SaveLevel.WINDOW_OUTER,
         )
         return TrainPack.allocate(tokens, cursor, self.spec, level, self.device)
+
+    def _loss_tokens(self) -> int:
+        """Tokens whose loss costs about what a window costs in one layer."""
+        config, window = self.decoder.config, self.limits.window_tokens
+        layer = sum(
+            linear.in_features * linear.out_features for linear in self.decoder.arena.linears
+        )
+        vocabulary = 2 * config.vocab_size * config.hidden_size  # forward and back
+        return max(1, min(window, max(MIN_LOSS_TOKENS, window * layer // vocabulary)))
 
     def _level(self, num_tokens: int) -> SaveLevel:
         """The most that a job's share of training memory holds: it follows from the pack alone."""

@@ -54,5 +54,6 @@ class OnlineLeastSquares:
             for row, g in zip(self._covariance, gain, strict=True)
         ]
         self.num_observations += 1
-        rate = max(0.02, 1 / self.num_observations)
-        self._error_mean += rate * (abs(residual) - self._error_mean)
+        informed = self.num_observations - len(self.weights)
+        if informed > 0:  # before, the residual is the prior's, not the law's
+            self._error_mean += max(0.02, 1 / informed) * (abs(residual) - self._error_mean)

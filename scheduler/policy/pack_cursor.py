@@ -49,6 +49,7 @@ class PackCursor:
         trains: False for a validation pack: forward only.
         window_tokens: size of a forward window that runs apart from inference.
         range_tokens: size of a backward token range.
+        loss_tokens: size of a piece of the loss.
         is_window_outer: ranges outside, layers inside, each range computed again.
         num_loss_tokens: tokens whose loss is known; it is taken once all are forward, because the
             vocabulary's weights are read for every piece of it.
@@ -61,6 +62,7 @@ class PackCursor:
     trains: bool
     window_tokens: int
     range_tokens: int
+    loss_tokens: int
     is_window_outer: bool = False
     num_forward_tokens: int = 0
     num_loss_tokens: int = 0
@@ -79,15 +81,17 @@ class PackCursor:
         trains: bool,
         window_tokens: int,
         range_tokens: int,
+        loss_tokens: int | None = None,
         is_window_outer: bool = False,
     ) -> PackCursor:
-        """A pack of which nothing has run."""
+        """A pack of which nothing has run; its loss comes in windows unless told otherwise."""
         return cls(
             num_tokens=num_tokens,
             num_layers=num_layers,
             trains=trains,
             window_tokens=window_tokens,
             range_tokens=range_tokens,
+            loss_tokens=loss_tokens or window_tokens,
             is_window_outer=is_window_outer and trains,
             backward_layer=num_layers - 1 if trains else -1,
             range_stop=num_tokens,
@@ -120,7 +124,7 @@ class PackCursor:
             return Unit(Direction.FORWARD, self.window_layer, start, stop)
         if self.num_loss_tokens < self.num_tokens:
             start = self.num_loss_tokens
-            stop = min(start + self.window_tokens, self.num_tokens)
+            stop = min(start + self.loss_tokens, self.num_tokens)
             return Unit(Direction.LOSS, self.num_layers - 1, start, stop)
         if self.backward_layer < 0:
             return None

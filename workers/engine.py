@@ -6,7 +6,10 @@ step:  drain orders -> schedule (ints) -> packed forward -> tokens leave -> unit
 from __future__ import annotations
 
 import gc
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -41,6 +44,8 @@ from workers.settings import EngineSettings
 
 IDLE_POLL_S = 0.25  # how long an engine without work sleeps between two looks at the clock
 
+LANE_SWITCH_S = 5e-4  # how long one lane's Python may hold up the other's
+
 
 class EngineLoop:
     """Orders in, frames and reports out."""
@@ -60,6 +65,8 @@ class EngineLoop:
         self.jobs = JobDesk(self.hosts, self.writer)
         self.pending: list[ToEngine] = []
         self.is_draining = False
+        self.num_threads = torch.get_num_threads()
+        sys.setswitchinterval(LANE_SWITCH_S)
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection needs to walk it again
 
@@ -99,9 +106,12 @@ class EngineLoop:
             time.monotonic(), host.trainer.demands(), self.requests.admit
         )
         began_s = time.perf_counter()
+        lanes = self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:
-            self._forward(host, plan)
-        units = self.jobs.run_lane(host, plan, self._nobody_new)
+            with threads(self.num_threads - self.num_threads // 2 if lanes else self.num_threads):
+                self._forward(host, plan)
+        units = self.jobs.finish_beside(host, plan, lanes)
+        units += self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)
         self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3)
 
@@ -154,3 +164,14 @@ class EngineLoop:
         if not self.pending:
             self.pending = self.connection.poll(0.0)
         return not self.pending
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Give this thread's kernels `count` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import structlog
+import torch
 
 from scheduler.domain.errors import DomainError, ModelNotFound, Overloaded
 from scheduler.domain.messages import JobStopped, StartJob, StopJob
-from scheduler.domain.plan import StepPlan
+from scheduler.domain.plan import LaneUnits, StepPlan
 from scheduler.policy.pack_cursor import Unit
 from workers.checkpoint_writer import CheckpointWriter
 from workers.model_host import ModelHost
 
 log = structlog.get_logger()
+
+
+TimedUnit = tuple[Unit, float]  # and its milliseconds
 
 
 class JobDesk:
@@ -25,6 +30,8 @@ class JobDesk:
         self.hosts = hosts
         self.writer = writer
         self.is_closed = False
+        lane_threads = max(1, torch.get_num_threads() // 2)
+        self._side = ThreadPoolExecutor(1, "side-lane", torch.set_num_threads, (lane_threads,))
 
     def start(self, order: StartJob) -> None:
         """Begin or resume a job, under the newest lease only."""
@@ -73,13 +80,32 @@ class JobDesk:
         """Units of training, until done or until somebody new asks for service."""
         done: list[Unit] = []
         for lane in plan.units:
-            active = host.trainer.active[lane.job_id]
+            active = host.trainer.active.get(lane.job_id)
+            if active is None:
+                continue  # it failed beside the forward
             with self._boundary(lane.job_id, active.job.order.epoch):
                 began_s = time.perf_counter()
                 for unit in host.trainer.run_units(lane, may_go_on):
                     now_s = time.perf_counter()
                     host.scheduler.law.observe_unit(unit, (now_s - began_s) * 1e3)
                     began_s = now_s
+                    done.append(unit)
+        return done
+
+    def begin_beside(self, host: ModelHost, plan: StepPlan) -> list[Future[list[TimedUnit]]]:
+        """Start the units that run beside the packed forward, on a thread of their own."""
+        return [self._side.submit(timed_units, host, lane) for lane in plan.beside]
+
+    def finish_beside(
+        self, host: ModelHost, plan: StepPlan, lanes: list[Future[list[TimedUnit]]]
+    ) -> list[Unit]:
+        """Wait for them; a job that raised fails here, on the engine's own thread."""
+        done: list[Unit] = []
+        for lane, future in zip(plan.beside, lanes, strict=True):
+            with self._boundary(lane.job_id, host.trainer.active[lane.job_id].job.order.epoch):
+                for unit, elapsed_ms in future.result():
+                    if host.scheduler.beside is not None:
+                        host.scheduler.beside.observe_unit(unit, elapsed_ms)
                     done.append(unit)
         return done
 
@@ -114,3 +140,14 @@ class JobDesk:
         """Under which leases the job trains here: none or one."""
         found = [host.trainer.active.get(job_id) for host in self.hosts.values()]
         return [active.job.order.epoch for active in found if active is not None]
+
+
+def timed_units(host: ModelHost, lane: LaneUnits) -> list[TimedUnit]:
+    """Run all units of a lane."""
+    timed = []
+    began_s = time.perf_counter()
+    for unit in host.trainer.run_units(lane, lambda: True):
+        now_s = time.perf_counter()
+        timed.append((unit, (now_s - began_s) * 1e3))
+        began_s = now_s
+    return timed

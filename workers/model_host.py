@@ -75,7 +75,12 @@ def load_host(
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
     base = BaseIdentity(model_id, files.digest())
-    law = LatencyLaw(measure_row_costs(weights), config.num_layers)
+    num_threads = torch.get_num_threads()
+    law = LatencyLaw(measure_row_costs(weights, num_threads), config.num_layers)
+    beside = None
+    if device.type == "cpu" and num_threads > 1:
+        costs = measure_row_costs(weights, num_threads - num_threads // 2)
+        beside = LatencyLaw(costs, config.num_layers)
     limits = TrainerLimits(settings.training_memory_bytes, settings.max_jobs)
     return ModelHost(
         info=BaseModelInfo(
@@ -95,6 +100,7 @@ def load_host(
             law,
             slo_classes(settings),
             fair,
+            beside,
         ),
         trainer=Trainer(decoder, adapters, base, limits, writer, report, fair),
     )

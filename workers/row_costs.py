@@ -18,8 +18,17 @@ REPEATS = 2
 ENOUGH_BYTES = 200 << 20  # layers measured: enough that no cache holds their weights
 
 
-def measure_row_costs(weights: DecoderWeights) -> RowCosts:
-    """Milliseconds of every layer's linears, for each of ROWS."""
+def measure_row_costs(weights: DecoderWeights, num_threads: int) -> RowCosts:
+    """Milliseconds of every layer's linears on so many threads, for each of ROWS."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        return _measure(weights)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(weights: DecoderWeights) -> RowCosts:
     layer_bytes = sum(linear.num_bytes for linear in weights.layers[0].linears)
     layers = weights.layers[: max(1, ENOUGH_BYTES // layer_bytes)]
     share = len(layers) / len(weights.layers)

@@ -33,9 +33,11 @@ class LaneUnits:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: a forward lane (spans and windows in one packed batch), then a lane of units.
+    """One step: a forward lane (spans and windows in one packed batch), and lanes of units.
 
     Attributes:
+        beside: units that run beside the packed forward, each on its share of the machine.
+        units: units that run after it, on all of it.
         fresh_blocks: blocks handed out for this step, to be cleared before it runs.
         predicted_ms: what the latency law expects of the whole step.
         slack_ms: time that training may take; None when nobody waits for the step.
@@ -43,6 +45,7 @@ class StepPlan:
 
     spans: tuple[Span, ...] = ()
     windows: tuple[WindowSpan, ...] = ()
+    beside: tuple[LaneUnits, ...] = ()
     units: tuple[LaneUnits, ...] = ()
     fresh_blocks: tuple[int, ...] = ()
     predicted_ms: float = 0.0
@@ -51,7 +54,7 @@ class StepPlan:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to run."""
-        return not (self.spans or self.windows or self.units)
+        return not (self.spans or self.windows or self.beside or self.units)
 
     @property
     def num_inference_tokens(self) -> int:

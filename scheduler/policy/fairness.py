@@ -10,15 +10,18 @@ Source: Sheng et al., OSDI 2024, arXiv:2401.00588 (VTC).
 
 from __future__ import annotations
 
+from threading import Lock
+
 PROMPT_PRICE = 1.0
 OUTPUT_PRICE = 2.0
 TRAINING_PRICE = 3.0  # forward, and backward at about twice that
 
 
 class FairShare:
-    """Counters of all tenants that have been seen."""
+    """Counters of all tenants that have been seen; both lanes of a step charge them."""
 
     def __init__(self) -> None:
+        self._charging = Lock()
         self._counters: dict[str, float] = {}
         self._active: dict[str, int] = {}
 
@@ -37,7 +40,8 @@ class FairShare:
 
     def charge(self, tenant_id: str, weight: float, cost: float) -> None:
         """The tenant was served work of `cost` price-weighted tokens."""
-        self._counters[tenant_id] += cost / weight
+        with self._charging:
+            self._counters[tenant_id] += cost / weight
 
     def level(self, tenant_id: str) -> float:
         """The tenant's counter: lower goes first."""

@@ -11,7 +11,7 @@ arXiv:2402.18789 (serving and training tokens in one step).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import Sequence
@@ -19,7 +19,7 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
 from scheduler.policy.latency import ForwardShape, LatencyLaw
 from scheduler.policy.slack import SloTargets, step_slack_ms
-from scheduler.policy.training import TrainDemand, plan_training
+from scheduler.policy.training import TrainDemand, TrainingShare, plan_beside, plan_training
 from scheduler.policy.waiting import WaitingLines
 
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
@@ -48,10 +48,12 @@ class IterationScheduler:
         law: LatencyLaw,
         classes: Mapping[str, SloTargets],
         fair: FairShare,
+        beside: LatencyLaw | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.law = law
+        self.beside = beside
         self.classes = classes
         self.fair = fair
         self.waiting = WaitingLines(fair)
@@ -94,16 +96,41 @@ class IterationScheduler:
             self._window_cost(shape) if spans else None,
             must_advance=self._is_starving(now_s, slack_ms),
         )
-        if share.windows or share.units:
+        if spans and slack_ms is not None:
+            share = self._better(share, demands, shape, inference_ms, inference_ms + slack_ms)
+        if share.windows or share.units or share.beside:
             self._training_ran_s = now_s
         return StepPlan(
             spans=spans,
             windows=share.windows,
+            beside=share.beside,
             units=share.units,
             fresh_blocks=self.pool.take_fresh(),
             predicted_ms=inference_ms + share.expected_ms,
             slack_ms=slack_ms,
         )
+
+    def _better(
+        self,
+        share: TrainingShare,
+        demands: list[TrainDemand],
+        shape: ForwardShape,
+        inference_ms: float,
+        step_ms: float,
+    ) -> TrainingShare:
+        """The share, or one beside the forward if that trains more in the same step.
+
+        Longer spans (prefill) use the whole machine: beside them nothing is gained.
+        """
+        if self.beside is None or shape.score_pairs:
+            return share
+        lane_ms = self.beside.forward_ms(shape) + self.beside.margin_ms
+        if lane_ms > step_ms:
+            return share
+        lanes = plan_beside(demands, step_ms, lane_ms, self.law, self.beside)
+        if not lanes.beside or lanes.work_ms <= share.work_ms:
+            return share
+        return replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
 
     def commit(self, plan: StepPlan) -> None:
         """Count a step's tokens as computed, and charge their tenants."""
@@ -117,7 +144,8 @@ class IterationScheduler:
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
         windows = tuple((window.start, window.count) for window in plan.windows)
-        self.law.observe_forward(self.forward_shape(plan.spans, windows), elapsed_ms)
+        law = self.beside if plan.beside and self.beside is not None else self.law
+        law.observe_forward(self.forward_shape(plan.spans, windows), elapsed_ms)
 
     def forward_shape(
         self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]

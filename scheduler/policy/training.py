@@ -1,8 +1,8 @@
 """What training does with a step's slack.
 
 With inference in the step, a pack's forward rides along in the packed batch as a window of what
-the slack affords, or its units follow; with none, units run until the idle quantum is over. The
-job that was served least, relative to its weight, goes first.
+the slack affords, or its units follow, or they run beside the forward; with none, units run until
+the idle quantum is over. The job that was served least, relative to its weight, goes first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.latency import LatencyLaw
-from scheduler.policy.pack_cursor import PackCursor
+from scheduler.policy.pack_cursor import Direction, PackCursor, Unit
 
 MIN_WINDOW_TOKENS = 16  # below this a window costs more in overhead than it advances
 
@@ -37,11 +37,19 @@ class TrainDemand:
 
 @dataclass(frozen=True, slots=True)
 class TrainingShare:
-    """Windows and units of one step, and the time they should take."""
+    """Windows and units of one step, and the time they should take.
 
-    windows: tuple[WindowSpan, ...]
-    units: tuple[LaneUnits, ...]
-    expected_ms: float
+    Attributes:
+        beside: units that run beside the packed forward.
+        expected_ms: what they add to the step.
+        work_ms: what they would take apart from everything else: the worth of the share.
+    """
+
+    windows: tuple[WindowSpan, ...] = ()
+    units: tuple[LaneUnits, ...] = ()
+    beside: tuple[LaneUnits, ...] = ()
+    expected_ms: float = 0.0
+    work_ms: float = 0.0
 
 
 def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:
@@ -79,7 +87,7 @@ def plan_training(
     """
     windows: list[WindowSpan] = []
     units: list[LaneUnits] = []
-    left_ms = budget_ms
+    left_ms, work_ms = budget_ms, 0.0
     for demand in in_order(demands):
         cursor = demand.cursor
         own_ms = min(left_ms, budget_ms * demand.max_share)
@@ -90,15 +98,60 @@ def plan_training(
                 windows.append(WindowSpan(demand.job_id, cursor.num_forward_tokens, count))
                 own_ms -= window_ms(count)
                 left_ms -= window_ms(count)
+                work_ms += window_work_ms(cursor, count, law)
                 cursor = cursor.after_window(count)
         count, spent_ms = affordable_units(cursor, own_ms, law)
         left_ms -= spent_ms
+        work_ms += spent_ms
         if count:
             units.append(LaneUnits(demand.job_id, count))
     if must_advance and demands and not (windows or units):
         first = in_order(demands)[0]
-        return TrainingShare((), (LaneUnits(first.job_id, 1),), budget_ms)
-    return TrainingShare(tuple(windows), tuple(units), budget_ms - left_ms)
+        return TrainingShare(units=(LaneUnits(first.job_id, 1),), expected_ms=budget_ms)
+    return TrainingShare(
+        tuple(windows), tuple(units), expected_ms=budget_ms - left_ms, work_ms=work_ms
+    )
+
+
+def plan_beside(
+    demands: list[TrainDemand], step_ms: float, lane_ms: float, law: LatencyLaw, beside: LatencyLaw
+) -> TrainingShare:
+    """Units beside a packed forward that takes `lane_ms` on its share of the machine, then more.
+
+    A unit starts beside it while most of the unit would overlap; the whole step takes at most
+    `step_ms`. Whether this beats taking turns shows in the share's `work_ms`.
+    """
+    lane: list[LaneUnits] = []
+    after: list[LaneUnits] = []
+    spent_ms = rest_ms = work_ms = 0.0
+    for demand in in_order(demands):
+        cursor, count = demand.cursor, 0
+        while (unit := cursor.next_unit()) is not None:
+            cost_ms = beside.unit_ms(unit)
+            if spent_ms + cost_ms > step_ms or spent_ms + cost_ms / 2 > lane_ms:
+                break
+            count, spent_ms, cursor = count + 1, spent_ms + cost_ms, cursor.after(unit)
+            work_ms += law.unit_ms(unit)
+        if count:
+            lane.append(LaneUnits(demand.job_id, count))
+        left_ms = step_ms - max(lane_ms, spent_ms) - rest_ms
+        more, more_ms = affordable_units(cursor, min(left_ms, step_ms * demand.max_share), law)
+        rest_ms, work_ms = rest_ms + more_ms, work_ms + more_ms
+        if more:
+            after.append(LaneUnits(demand.job_id, more))
+    return TrainingShare(
+        units=tuple(after),
+        beside=tuple(lane),
+        expected_ms=max(lane_ms, spent_ms) + rest_ms,
+        work_ms=work_ms,
+    )
+
+
+def window_work_ms(cursor: PackCursor, count: int, law: LatencyLaw) -> float:
+    """What a window's tokens would take as units of their own."""
+    start = cursor.num_forward_tokens
+    layer = Unit(Direction.FORWARD, 0, start, start + count)
+    return cursor.num_layers * law.unit_ms(layer)
 
 
 def can_ride(demand: TrainDemand) -> bool:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workers.peft_methods
+from benchmarks.peers.prompts import VOCAB
 from scheduler.text.dataset import EncodedDataset, write
 from workers.adapter_file import BaseIdentity, write_adapter
 from workers.family import base_config
@@ -19,7 +20,6 @@ from workers.flat_params import FlatParams
 from workers.hf_config import HfConfig
 from workers.peft_method import PEFT_METHODS
 
-VOCAB = 8192
 BASE = "llama-80m"
 assert workers.peft_methods
 
@@ -51,7 +51,7 @@ def make_bench_model(root: Path, num_adapters: int, rank: int = 16) -> BenchMode
         pad_token_id=1,
     )
     folder = root / BASE
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).bfloat16()
     model.save_pretrained(folder)
     _write_tokenizer(folder)
     adapters = tuple(
@@ -60,12 +60,6 @@ def make_bench_model(root: Path, num_adapters: int, rank: int = 16) -> BenchMode
     dataset = root / "train.bin"
     _write_dataset(dataset, num_examples=400, num_tokens=512)
     return BenchModel(folder, adapters, dataset, sum(p.numel() for p in model.parameters()))
-
-
-def prompt(index: int, num_tokens: int) -> tuple[int, ...]:
-    """Distinct random prompts, so that no prefix is shared."""
-    rng = np.random.default_rng(10_000 + index)
-    return tuple(int(t) for t in rng.integers(2, VOCAB, num_tokens))
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -85,7 +79,7 @@ def _write_tokenizer(folder: Path) -> None:
 def _write_adapter(folder: Path, config: LlamaConfig, rank: int, seed: int) -> Path:
     lora = PEFT_METHODS["lora"]
     method = lora(
-        lora.Config(rank=rank, alpha=2 * rank),
+        lora.Config.model_validate({"rank": rank, "alpha": 2 * rank}),
         base_config(HfConfig.model_validate(config.to_dict())),
     )
     params = FlatParams(method.shapes(), torch.float32, torch.device("cpu"))

@@ -24,7 +24,7 @@ def measure_activation_bytes(bench: Bench) -> dict[str, object]:
     dtype = bench.host.runner.decoder.weights.dtype
     tokens = bench.host.trainer.limits.pack_tokens
     return {
-        "tandem": {level.value: _level_figures(bench, level) for level in SaveLevel},
+        "tandem": {level.value: level_figures(bench, level) for level in SaveLevel},
         "autograd": graph_figures(bench.model.folder, dtype, tokens),
     }
 
@@ -42,13 +42,14 @@ class FixedLevel:
         delattr(self.trainer, "_level")
 
 
-def _level_figures(bench: Bench, level: SaveLevel) -> dict[str, float]:
+def level_figures(bench: Bench, level: SaveLevel) -> dict[str, float]:
+    """Bytes per token of packs at one save level."""
     trainer = bench.host.trainer
     with FixedLevel(trainer, level):
         jobs = bench.start(None, 1)
-        pack = trainer.active[jobs[0]].pack
-        kept = pack_bytes(pack) / pack.num_tokens
         peak = peak_rise_bytes(lambda: _run_packs(bench, jobs[0]))
+        pack = trainer.active[jobs[0]].pack  # has just begun, so that it holds all its buffers
+        kept = pack_bytes(pack) / pack.num_tokens
         bench.stop(jobs)
     layers = bench.host.runner.decoder.config.num_layers
     return {

@@ -34,22 +34,32 @@ class BenchModel:
     num_parameters: int
 
 
-def make_bench_model(root: Path, num_adapters: int, rank: int = 16) -> BenchModel:
-    """An 80M-parameter Llama in bf16, `num_adapters` LoRAs on all linears, and 512-token rows."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def bench_config(
+    num_layers: int = 12, hidden_size: int = 768, intermediate_size: int = 2048
+) -> LlamaConfig:
+    """A Llama of 80M parameters, or a smaller one of the same kind."""
+    num_heads = hidden_size // 64
+    return LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=max(1, num_heads // 3),
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
     )
+
+
+def make_bench_model(
+    root: Path, num_adapters: int, rank: int = 16, config: LlamaConfig | None = None
+) -> BenchModel:
+    """A model in bf16, `num_adapters` LoRAs on all its linears, and 512-token rows."""
+    torch.manual_seed(0)
+    config = config or bench_config()
     folder = root / BASE
     model = LlamaForCausalLM(config).bfloat16()
     model.save_pretrained(folder)

@@ -79,7 +79,7 @@ def cell_figures(rounds: Sequence[CellRound]) -> dict[str, object]:
         "target_ttft_ms": spread([r.targets.ttft_ms or 0.0 for r in rounds]),
         "tpot_samples_ms": [v for r in rounds for v in r.both.tpot_ms],
         "alone": {
-            "output_tokens_per_s": spread([r.inference.output_tokens_per_s for r in rounds]),
-            "train_tokens_per_s": spread([r.training.train_tokens_per_s for r in rounds]),
+            "inference": summary([r.inference for r in rounds]),
+            "training": summary([r.training for r in rounds]),
         },
     }

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.activation_bytes import measure_activation_bytes
 from benchmarks.bench_model import BenchModel, make_bench_model
@@ -62,6 +63,7 @@ def main() -> None:
     budget = Budget(plan.budget_s)
     programs = PeerPrograms(args.vllm_python, args.vllm_dtype, args.peft_dtype)
     configure_logging("warning")
+    disable_progress_bar()
     torch.set_flush_denormal(True)
     results = Results(args.out, plan)
     results.add({"environment": environment(args.vllm_python)})

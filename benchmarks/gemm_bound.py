@@ -34,8 +34,8 @@ from workers.model import DecoderWeights
 ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
 WINDOWS = (16, 32, 64, 128, 256)
 BACKWARD_ROWS = (256, 512)
-REPEATS = 5
-LANE_S = 1.0
+REPEATS = 3
+LANE_S = 0.6
 PROMPT_PER_OUTPUT = sum(PROMPT_TOKENS) / sum(OUTPUT_TOKENS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.peer import PEFT, VLLM, VLLM_LORA
+from benchmarks.peer import PEFT, PEFT_SERVING, VLLM, VLLM_LORA
 from benchmarks.phase import PhaseResult
 from benchmarks.spread import percentiles, spread
 
@@ -34,6 +34,7 @@ def ratios(
         ("inference, no adapter", VLLM, RATES[0]),
         ("inference, 4 adapters", VLLM, RATES[0]),
         ("inference, 4 adapters", VLLM_LORA, RATES[0]),
+        ("inference, 4 adapters", PEFT_SERVING, RATES[0]),
         ("training, 1 job", PEFT, RATES[1]),
         ("training, 3 jobs", PEFT, RATES[1]),
     ]

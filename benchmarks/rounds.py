@@ -23,7 +23,7 @@ from benchmarks.plan import ADAPTERS, PEER_STREAMS, STREAMS, TARGETS, Budget, Pl
 from benchmarks.spread import spread
 
 ORDER = sorted(STREAMS, key=lambda streams: streams == PEER_STREAMS)  # peers' load last
-LEARNING = StopRule(3.0)
+LEARNING = StopRule(2.0)
 BESIDE = "vLLM with 4 adapters beside peft training"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable
 
 import torch
 from peft import PeftModel
@@ -52,8 +51,7 @@ class BatchLoop:
         indices = list(itertools.islice(self.ids, self.num_streams))
         prompts = torch.tensor([prompt(index, PROMPT_TOKENS) for index in indices])
         clock, began_s = TokenClock(), time.perf_counter()
-        generate: Callable[..., object] = self.model.generate
-        generate(
+        self.model.generate(
             input_ids=prompts,
             attention_mask=torch.ones_like(prompts),
             adapter_names=[self.names[index % len(self.names)] for index in indices],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.load import RequestTimes
 from benchmarks.phase import PhaseResult, summary
-from benchmarks.spread import median, percentile, spread
+from benchmarks.spread import median, percentile, share, spread
 from scheduler.policy.slack import SloTargets
 
 TTFT_MS = 500.0  # the service's default target
@@ -32,8 +32,8 @@ class CellRound:
     def shares(self) -> tuple[float, float]:
         """Share of the inference-only rate, share of the training-only rate."""
         return (
-            self.both.output_tokens_per_s / self.inference.output_tokens_per_s,
-            self.both.train_tokens_per_s / self.training.train_tokens_per_s,
+            share(self.both.output_tokens_per_s, self.inference.output_tokens_per_s),
+            share(self.both.train_tokens_per_s, self.training.train_tokens_per_s),
         )
 
 
@@ -42,7 +42,15 @@ def targets_of(inference: PhaseResult, factor: float) -> SloTargets:
 
     TPOT: of its median. TTFT: the service's default, or the same multiple of the p99 of inference
     alone where even that is not within the default.
+
+    Raises:
+        RuntimeError: nothing was answered, so there is nothing to take a multiple of.
     """
+    if not inference.requests:
+        raise RuntimeError(
+            f"No request was answered in {inference.seconds:.0f} s of inference alone; this "
+            "machine is too slow or too busy to measure on."
+        )
     ttft_ms = percentile(inference.ttft_ms, 0.99)
     return SloTargets(max([TTFT_MS, factor * ttft_ms]), factor * median(inference.tpot_ms))
 
@@ -50,12 +58,11 @@ def targets_of(inference: PhaseResult, factor: float) -> SloTargets:
 def attainment(met: Sequence[tuple[bool, bool]]) -> dict[str, float | int]:
     """Shares of requests within their TTFT target, their TPOT target, and both."""
     count = len(met)
-    share = 1 / count if count else float("nan")
     return {
         "requests": count,
-        "ttft": share * sum(ttft for ttft, _ in met),
-        "tpot": share * sum(tpot for _, tpot in met),
-        "both": share * sum(ttft and tpot for ttft, tpot in met),
+        "ttft": share(sum(ttft for ttft, _ in met), count),
+        "tpot": share(sum(tpot for _, tpot in met), count),
+        "both": share(sum(ttft and tpot for ttft, tpot in met), count),
     }
 
 

@@ -66,7 +66,8 @@ class Bench:
         began_s = time.perf_counter()
         self.drive(lambda: stop.is_met(time.perf_counter() - began_s, len(done)))
         elapsed_s = time.perf_counter() - began_s
-        steps, layers = self.meter.records, self.host.runner.decoder.config.num_layers
+        steps, self.meter.records = self.meter.records, []  # what follows is no step of this phase
+        layers = self.host.runner.decoder.config.num_layers
         return PhaseResult(
             elapsed_s,
             (self.meter.output_tokens - tokens) / elapsed_s,

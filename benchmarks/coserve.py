@@ -85,10 +85,9 @@ def _measure(
     print(f"ready after {budget.seconds - budget.left_s:.0f} s", flush=True)
     rounds = Rounds(bench, peers, plan)
     try:
-        rounds.run(budget, reserved_s=_rest_s(plan))
+        rounds.run(budget, _rest_s(plan), keep=results.add)
     finally:
         close_all(peers)
-    results.add(rounds.figures())
     _part(results, "activation_bytes", lambda: measure_activation_bytes(bench))
     _part(results, "first_token", lambda: measure_first_tokens(bench, plan.lone_requests))
     _part(results, "growth", lambda: measure_growth(model, plan))

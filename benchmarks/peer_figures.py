@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.peer import PEFT, PEFT_SERVING, VLLM, VLLM_LORA
 from benchmarks.phase import PhaseResult
-from benchmarks.spread import percentiles, spread
+from benchmarks.spread import percentiles, share, spread
 
 RATES = ("output_tokens_per_s", "train_tokens_per_s")
 TIMES = ("ttft_ms", "tpot_ms")
@@ -41,7 +41,7 @@ def ratios(
     return {
         f"{ours} / {theirs}": spread(
             [
-                getattr(mine, rate) / other[rate]
+                share(getattr(mine, rate), other[rate])
                 for mine, other in zip(phases[ours], peers[theirs], strict=True)
             ]
         )
@@ -58,13 +58,8 @@ def rate_product(result: PhaseResult) -> float:
 def product_ratio(
     ours: Sequence[PhaseResult], beside: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, object]:
-    """Our product of both rates over that of two programs beside each other, round by round.
-
-    A round in which the training program did not finish a step counts as one step's worth of
-    nothing, so it is left out; how many were is shown.
-    """
+    """Our product of both rates over that of two programs beside each other, round by round."""
     theirs = [r[RATES[0]] * r[RATES[1]] for r in beside]
-    kept = [
-        rate_product(mine) / other for mine, other in zip(ours, theirs, strict=True) if other > 0
-    ]
-    return spread(kept) | {"rounds_left_out": len(theirs) - len(kept)}
+    return spread(
+        [share(rate_product(mine), other) for mine, other in zip(ours, theirs, strict=True)]
+    )

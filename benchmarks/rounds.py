@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cell import CellRound, cell_figures, targets_of
@@ -38,14 +39,17 @@ class Rounds:
         self.costs: list[GemmCosts] = []
         self.lanes: dict[int, float] = {}
 
-    def run(self, budget: Budget, reserved_s: float) -> None:
-        """As many rounds as planned, or as fit: one at least."""
+    def run(
+        self, budget: Budget, reserved_s: float, keep: Callable[[dict[str, object]], None]
+    ) -> None:
+        """As many rounds as planned, or as fit: one at least; `keep` gets the figures so far."""
         self._learn()
         weights = self.bench.host.runner.decoder.weights
         self.lanes = {streams: lanes_eta(weights, streams) for streams in STREAMS}
         for place in range(self.plan.rounds):
             began_s = time.perf_counter()
             self._round()
+            keep(self.figures())
             took_s = time.perf_counter() - began_s
             print(f"round {place + 1} of {self.plan.rounds}: {took_s:.0f} s", flush=True)
             if not budget.fits(took_s, reserved_s):

@@ -13,12 +13,17 @@ def median(values: Iterable[float]) -> float:
     return statistics.median(known) if known else math.nan
 
 
-def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest value that at least `share` of all values do not exceed; NaN of nothing."""
+def share(part: float, whole: float) -> float:
+    """Part of whole; NaN of nothing."""
+    return part / whole if whole else math.nan
+
+
+def percentile(values: Iterable[float], part: float) -> float:
+    """The smallest value that at least `part` of all values do not exceed; NaN of nothing."""
     ordered = sorted(values)
     if not ordered:
         return math.nan
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -27,11 +32,12 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread(rounds: Sequence[float]) -> dict[str, float | list[float]]:
-    """The median of the rounds, the lowest and the highest, and each round."""
+    """The median of the rounds, the lowest and the highest, and each round; NaN counts nowhere."""
+    known = [value for value in rounds if not math.isnan(value)]
     return {
-        "median": median(rounds),
-        "low": min(rounds, default=math.nan),
-        "high": max(rounds, default=math.nan),
+        "median": median(known),
+        "low": min(known, default=math.nan),
+        "high": max(known, default=math.nan),
         "rounds": list(rounds),
     }
 

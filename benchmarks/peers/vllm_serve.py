@@ -29,6 +29,7 @@ class ClosedLoop:
         self.token_s: dict[str, list[float]] = {}
         self.done: list[tuple[float, list[float]]] = []
         self.num_tokens = 0
+        self.began_s = 0.0
         for stream in range(num_streams):
             self.ask(first_output_tokens(stream, num_streams))
 
@@ -67,6 +68,7 @@ class ClosedLoop:
 
     def begin(self, pause_s: float) -> None:
         """Start counting; requests in flight did not live while the engine stood still."""
+        self.began_s = time.perf_counter()
         self.done.clear()
         self.num_tokens = 0
         for name, times in self.token_s.items():
@@ -79,7 +81,7 @@ class ClosedLoop:
         return {
             "output_tokens_per_s": self.num_tokens / elapsed_s,
             "tpot_ms": [(t[-1] - t[0]) * 1e3 / (len(t) - 1) for _, t in rows],
-            "ttft_ms": [(t[0] - sent) * 1e3 for sent, t in rows],
+            "ttft_ms": [(t[0] - sent) * 1e3 for sent, t in rows if sent >= self.began_s],
         }
 
 

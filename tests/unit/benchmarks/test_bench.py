@@ -42,6 +42,16 @@ def test_a_phase_serves_and_trains_and_leaves_nothing_behind(bench: Bench) -> No
     assert not bench.host.trainer.active
 
 
+def test_steps_belong_to_the_phase_that_ran_them(bench: Bench) -> None:
+    first = bench.run(Load(1, 0), 0, StopRule(0.05))
+    counted = len(first.steps)
+
+    bench.run(None, 1, StopRule(0.05))
+
+    assert len(first.steps) == counted
+    assert all(step.forward_tokens == 0 for step in first.steps)
+
+
 def test_every_part_of_a_step_is_timed_and_the_engine_left_as_it_was(bench: Bench) -> None:
     jobs = bench.start(Load(2, 2), 0)
     with StepParts(bench) as parts:

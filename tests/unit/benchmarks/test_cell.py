@@ -34,6 +34,11 @@ def test_targets_are_multiples_of_inference_alone_and_ttft_is_at_least_the_defau
     assert targets_of(slow, 2.0) == SloTargets(pytest.approx(800), pytest.approx(40))
 
 
+def test_there_is_no_target_where_nothing_was_answered() -> None:
+    with pytest.raises(RuntimeError, match="No request was answered in 10 s"):
+        targets_of(phase(), 1.5)
+
+
 def test_eta_adds_the_shares_of_each_round_and_takes_the_median() -> None:
     targets = SloTargets(500.0, 30.0)
     rounds = [  # 80/100 + 50/200 = 1.05, 60/100 + 100/200 = 1.1, 90/100 + 20/200 = 1.0

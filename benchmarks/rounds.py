@@ -64,7 +64,7 @@ class Rounds:
             "ratios": ratios(self.phases, self.peer_rounds),
             "both": {
                 cell_name(*key): cell_figures(rounds) | self._cell_context(key, rounds)
-                for key, rounds in self.cells.items()
+                for key, rounds in sorted(self.cells.items())
             },
             "gemm": gemm_figures(self.costs, self.lanes),
             "law": self._law(),
@@ -131,7 +131,7 @@ class Rounds:
             name: law_figures([phase.steps for phase in phases])
             for name, phases in self.phases.items()
         }
-        for key, rounds in self.cells.items():
+        for key, rounds in sorted(self.cells.items()):
             figures[cell_name(*key)] = law_figures([cell.both.steps for cell in rounds])
         return figures
 

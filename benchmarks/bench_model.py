@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workers.peft_methods
+from benchmarks.peers.prompts import VOCAB
 from scheduler.text.dataset import EncodedDataset, write
 from workers.adapter_file import BaseIdentity, write_adapter
 from workers.family import base_config
@@ -19,7 +20,6 @@ from workers.flat_params import FlatParams
 from workers.hf_config import HfConfig
 from workers.peft_method import PEFT_METHODS
 
-VOCAB = 8192
 BASE = "llama-80m"
 assert workers.peft_methods
 
@@ -34,24 +34,34 @@ class BenchModel:
     num_parameters: int
 
 
-def make_bench_model(root: Path, num_adapters: int, rank: int = 16) -> BenchModel:
-    """An 80M-parameter Llama in bf16, `num_adapters` LoRAs on all linears, and 512-token rows."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def bench_config(
+    num_layers: int = 12, hidden_size: int = 768, intermediate_size: int = 2048
+) -> LlamaConfig:
+    """A Llama of 80M parameters, or a smaller one of the same kind."""
+    num_heads = hidden_size // 64
+    return LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=max(1, num_heads // 3),
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
     )
+
+
+def make_bench_model(
+    root: Path, num_adapters: int, rank: int = 16, config: LlamaConfig | None = None
+) -> BenchModel:
+    """A model in bf16, `num_adapters` LoRAs on all its linears, and 512-token rows."""
+    torch.manual_seed(0)
+    config = config or bench_config()
     folder = root / BASE
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).bfloat16()
     model.save_pretrained(folder)
     _write_tokenizer(folder)
     adapters = tuple(
@@ -60,12 +70,6 @@ def make_bench_model(root: Path, num_adapters: int, rank: int = 16) -> BenchMode
     dataset = root / "train.bin"
     _write_dataset(dataset, num_examples=400, num_tokens=512)
     return BenchModel(folder, adapters, dataset, sum(p.numel() for p in model.parameters()))
-
-
-def prompt(index: int, num_tokens: int) -> tuple[int, ...]:
-    """Distinct random prompts, so that no prefix is shared."""
-    rng = np.random.default_rng(10_000 + index)
-    return tuple(int(t) for t in rng.integers(2, VOCAB, num_tokens))
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -85,7 +89,7 @@ def _write_tokenizer(folder: Path) -> None:
 def _write_adapter(folder: Path, config: LlamaConfig, rank: int, seed: int) -> Path:
     lora = PEFT_METHODS["lora"]
     method = lora(
-        lora.Config(rank=rank, alpha=2 * rank),
+        lora.Config.model_validate({"rank": rank, "alpha": 2 * rank}),
         base_config(HfConfig.model_validate(config.to_dict())),
     )
     params = FlatParams(method.shapes(), torch.float32, torch.device("cpu"))

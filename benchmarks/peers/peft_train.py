@@ -1,4 +1,4 @@
-"""A tuned transformers + peft training loop; prints one JSON line a round.
+"""A tuned transformers + peft training loop.
 
 Rank 16 on all linears, AdamW, 512-token rows, the same rows per optimizer step as ours.
 """
@@ -6,53 +6,57 @@ Rank 16 on all linears, AdamW, 512-token rows, the same rows per optimizer step 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+
+from benchmarks.peers.peft_model import load_trainable, named_dtype
+from benchmarks.peers.prompts import VOCAB
+from benchmarks.peers.rounds import serve_rounds
+
+
+class TrainingLoop:
+    """Optimizer steps, one after the other, over the same rows."""
+
+    def __init__(self, model: PeftModel, rows: int, tokens: int) -> None:
+        self.model = model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=2e-4)
+        self.batch = torch.randint(2, VOCAB, (rows, tokens))
+        self.num_steps = 0
+
+    def step(self) -> None:
+        """One optimizer step."""
+        self.model(input_ids=self.batch, labels=self.batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps += 1
+
+    def begin(self, pause_s: float) -> None:
+        """Start counting."""
+        del pause_s
+        self.num_steps = 0
+
+    def result(self, elapsed_s: float) -> dict[str, object]:
+        """The rate of the round."""
+        return {"train_tokens_per_s": self.num_steps * self.batch.numel() / elapsed_s}
 
 
 def main() -> None:
-    """Warm up, measure, print."""
-    parser = argparse.ArgumentParser()
+    """Load, warm up, measure as told."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--wait", action="store_true", help="Start each round on a line of input.")
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
-    if args.checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable()
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
-    batch = torch.randint(2, 8192, (args.rows, args.tokens))
-
-    def step() -> None:
-        model(input_ids=batch, labels=batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    step()
-    print("READY", flush=True)
-    for _ in range(args.rounds):
-        if args.wait:
-            input()
-        began_s, steps = time.perf_counter(), 0
-        while time.perf_counter() < began_s + args.seconds:
-            step()
-            steps += 1
-        elapsed_s = time.perf_counter() - began_s
-        print(json.dumps({"train_tokens_per_s": steps * batch.numel() / elapsed_s}), flush=True)
+    dtype = named_dtype(args.dtype)
+    model = load_trainable(args.model, dtype, is_checkpointed=args.checkpointing)
+    loop = TrainingLoop(model, args.rows, args.tokens)
+    loop.step()
+    serve_rounds(loop.step, loop.begin, loop.result)
 
 
 if __name__ == "__main__":

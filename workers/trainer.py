@@ -374,6 +374,7 @@ class Trainer:
                 method=job.method,
                 data=data,
                 base=self.base,
+                seed=job.order.spec.seed,
                 is_final=is_final,
             )
         )

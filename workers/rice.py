@@ -94,9 +94,10 @@ def decode(coded: bytes, sizes: Ints) -> SparseSigns:
     is_negative = reader.bits(total).view(np.bool_)
     parameter = np.repeat(parameters, counts)
     remainders = _remainders(reader.bits(int(parameter.sum())), parameter)
-    quotients = _quotients(reader.rest(), total)
-    gaps = (quotients << parameter) + remainders
-    return SparseSigns(_positions(gaps, counts, sizes), is_negative)
+    reach = _quotients_so_far(reader.rest(), total)
+    reach -= np.repeat(_before(reach, counts), counts)
+    reach <<= parameter
+    return SparseSigns(_positions(reach, remainders, counts, sizes), is_negative)
 
 
 def _count_type(sizes: Ints) -> np.dtype[np.unsignedinteger]:
@@ -112,17 +113,32 @@ def _gaps(positions: Ints, counts: Ints, starts: Ints) -> Ints:
     return gaps
 
 
-def _positions(gaps: Ints, counts: Ints, sizes: Ints) -> Ints:
-    """Undo `_gaps`, with each entry held inside its segment."""
-    if (gaps >= np.repeat(sizes, counts)).any():  # so the sums below cannot overflow
+def _positions(reach: Ints, remainders: Ints, counts: Ints, sizes: Ints) -> Ints:
+    """Undo `_gaps`, with each entry held inside its segment.
+
+    Args:
+        reach: quotients times 2^b, summed up to each entry within its segment; overwritten.
+        remainders: of each entry; overwritten.
+        counts: entries of each segment.
+        sizes: places of each segment.
+    """
+    remainders += 1
+    walked = np.cumsum(remainders, out=remainders)
+    reach += walked
+    starts = np.cumsum(sizes) - sizes
+    reach -= np.repeat(_before(walked, counts), counts)
+    lasts = np.cumsum(counts)[counts > 0] - 1
+    if (reach[lasts] > sizes[counts > 0]).any():
         raise InvalidInput("The archive places an entry outside its tensor.")
-    ran = np.concatenate(([0], np.cumsum(gaps + 1)))
-    stops = np.cumsum(counts)
-    if (ran[stops] - ran[stops - counts] > sizes).any():
-        raise InvalidInput("The archive places an entry outside its tensor.")
-    shift = np.cumsum(sizes) - sizes - ran[stops - counts] - 1
-    positions: Ints = ran[1:] + np.repeat(shift, counts)
-    return positions
+    reach += np.repeat(starts - 1, counts)
+    return reach
+
+
+def _before(running: Ints, counts: Ints) -> Ints:
+    """A running sum where each segment begins."""
+    firsts = np.cumsum(counts) - counts
+    before: Ints = np.concatenate(([0], running))[firsts]
+    return before
 
 
 def _best_parameters(gaps: Ints, counts: Ints) -> Ints:
@@ -155,7 +171,7 @@ def _remainder_bits(gaps: Ints, parameter: Ints) -> Bytes:
 def _remainders(bits: Bytes, parameter: Ints) -> Ints:
     remainders = np.zeros(len(parameter), np.int64)
     start = 0
-    for b in np.unique(parameter[parameter > 0]):
+    for b in np.flatnonzero(np.bincount(parameter)[1:]) + 1:
         chosen = parameter == b
         stop = start + int(b) * int(np.count_nonzero(chosen))
         value = np.zeros((stop - start) // int(b), np.int64)
@@ -166,13 +182,13 @@ def _remainders(bits: Bytes, parameter: Ints) -> Ints:
     return remainders
 
 
-def _quotients(packed: Bytes, count: int) -> Ints:
-    """Zeros before each of `count` ones; nothing may follow the byte of the last."""
+def _quotients_so_far(packed: Bytes, count: int) -> Ints:
+    """Zeros before each of `count` ones, all told; nothing may follow the byte of the last."""
     ones = np.flatnonzero(np.unpackbits(packed))
     if len(ones) != count or len(packed) != (ones[-1] // 8 + 1 if count else 0):
         raise InvalidInput("The archive is torn: its positions end too early or too late.")
-    quotients: Ints = np.diff(ones, prepend=-1) - 1
-    return quotients
+    ones -= np.arange(count)
+    return ones
 
 
 class _Reader:

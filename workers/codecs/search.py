@@ -119,7 +119,7 @@ def _codec(name: str, **options: object) -> Codec:
 
 
 def _decoded(adapter: LoadedAdapter, codec: Codec, initial: Params | None) -> Params:
-    """The parameters after coding and decoding."""
-    coded = codec.encode(change_of(adapter.params, initial))
-    params = codec.decode(coded, adapter.method.shapes())
-    return params if initial is None else {n: initial[n] + p for n, p in params.items()}
+    """The parameters after coding and decoding, as an archive would give them back."""
+    start = initial if codec.codes_change else None
+    params = codec.decode(codec.encode(change_of(adapter.params, start)), adapter.method.shapes())
+    return params if start is None else {n: start[n] + p for n, p in params.items()}

@@ -78,7 +78,7 @@ def test_nothing_denser_is_tried_once_one_is_good_enough(adapter: LoadedAdapter)
 
 @pytest.mark.parametrize(("worst_gap", "name"), [(0.2, "int4"), (0.01, "int8"), (1e-9, "none")])
 def test_above_the_ladder_come_integers_and_then_the_adapter_as_it_is(
-    worst_gap: float, name: str, adapter: LoadedAdapter
+    worst_gap: float, name: str, adapter: LoadedAdapter, tmp_path: Path
 ) -> None:
     ladder = LADDER.model_copy(update={"guard": worst_gap})
 
@@ -86,6 +86,10 @@ def test_above_the_ladder_come_integers_and_then_the_adapter_as_it_is(
 
     assert isinstance(found.codec, CODECS[name])
     assert found.score >= found.reference - worst_gap
+    path = tmp_path / "adapter.tnd"
+    path.write_bytes(pack_archive(adapter, found.codec, BASE, SEED))
+    archived = read_archive(path, adapter.method.model).adapter()
+    assert closeness(adapter, archived.params) == pytest.approx(found.score)
 
 
 def test_a_score_that_is_not_a_number_is_the_worst(adapter: LoadedAdapter) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -117,6 +118,19 @@ def revoke_key(
         typer.echo(f"{key_id} is revoked.")
 
     _run(revoke())
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def adapters(context: typer.Context) -> None:
+    """Compress, inspect, expand or merge adapters on disk: `tandem adapters --help`."""
+    command = (sys.executable, "-m", "workers.adapter_cli", *context.args)  # tensors live there
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 @app.command()

@@ -49,6 +49,7 @@ def write_adapter(
     base: BaseIdentity,
     step: int,
     metrics: dict[str, float],
+    init_seed: int | None = None,
 ) -> AdapterManifest:
     """Write tensors, configuration and, last, the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,7 @@ def write_adapter(
         files=hashes,
         step=step,
         metrics=metrics,
+        init_seed=init_seed,
     )
     write_durably(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
     return manifest

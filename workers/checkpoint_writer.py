@@ -24,6 +24,7 @@ class WriteRequest:
     method: PeftMethod
     data: CheckpointData
     base: BaseIdentity
+    seed: int
     is_final: bool
 
 
@@ -62,7 +63,12 @@ class CheckpointWriter:
     def _write(self, request: WriteRequest) -> CheckpointWritten | JobStopped:
         try:
             folder, adapter = write_checkpoint(
-                request.root, request.method, request.data, request.base, self._machine
+                request.root,
+                request.method,
+                request.data,
+                request.base,
+                self._machine,
+                request.seed,
             )
         except OSError as error:
             self._failed.put(request.job_id)

@@ -67,8 +67,12 @@ def write_checkpoint(
     data: CheckpointData,
     base: BaseIdentity,
     machine: dict[str, str | int],
+    seed: int | None = None,
 ) -> tuple[Path, AdapterManifest]:
-    """Write `root/step-N`; it appears complete or not at all, and is written once."""
+    """Write `root/step-N`; it appears complete or not at all, and is written once.
+
+    `seed` is the job's, which drew the adapter's initial value.
+    """
     final = root / f"step-{data.state.step}"
     if final.exists():  # a job that stops where it has just saved itself
         return final, AdapterManifest.model_validate_json((final / ADAPTER / MANIFEST).read_bytes())
@@ -76,7 +80,9 @@ def write_checkpoint(
     folder = root / f".tmp-{uuid.uuid4().hex}"
     folder.mkdir()
     state = data.state
-    adapter = write_adapter(folder / ADAPTER, method, data.params, base, state.step, state.metrics)
+    adapter = write_adapter(
+        folder / ADAPTER, method, data.params, base, state.step, state.metrics, seed
+    )
     write_durably(folder / OPTIMIZER, save(data.optimizer_state))
     write_durably(
         folder / STATE, json.dumps(asdict(state) | {"fingerprint": machine}, indent=2).encode()

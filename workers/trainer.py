@@ -392,6 +392,7 @@ class Trainer:
                 method=job.method,
                 data=data,
                 base=self.base,
+                seed=job.order.spec.seed,
                 is_final=is_final,
             )
         )

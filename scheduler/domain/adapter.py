@@ -30,3 +30,4 @@ class AdapterManifest(BaseModel):
     files: dict[str, str] = Field(description="File name -> SHA-256.")
     step: int = Field(ge=0, default=0)
     metrics: dict[str, float] = Field(default_factory=dict)
+    init_seed: int | None = Field(None, description="Seed that drew the initial value, if known.")

@@ -51,6 +51,15 @@ def _options(model: Path, data: Path, **changes: object) -> UpOptions:
     return UpOptions(**(fixed | changes))  # type: ignore[arg-type]
 
 
+def test_adapter_commands_run_where_tensors_are_known(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = _tandem("adapters", "inspect", tmp_path / "none.tnd")
+
+    assert result.exit_code == 1
+    assert capfd.readouterr().err == "tandem adapters: none.tnd is missing or cannot be read.\n"
+
+
 def test_a_created_key_is_the_only_output_and_works(data: Path) -> None:
     result = _tandem("keys", "create", "--tenant", "team-a", "--data", data)
 

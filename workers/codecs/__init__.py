@@ -1,0 +1,5 @@
+"""One file per codec, and the search for the best options of one."""
+
+from workers.codec import CODECS
+
+CODECS.discover(__name__)

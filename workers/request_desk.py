@@ -16,6 +16,7 @@ from scheduler.domain.errors import (
 )
 from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFrame, TokenLogprobs
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
+from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_file import LoadedAdapter, read_adapter
 from workers.connection import Connection
@@ -212,8 +213,7 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
     for name, token_ids in (("prompt", request.prompt_token_ids), ("logit_bias", biased)):
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < host.info.vocab_size:
             raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
-    if request.service_class not in host.scheduler.classes:
-        raise InvalidInput(f"Unknown service class {request.service_class!r}.")
+    check_class(request.service_class, host.scheduler.classes)
     longest = max_tokens(host)
     if len(request.prompt_token_ids) > longest:
         raise ContextTooLong(

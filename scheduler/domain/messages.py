@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.request import FinishReason, RequestBody
+from scheduler.domain.service_class import BUILT_IN, ClassTargets
 
 MessageT = TypeVar("MessageT")
 
@@ -175,6 +176,9 @@ class WorkerCapabilities(Message):
     kv_policies: dict[str, dict[str, Any]] = Field(default_factory=dict)
     max_rank: int
     max_num_sequences: int
+    service_classes: dict[str, ClassTargets] = Field(
+        default_factory=lambda: {name: ClassTargets() for name in BUILT_IN}
+    )
 
 
 class EngineReady(Message):

@@ -24,6 +24,7 @@ from scheduler.domain.messages import (
     encode,
 )
 from scheduler.domain.request import FinishReason
+from scheduler.domain.service_class import ClassTargets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,11 @@ class FakeWorker:
             objectives={"supervised": {"type": "object", "additionalProperties": False}},
             max_rank=64,
             max_num_sequences=8,
+            service_classes={
+                "default": ClassTargets(ttft_ms=500, tpot_ms=50),
+                "best_effort": ClassTargets(),
+                "gold": ClassTargets(ttft_ms=100, tpot_ms=10),
+            },
         )
         stats = EngineStats(
             num_running=len(self._tasks),

@@ -44,6 +44,7 @@ def test_an_admin_creates_tenants_and_keys_that_work_until_revoked(service: Serv
     [
         ("POST", "/tenants"),
         ("GET", "/tenants"),
+        ("POST", "/tenants/org-1"),
         ("POST", "/tenants/org-1/keys"),
         ("GET", "/tenants/org-1/keys"),
         ("DELETE", "/keys/key-1"),

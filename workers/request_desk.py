@@ -178,6 +178,7 @@ class RequestDesk:
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
         live.token_times_s.setdefault(sequence.index, []).append(now_s)
+        live.notice_training()
         reason = finish_reason(sequence, host)
         if reason is not None:
             self._end(live, sequence, reason)
@@ -192,8 +193,9 @@ class RequestDesk:
     def _end(self, live: LiveRequest, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         live.host.scheduler.remove(sequence)
-        training = bool(live.host.trainer.active)
-        self.meter.count_request(live.sample(sequence, training_active=training))
+        live.notice_training()
+        targets = live.host.scheduler.classes[sequence.request.service_class]
+        self.meter.count_request(live.sample(sequence, time.monotonic()), targets)
 
     def _forget_if_done(self, live: LiveRequest) -> None:
         if live.is_done:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.domain.engine_stats import EngineStats
-from scheduler.domain.messages import EngineReady
+from scheduler.domain.messages import EngineReady, StopJob
 from scheduler.domain.service_class import ClassTargets
 from tests.integration.engine_driver import Script, TinyEngine, always, generate
 from workers import engine_stats
@@ -112,13 +112,13 @@ def test_every_step_is_reported_once_and_adds_up_to_the_totals(
 
 
 def run_with_training(engine: TinyEngine, *classes: str) -> tuple[EngineLoop, Script]:
-    """One request of each class, named like it, into an engine that trains; then the job ends."""
+    """One request of each class, named like it, into an engine that trains until all have ended."""
     data = engine.data("train", Random(0))
     script = Script(
         [
-            (always, [engine.job("job", data, n_epochs=40)]),
+            (always, [engine.job("job", data, n_epochs=50)]),
             (lambda s: bool(s.steps("job")), [of_class(name, name) for name in classes]),
-            (until_answered(*classes), []),
+            (until_answered(*classes), [StopJob(job_id="job")]),
             (lambda s: s.has_ended("job"), []),
         ]
     )

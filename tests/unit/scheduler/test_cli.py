@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner, Result
 
-from scheduler import data_dir
+from scheduler import cli, data_dir
 from scheduler.cli import app
 from scheduler.data_dir import accounts, check_class_exists, store_settings
 from scheduler.domain.errors import AuthenticationFailed, InvalidInput
@@ -19,6 +19,7 @@ from scheduler.domain.service_class import ClassTargets
 from scheduler.launch import UpOptions, make_plan
 from scheduler.store.channels import connect_channel
 from scheduler.store.channels.local import LocalBroker, socket_path
+from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,6 +183,29 @@ async def test_a_class_exists_when_a_worker_announces_it(data: Path) -> None:
 
     await channel.close()
     await broker.stop()
+
+
+def test_up_hands_declared_classes_to_the_workers(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[UpOptions] = []
+
+    async def keep(options: UpOptions, *_: object, **__: object) -> None:
+        given.append(options)
+
+    monkeypatch.setattr(cli, "launch", keep)
+    classes = ("--slo-class", "gold:ttft_ms=300,tpot_ms=30", "--slo-class", "bulk:tpot_ms=200")
+    result = _tandem("up", "--base-model", model, "--data", data, "--tpot-ms", "70", *classes)
+
+    assert result.exit_code == 0
+    for name, value in given[0].environment.items():
+        monkeypatch.setenv(name, value)
+    assert WorkerSettings().service_classes() == {
+        "default": ClassTargets(ttft_ms=500, tpot_ms=70),
+        "best_effort": ClassTargets(),
+        "gold": ClassTargets(ttft_ms=300, tpot_ms=30),
+        "bulk": ClassTargets(tpot_ms=200),
+    }
 
 
 def test_up_refuses_a_wrong_class_before_anything_starts(model: Path, data: Path) -> None:

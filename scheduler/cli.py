@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import subprocess
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from scheduler.data_dir import accounts, store_settings
+from scheduler.data_dir import accounts, check_class_exists, store_settings
 from scheduler.domain.errors import DomainError
+from scheduler.domain.service_class import parse_classes
 from scheduler.launch import UpOptions
 from scheduler.launch import up as launch
 from scheduler.supervisor import ChildKeepsDying
@@ -24,6 +26,8 @@ from scheduler.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+
+    from scheduler.domain.service_class import ClassTargets
 
 app = typer.Typer(
     help="Fine-tune and serve many LLM adapters on the same device.",
@@ -33,6 +37,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of the tenants.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+tenants = typer.Typer(help="Who shares the device, and on which terms.", no_args_is_help=True)
+app.add_typer(tenants, name="tenants")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Folder of the service's data.")]
 DEFAULT_DATA = Path(".tandem")
@@ -54,24 +60,34 @@ def up(
     ttft_ms: Annotated[
         float | None, typer.Option(min=0.1, help="Target time to first token.")
     ] = None,
+    slo_class: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:ttft_ms=300,tpot_ms=30 declares a service class; may be repeated."),
+    ] = None,
 ) -> None:
     """Start the service on this machine, in the foreground."""
-    targets = {"TANDEM_TPOT_MS": tpot_ms, "TANDEM_TTFT_MS": ttft_ms}
-    given = {name: str(value) for name, value in targets.items() if value is not None}
-    own = {name: value for name, value in os.environ.items() if name.startswith("TANDEM_")}
-    options = UpOptions(
-        base_models=tuple(base_model or ()),
-        data=data,
-        host=host,
-        port=port,
-        devices=devices,
-        environment=own | given,
-        hub_token=os.environ.get("HF_TOKEN"),
-    )
+
+    async def start() -> None:
+        targets = {"TANDEM_TPOT_MS": tpot_ms, "TANDEM_TTFT_MS": ttft_ms}
+        given = {name: str(value) for name, value in targets.items() if value is not None}
+        if slo_class:
+            given["TANDEM_SLO_CLASSES"] = _as_json(parse_classes(slo_class))
+        own = {name: value for name, value in os.environ.items() if name.startswith("TANDEM_")}
+        options = UpOptions(
+            base_models=tuple(base_model or ()),
+            data=data,
+            host=host,
+            port=port,
+            devices=devices,
+            environment=own | given,
+            hub_token=os.environ.get("HF_TOKEN"),
+        )
+        await launch(options, typer.echo, show_key=sys.stdout.isatty())
+
     configure_logging()
     for chatty in ("alembic", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    _run(launch(options, typer.echo, show_key=sys.stdout.isatty()))
+    _run(start())
 
 
 @keys.command("create")
@@ -133,10 +149,56 @@ def adapters(context: typer.Context) -> None:
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
+@tenants.command("list")
+def list_tenants(data: DataOption = DEFAULT_DATA) -> None:
+    """Print all tenants: id, name, service class, weight, whether an admin."""
+
+    async def show() -> None:
+        async with accounts(store_settings(data)) as known:
+            for tenant in await known.tenants.list():
+                role = "admin" if tenant.is_admin else ""
+                facts = (tenant.id, tenant.name, tenant.service_class, f"{tenant.weight:g}", role)
+                typer.echo("\t".join(facts).rstrip())
+
+    _run(show())
+
+
+@tenants.command("set")
+def set_tenant(
+    name: Annotated[str, typer.Argument(help="Tenant's name.")],
+    service_class: Annotated[
+        str | None,
+        typer.Option("--class", help="default, best_effort, or one that `tandem up` declared."),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Share of contended capacity beside other tenants.")
+    ] = None,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Put a tenant in a service class, or change its weight; requests see it at once."""
+
+    async def change() -> None:
+        settings = store_settings(data)
+        if service_class is not None:
+            await check_class_exists(settings, service_class)
+        async with accounts(settings) as known:
+            tenant = await known.tenants.get_by_name(name)
+            tenant = await known.tenants.change(
+                tenant.id, weight=weight, service_class=service_class
+            )
+        typer.echo(f"{name}: class {tenant.service_class}, weight {tenant.weight:g}.")
+
+    _run(change())
+
+
 @app.command()
 def version() -> None:
     """Print the installed version."""
     typer.echo(f"tandem {installed_version('tandem-llm')}")
+
+
+def _as_json(classes: dict[str, ClassTargets]) -> str:
+    return json.dumps({name: targets.model_dump() for name, targets in classes.items()})
 
 
 def _day(unix_s: int) -> str:

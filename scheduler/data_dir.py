@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from scheduler.domain.errors import Conflict, NotFound
+from scheduler.domain.service_class import BUILT_IN, check_announced
 from scheduler.settings import StoreSettings
+from scheduler.store.channel import ChannelDown
+from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database, migrate
 from scheduler.store.keys import Keys, load_pepper
 from scheduler.store.tenants import Tenants
@@ -17,10 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from scheduler.domain.messages import WorkerInfo
     from scheduler.domain.tenant import Tenant
 
 ADMIN_TENANT = "admin"
 ADMIN_KEY_FILE = "admin.key"
+REGISTRY_PATIENCE_S = 2.0  # a service that runs answers within milliseconds
 _LOCK_FILE = "lock"
 
 
@@ -93,3 +99,23 @@ async def accounts(settings: StoreSettings) -> AsyncIterator[Accounts]:
         yield Accounts(Tenants(database), Keys(database, load_pepper(settings.key_pepper_file)))
     finally:
         await database.close()
+
+
+async def check_class_exists(settings: StoreSettings, name: str) -> None:
+    """Refuse a service class that the running workers do not declare.
+
+    Raises:
+        InvalidInput: there is no such class.
+        Overloaded: no worker is up to say.
+    """
+    if name in BUILT_IN:
+        return
+    workers: list[WorkerInfo] = []
+    channel = connect_channel(settings.channel_url)
+    try:
+        with suppress(ChannelDown, TimeoutError):
+            async with asyncio.timeout(REGISTRY_PATIENCE_S):
+                workers = await channel.workers()
+    finally:
+        await channel.close()
+    check_announced(name, [worker.capabilities.service_classes for worker in workers])

@@ -43,6 +43,7 @@ from service.routes import (
     fine_tuning,
     health,
     models,
+    workers,
 )
 from service.settings import ServiceSettings
 from service.usage_meter import UsageMeter
@@ -153,7 +154,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for module in (files, fine_tuning, adapters, admin, health):
+    for module in (files, fine_tuning, adapters, admin, workers, health):
         app.include_router(module.router)
     for module in (chat, completions, models):
         app.include_router(module.router, prefix="/v1")

@@ -26,6 +26,7 @@ from service.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
+from service.service_tier import class_of
 from service.tokenizing import off_loop_when_long
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ async def start_chat(
         max_tokens=fit_max_tokens(wanted, len(token_ids), served, default=None, param="messages"),
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    request = request_body(tenant, served, token_ids, sampling, count_of(body, settings))
+    service_class = class_of(body.service_tier, tenant)
+    n = count_of(body, settings)
+    request = request_body(tenant, served, token_ids, sampling, n, service_class)
     stops = stops_of(body, settings)
     generation = Generation(engines, served, [request], stops, continues_text=False)
     return ChatAnswer(body, generation)
@@ -126,6 +129,7 @@ class ChatAnswer:
             ],
             usage=self._generation.usage,
             system_fingerprint=self._generation.served.fingerprint,
+            service_tier=self._generation.service_tier,
         )
 
     def _choice(
@@ -204,6 +208,7 @@ class ChatAnswer:
             "created": self._created,
             "model": self._generation.served.name,
             "system_fingerprint": self._generation.served.fingerprint,
+            "service_tier": self._generation.service_tier,
             "choices": choices,
         }
         if self._body.wants_running_usage:

@@ -23,6 +23,7 @@ from service.sampling import (
     stops_of,
 )
 from service.schemas.completion import Completion, CompletionChoice, CompletionLogprobs
+from service.service_tier import class_of
 from service.tokenizing import off_loop_when_long
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ async def _request(
         num_logprobs=body.logprobs,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
-    return request_body(tenant, served, token_ids, sampling, n)
+    service_class = class_of(body.service_tier, tenant)
+    return request_body(tenant, served, token_ids, sampling, n, service_class)
 
 
 @dataclass(slots=True)
@@ -146,6 +148,7 @@ class CompletionAnswer:
             ],
             usage=self._generation.usage,
             system_fingerprint=self._generation.served.fingerprint,
+            service_tier=self._generation.service_tier,
         )
 
     def _choice(self, index: int, text: str, tokens: list[ScoredToken]) -> CompletionChoice:
@@ -229,6 +232,7 @@ class CompletionAnswer:
             "created": self._created,
             "model": self._generation.served.name,
             "system_fingerprint": self._generation.served.fingerprint,
+            "service_tier": self._generation.service_tier,
             "choices": choices,
         }
         if self._body.wants_running_usage:

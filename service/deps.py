@@ -72,6 +72,11 @@ def _admin_keys(gateway: AnyGateway, admin: CurrentAdmin) -> Keys:
     return gateway.keys
 
 
+def _admin_roster(gateway: AnyGateway, admin: CurrentAdmin) -> WorkerRoster:
+    del admin  # asked for so that nobody else gets here
+    return gateway.engines.pool.roster
+
+
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
@@ -82,6 +87,7 @@ EnginesDep = Annotated[Engines, Depends(_engines)]
 RosterDep = Annotated[WorkerRoster, Depends(_roster)]
 AdminTenants = Annotated[Tenants, Depends(_admin_tenants)]
 AdminKeys = Annotated[Keys, Depends(_admin_keys)]
+AdminRoster = Annotated[WorkerRoster, Depends(_admin_roster)]
 
 
 class Replays:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.choice import Choice, Piece
+from service.service_tier import tier_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from service.answers import Answers
     from service.catalogue import ServedModel
     from service.metrics import GatewayMetrics
+    from service.service_tier import ServedTier
     from service.usage_meter import UsageMeter
     from service.worker_pool import WorkerPool
 
@@ -88,6 +90,11 @@ class Generation:
             total_tokens=prompt + output,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._num_cached)),
         )
+
+    @property
+    def service_tier(self) -> ServedTier:
+        """How the requests are served, in OpenAI's words."""
+        return tier_of(self.bodies[0].service_class)
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Everything that becomes visible, until all choices have ended.

@@ -1,7 +1,7 @@
 """Prometheus series: vLLM's names where it has them, `tandem_*` for training.
 
-Clocks here are the gateway's own; gauges and token totals come from the workers' last reports.
-Labels are base models and workers only: a label taken from a request would be an attack.
+Clocks here are the gateway's own; `worker_metrics` tells what the workers report. Labels are what
+operators name (base models, workers, service classes): one taken from a request would be an attack.
 """
 
 from __future__ import annotations
@@ -9,15 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+
+from service.worker_metrics import WorkerCollector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from prometheus_client.metrics_core import Metric
-
-    from scheduler.domain.messages import EngineStats, WorkerInfo
     from service.worker_pool import WorkerPool
 
 TTFT_BUCKETS = (
@@ -33,25 +28,13 @@ E2E_BUCKETS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 
-_GAUGES = {
-    "vllm:num_requests_running": ("Sequences in the engine's batch.", "num_running"),
-    "vllm:num_requests_waiting": ("Requests waiting in the engine.", "num_waiting"),
-    "vllm:kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", "kv_usage"),
-}
-_COUNTERS = {
-    "vllm:prompt_tokens": ("Prompt tokens computed.", "prompt_tokens"),
-    "vllm:generation_tokens": ("Tokens generated.", "generation_tokens"),
-    "vllm:num_preemptions": ("Sequences preempted.", "num_preemptions"),
-    "tandem_trained_tokens": ("Tokens trained on.", "trained_tokens"),
-}
-
 
 class GatewayMetrics:
     """All series of one gateway process."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_WorkerCollector(pool))
+        self.registry.register(WorkerCollector(pool))
         labels = ["model_name"]
         self._ttft = self._histogram("time_to_first_token", labels, TTFT_BUCKETS)
         self._itl = self._histogram("inter_token_latency", labels, TPOT_BUCKETS)
@@ -93,47 +76,3 @@ class GatewayMetrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
-
-
-class _WorkerCollector(Collector):
-    """Turns the workers' last reports into series at the moment of a scrape."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self._pool = pool
-
-    def collect(self) -> Iterator[Metric]:
-        """One family per series, one sample per worker."""
-        reports = [(w, w.stats) for w in self._pool.roster.workers if w.stats is not None]
-        yield from _reported(reports)
-        yield from self._counted(reports)
-
-    def _counted(self, reports: list[tuple[WorkerInfo, EngineStats]]) -> Iterator[Metric]:
-        jobs = GaugeMetricFamily("tandem_active_jobs", "Jobs that train.", labels=["engine"])
-        adapters = GaugeMetricFamily(
-            "tandem_resident_adapters", "Adapters in the engine's slots.", labels=["engine"]
-        )
-        for worker, stats in reports:
-            jobs.add_metric([worker.worker_id], len(stats.active_jobs))
-            adapters.add_metric([worker.worker_id], len(stats.resident_adapters))
-        yield jobs
-        yield adapters
-        workers = len(self._pool.roster.workers)
-        yield GaugeMetricFamily("tandem_workers", "Live workers.", value=workers)
-        waiting = self._pool.num_waiting
-        yield GaugeMetricFamily(
-            "tandem_gateway_waiting_requests", "Requests without a first token.", value=waiting
-        )
-        yield CounterMetricFamily(
-            "tandem_stream_gaps", "Gaps seen in workers' frames.", value=self._pool.num_gaps
-        )
-
-
-def _reported(reports: list[tuple[WorkerInfo, EngineStats]]) -> Iterator[Metric]:
-    kinds = ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS))
-    for family, table in kinds:
-        for name, (text, attribute) in table.items():
-            metric = family(name, text, labels=["model_name", "engine"])
-            for worker, stats in reports:
-                models = ",".join(base.id for base in worker.capabilities.base_models)
-                metric.add_metric([models, worker.worker_id], getattr(stats, attribute))
-            yield metric

@@ -176,7 +176,12 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> No
 
 
 def request_body(
-    tenant: Tenant, served: ServedModel, token_ids: Sequence[int], sampling: SamplingParams, n: int
+    tenant: Tenant,
+    served: ServedModel,
+    token_ids: Sequence[int],
+    sampling: SamplingParams,
+    n: int,
+    service_class: str,
 ) -> RequestBody:
     """One prompt as it travels to a worker.
 
@@ -194,4 +199,5 @@ def request_body(
         sampling=sampling,
         n=n,
         tenant_weight=tenant.weight,
+        service_class=service_class,
     )

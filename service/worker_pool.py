@@ -106,6 +106,7 @@ class WorkerPool:
         Raises:
             QuotaExceeded: the tenant has too much under way already.
             Overloaded: no worker, or all of them full.
+            InvalidInput: the workers do not know the tenant's service class.
         """
         self._admit(bodies)
         answers = Answers(self, sum(body.n * (body.sampling.max_tokens + 2) for body in bodies))
@@ -154,6 +155,7 @@ class WorkerPool:
                 f"{self._settings.max_live_per_tenant}; wait for some to finish.",
             )
         self._refuse_when_full(bodies[0].base_model)
+        self.roster.check_served(bodies[0].base_model, bodies[0].service_class)
 
     def _refuse_when_full(self, base_model: str) -> None:
         worker = self.roster.pick(base_model, self.num_live())

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
 
-from scheduler.domain.errors import InvalidInput, Overloaded, UnknownPlugin
+from scheduler.domain.errors import InvalidInput, NotFound, Overloaded, UnknownPlugin
+from scheduler.domain.service_class import check_announced
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from scheduler.domain.messages import BaseModelInfo, WorkerInfo
+    from scheduler.domain.service_class import ClassTargets
 
 
 class WorkerRoster:
@@ -97,6 +99,50 @@ class WorkerRoster:
     def _is_announced(self, worker: WorkerInfo) -> bool:
         """Whether the last refresh saw it; in its grace time it gets work for want of others."""
         return self._seen_s[worker.inbox] == self._refresh_s
+
+    def worker(self, worker_id: str) -> WorkerInfo:
+        """The live worker of that name.
+
+        Raises:
+            NotFound: none is called so.
+        """
+        for worker in self.workers:
+            if worker.worker_id == worker_id:
+                return worker
+        known = ", ".join(worker.worker_id for worker in self.workers) or "none"
+        raise NotFound(f"No live worker {worker_id!r}; known: {known}.", param="worker_id")
+
+    @property
+    def service_classes(self) -> dict[str, ClassTargets]:
+        """Targets by service class, over all live workers."""
+        return {
+            name: targets
+            for worker in self.workers
+            for name, targets in worker.capabilities.service_classes.items()
+        }
+
+    def check_declared(self, service_class: str) -> None:
+        """Refuse a service class that no live worker declares.
+
+        Raises:
+            InvalidInput: there is no such class.
+            Overloaded: no worker is up to ask.
+        """
+        check_announced(service_class, [w.capabilities.service_classes for w in self.workers])
+
+    def check_served(self, base_model: str, service_class: str) -> None:
+        """Refuse a request whose class not every worker of its model declares any more.
+
+        Raises:
+            InvalidInput: the sentence is for the tenant, who has no say in its class.
+        """
+        announced = [set(w.capabilities.service_classes) for w in self.holding(base_model)]
+        if not all(service_class in classes for classes in announced):
+            raise InvalidInput(
+                f"Your service class {service_class!r} is not offered for {base_model!r} any more; "
+                "ask the operator for another, or send service_tier 'flex'.",
+                param="service_tier",
+            )
 
     def schemas(self, kind: str) -> dict[str, dict[str, Any]]:
         """Plug-in name -> JSON Schema of its options, over all live workers."""

@@ -19,6 +19,7 @@ import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.errors import DomainError, InvalidInput
 from scheduler.domain.registry import PluginConfig
+from scheduler.durable import write_durably
 from workers.adapter_archive import pack_archive, read_archive, read_header
 from workers.adapter_file import (
     CONFIG,
@@ -29,7 +30,6 @@ from workers.adapter_file import (
     write_adapter,
 )
 from workers.codec import CODECS
-from workers.durable import write_durably
 from workers.hf_config import read_hf_config
 from workers.merge import MERGES
 from workers.model import DecoderConfig, decoder_config

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.errors import InvalidInput
-from workers.durable import write_durably
+from scheduler.durable import write_durably
 from workers.model import DecoderConfig
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod
 

@@ -129,9 +129,7 @@ def paged_attention(
     return [CpuSpans(kernels, config, torch.tensor(rows), source, held)]
 
 
-def supported(
-    config: DecoderConfig, dtype: torch.dtype, device: torch.device
-) -> CpuKernels | None:
+def supported(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> CpuKernels | None:
     """The kernels, if their attention covers this model."""
     is_covered = (
         device.type == "cpu"

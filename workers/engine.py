@@ -98,6 +98,7 @@ class EngineLoop:
             objectives={"supervised": {}},
             max_rank=self.settings.max_rank,
             max_num_sequences=self.settings.max_num_sequences,
+            service_classes=self.settings.service_classes(),
         )
 
     def step(self, host: ModelHost) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.errors import InvalidInput
+from scheduler.durable import sync_folder, write_durably
 from workers.adapter_file import BaseIdentity, write_adapter
-from workers.durable import sync_folder, write_durably
 from workers.peft_method import Params, PeftMethod
 
 OPTIMIZER = "optimizer.safetensors"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from scheduler.domain.messages import Generate, RequestSample, TokenFrame, TokenLogprobs
+from scheduler.domain.engine_stats import RequestSample
+from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
 from scheduler.domain.request import FinishReason, Sequence
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_pool import AdapterSlot
@@ -23,6 +24,7 @@ class LiveRequest:
         frames: all frames so far, for a gateway that asks for a replay.
         prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
         token_times_s: by sequence index, when each output token left.
+        saw_training: a job trained on its base model while it was served.
     """
 
     order: Generate
@@ -34,6 +36,7 @@ class LiveRequest:
     prompt_scores: list[TokenLogprobs] = field(default_factory=list)
     token_times_s: dict[int, list[float]] = field(default_factory=dict)
     admitted_s: float | None = None
+    saw_training: bool = False
 
     @classmethod
     def of(cls, order: Generate, host: ModelHost, now_s: float) -> LiveRequest:
@@ -79,19 +82,23 @@ class LiveRequest:
         self.frames.append(frame)
         return frame
 
-    def sample(self, sequence: Sequence, *, training_active: bool) -> RequestSample:
-        """Latencies of an ended sequence."""
+    def notice_training(self) -> None:
+        """Remember whether a job trains beside the request."""
+        self.saw_training = self.saw_training or bool(self.host.trainer.active)
+
+    def sample(self, sequence: Sequence, now_s: float) -> RequestSample:
+        """Latencies of a sequence that ends at `now_s`."""
         times = self.token_times_s.get(sequence.index, [])
-        end_s = times[-1] if times else sequence.arrival_s
-        first_s = times[0] if times else sequence.arrival_s
+        end_s = times[-1] if times else now_s
         return RequestSample(
             base_model=sequence.request.base_model,
+            service_class=sequence.request.service_class,
             finish_reason=sequence.finish_reason or FinishReason.ABORT,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=sequence.num_output_tokens,
             queue_s=max(0.0, (self.admitted_s or sequence.arrival_s) - sequence.arrival_s),
-            ttft_s=max(0.0, first_s - sequence.arrival_s),
+            ttft_s=max(0.0, times[0] - sequence.arrival_s) if times else None,
             e2e_s=max(0.0, end_s - sequence.arrival_s),
             inter_token_s=tuple(b - a for a, b in pairwise(times)),
-            training_active=training_active,
+            training_active=self.saw_training,
         )

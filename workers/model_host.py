@@ -107,14 +107,10 @@ def load_host(
 
 
 def slo_classes(settings: EngineSettings) -> dict[str, SloTargets]:
-    """Targets by service class; `best_effort` has none."""
+    """Targets by service class, as the scheduler reads them."""
     return {
-        "default": SloTargets(settings.ttft_ms, settings.tpot_ms),
-        "best_effort": SloTargets(None, None),
-        **{
-            name: SloTargets(targets.ttft_ms, targets.tpot_ms)
-            for name, targets in settings.slo_classes.items()
-        },
+        name: SloTargets(targets.ttft_ms, targets.tpot_ms)
+        for name, targets in settings.service_classes().items()
     }
 
 

@@ -16,6 +16,7 @@ from scheduler.domain.errors import (
 )
 from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFrame, TokenLogprobs
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
+from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_file import LoadedAdapter, read_adapter
 from workers.connection import Connection
@@ -177,6 +178,7 @@ class RequestDesk:
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
         live.token_times_s.setdefault(sequence.index, []).append(now_s)
+        live.notice_training()
         reason = finish_reason(sequence, host)
         if reason is not None:
             self._end(live, sequence, reason)
@@ -191,8 +193,9 @@ class RequestDesk:
     def _end(self, live: LiveRequest, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         live.host.scheduler.remove(sequence)
-        training = bool(live.host.trainer.active)
-        self.meter.count_request(live.sample(sequence, training_active=training))
+        live.notice_training()
+        targets = live.host.scheduler.classes[sequence.request.service_class]
+        self.meter.count_request(live.sample(sequence, time.monotonic()), targets)
 
     def _forget_if_done(self, live: LiveRequest) -> None:
         if live.is_done:
@@ -212,8 +215,7 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
     for name, token_ids in (("prompt", request.prompt_token_ids), ("logit_bias", biased)):
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < host.info.vocab_size:
             raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
-    if request.service_class not in host.scheduler.classes:
-        raise InvalidInput(f"Unknown service class {request.service_class!r}.")
+    check_class(request.service_class, host.scheduler.classes)
     longest = max_tokens(host)
     if len(request.prompt_token_ids) > longest:
         raise ContextTooLong(

@@ -7,8 +7,9 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
+from scheduler.domain.service_class import BEST_EFFORT, DEFAULT, ClassTargets, check_declared
 from scheduler.settings import LogSettings, StoreSettings, TextSettings
 
 if TYPE_CHECKING:
@@ -17,15 +18,6 @@ if TYPE_CHECKING:
 
 def _default_worker_id(settings: dict[str, Any]) -> str:
     return f"{socket.gethostname()}-{settings['device'].replace(':', '')}"
-
-
-class ClassTargets(BaseModel):
-    """Latency targets of one service class, in milliseconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ttft_ms: float | None = Field(None, gt=0, description="To the first token; none: no target.")
-    tpot_ms: float | None = Field(None, gt=0, description="Mean per output token; none: no target.")
 
 
 class EngineSettings(TextSettings, LogSettings):
@@ -63,6 +55,20 @@ class EngineSettings(TextSettings, LogSettings):
         default_factory=dict,
         description="JSON: targets of further service classes, by name; a tenant is in one class.",
     )
+
+    @field_validator("slo_classes")
+    @classmethod
+    def _may_be_declared(cls, classes: dict[str, ClassTargets]) -> dict[str, ClassTargets]:
+        check_declared(classes)
+        return classes
+
+    def service_classes(self) -> dict[str, ClassTargets]:
+        """Targets by service class, those that are always there included."""
+        return {
+            DEFAULT: ClassTargets(ttft_ms=self.ttft_ms, tpot_ms=self.tpot_ms),
+            BEST_EFFORT: ClassTargets(),
+            **self.slo_classes,
+        }
 
 
 class WorkerSettings(EngineSettings, StoreSettings):

@@ -155,7 +155,9 @@ class TrainPack:
                 LayerActivations(spec, names, tokens.num_tokens, device)
                 for _ in range(cursor.num_layers)
             ],
-            grad_out=torch.zeros(tokens.num_tokens, *spec.shapes["x"], dtype=spec.dtype, device=device),
+            grad_out=torch.zeros(
+                tokens.num_tokens, *spec.shapes["x"], dtype=spec.dtype, device=device
+            ),
         )
 
     @property

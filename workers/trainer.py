@@ -41,7 +41,6 @@ from workers.train_data import TrainData
 from workers.train_job import TrainJob
 from workers.train_pack import PackTokens, TrainPack
 
-
 MIN_LOSS_TOKENS = 16  # below, reading the vocabulary's weights costs more than their products
 
 
@@ -85,9 +84,7 @@ class ActiveJob:
             self.groups.clear()
         return pack is not None
 
-    def range_groups(
-        self, start: int, stop: int, config: DecoderConfig
-    ) -> Sequence[AttendsBack]:
+    def range_groups(self, start: int, stop: int, config: DecoderConfig) -> Sequence[AttendsBack]:
         """Attention groups of tokens [start, stop) of the pack, rows counted from `start`."""
         if (start, stop) not in self.groups:
             window = TrainWindow(self.pack, start, stop, 0, self.pack.layers)

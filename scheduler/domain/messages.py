@@ -11,19 +11,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.engine_stats import EngineStats, RequestSample, StepSample
 from scheduler.domain.job import FinetuneSpec
+from scheduler.domain.message import Message
 from scheduler.domain.request import FinishReason, RequestBody
+from scheduler.domain.service_class import BUILT_IN, ClassTargets
 
 MessageT = TypeVar("MessageT")
-
-
-class Message(BaseModel):
-    """Base of all messages."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 # ---- gateway -> worker -------------------------------------------------------------------
@@ -175,6 +172,9 @@ class WorkerCapabilities(Message):
     kv_policies: dict[str, dict[str, Any]] = Field(default_factory=dict)
     max_rank: int
     max_num_sequences: int
+    service_classes: dict[str, ClassTargets] = Field(
+        default_factory=lambda: {name: ClassTargets() for name in BUILT_IN}
+    )
 
 
 class EngineReady(Message):
@@ -229,51 +229,6 @@ class JobStopped(Message):
     epoch: int
     error: str | None = None
     error_code: str | None = None
-
-
-class StepSample(Message):
-    """One engine step, for metrics and the dashboard."""
-
-    decode_tokens: int
-    prefill_tokens: int
-    train_forward_tokens: int
-    train_backward_token_layers: int
-    step_ms: float
-    predicted_ms: float | None = None
-    slack_ms: float | None = None
-
-
-class RequestSample(Message):
-    """One finished request, for latency histograms."""
-
-    base_model: str
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    queue_s: float
-    ttft_s: float
-    e2e_s: float
-    inter_token_s: tuple[float, ...] = ()
-    training_active: bool = False
-
-
-class EngineStats(Message):
-    """Gauges and the steps and requests since the last report; about twice a second."""
-
-    type: Literal["engine_stats"] = "engine_stats"
-    num_running: int
-    num_waiting: int
-    kv_usage: float = Field(ge=0, le=1)
-    num_free_blocks: int
-    num_blocks: int
-    num_preemptions: int
-    resident_adapters: tuple[str, ...]
-    active_jobs: tuple[str, ...]
-    steps: tuple[StepSample, ...] = ()
-    requests: tuple[RequestSample, ...] = ()
-    prompt_tokens: int = Field(0, description="Total since the engine started.")
-    generation_tokens: int = Field(0, description="Total since the engine started.")
-    trained_tokens: int = Field(0, description="Total since the engine started.")
 
 
 FromEngine = Annotated[

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.service_class import DEFAULT
 
 
 class FinishReason(StrEnum):
@@ -55,7 +56,7 @@ class RequestBody(BaseModel):
     sampling: SamplingParams = SamplingParams()
     n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
     tenant_weight: float = Field(1.0, gt=0)
-    service_class: str = "default"
+    service_class: str = DEFAULT
 
 
 @dataclass(slots=True, eq=False)

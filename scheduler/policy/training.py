@@ -83,8 +83,11 @@ def plan_training(
 
     `window_ms` is the extra cost of a window of so many tokens in this step's packed forward; None
     when the step has no inference rows to ride along with. `must_advance` runs one unit even if
-    none is thought to fit, so that nothing starves and a wrong law meets an observation.
+    none is thought to fit, so that nothing starves and a wrong law meets an observation. Without a
+    budget nothing runs, not even what a law in error thinks is free.
     """
+    if budget_ms <= 0:
+        return TrainingShare((), (), 0.0)
     windows: list[WindowSpan] = []
     units: list[LaneUnits] = []
     left_ms, work_ms = budget_ms, 0.0

@@ -67,16 +67,17 @@ async def migrate(url: str) -> None:
         async with db.begin() as conn:
             if not _is_sqlite(url):  # SQLite is locked already, by BEGIN IMMEDIATE
                 await conn.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
-            await conn.run_sync(_upgrade)
+            await conn.run_sync(upgrade)
     finally:
         await db.close()
 
 
-def _upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Run the migrations that are missing, up to `revision`, in the connection's transaction."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def _is_sqlite(url: str) -> bool:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from scheduler.durable import durable_file
 
 COPY_BYTES = 2**20
 
@@ -93,18 +89,18 @@ class ObjectStore:
         if not self._is_local:
             self._fs.put_file(str(local), path)
             return
-        with local.open("rb") as source, atomic_file(Path(path)) as target:
+        with local.open("rb") as source, durable_file(Path(path)) as target:
             _copy(source, target)
 
     def _get_file(self, path: str, local: Path) -> None:
-        with self._fs.open(path, "rb") as source, atomic_file(local) as target:
+        with self._fs.open(path, "rb") as source, durable_file(local) as target:
             _copy(source, target)
 
     def _put_bytes(self, path: str, content: bytes) -> None:
         if not self._is_local:
             self._fs.pipe_file(path, content)
             return
-        with atomic_file(Path(path)) as target:
+        with durable_file(Path(path)) as target:
             target.write(content)
 
     def _put_dir(self, local: Path, path: str, last: str | None) -> None:
@@ -125,32 +121,6 @@ class ObjectStore:
             self._fs.rm(path, recursive=True)
         except FileNotFoundError:
             return
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is at `path`, complete and on disk, after the block, or else not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_dir(path.parent)
-
-
-def sync_dir(path: Path) -> None:
-    """Bring a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

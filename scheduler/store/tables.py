@@ -24,6 +24,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from scheduler.domain.service_class import DEFAULT
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -45,6 +47,7 @@ tenants = Table(
     Column("name", String(64), nullable=False, unique=True),
     Column("is_admin", Boolean, nullable=False),
     Column("weight", Float, nullable=False),
+    Column("service_class", String(64), nullable=False, server_default=DEFAULT),
     Column("created_at", Float, nullable=False),
     CheckConstraint("weight > 0", name="weight"),
 )

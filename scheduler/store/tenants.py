@@ -6,10 +6,11 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy import ColumnElement, Row, select, update
 
 from scheduler.domain.errors import Conflict, InvalidInput, NotFound
-from scheduler.domain.tenant import Tenant
+from scheduler.domain.service_class import DEFAULT
+from scheduler.domain.tenant import MAX_WEIGHT, Tenant
 from scheduler.store.clock import DbNow
 from scheduler.store.ids import new_id
 from scheduler.store.tables import tenants
@@ -25,7 +26,13 @@ SLUG = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 
 def tenant_of(row: Row[Any]) -> Tenant:
     """The tenant that a row of `tenants` describes."""
-    return Tenant(id=row.id, name=row.name, is_admin=row.is_admin, weight=row.weight)
+    return Tenant(
+        id=row.id,
+        name=row.name,
+        is_admin=row.is_admin,
+        weight=row.weight,
+        service_class=row.service_class,
+    )
 
 
 async def lock_tenant(conn: AsyncConnection, tenant_id: str) -> Tenant:
@@ -47,19 +54,33 @@ class Tenants:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def create(self, name: str, *, is_admin: bool = False, weight: float = 1.0) -> Tenant:
-        """Create a tenant.
+    async def create(
+        self,
+        name: str,
+        *,
+        is_admin: bool = False,
+        weight: float = 1.0,
+        service_class: str = DEFAULT,
+    ) -> Tenant:
+        """Create a tenant; whether its class exists is the caller's to ask the workers.
 
         Raises:
-            InvalidInput: the name is not a slug.
+            InvalidInput: the name is not a slug, or the weight is out of range.
             Conflict: the name is taken.
         """
+        _check_weight(weight)
         if not SLUG.fullmatch(name):
             raise InvalidInput(
                 f"Tenant name {name!r} is not a slug; use up to 63 of a-z, 0-9 and '-'.",
                 param="name",
             )
-        tenant = Tenant(id=new_id("org-"), name=name, is_admin=is_admin, weight=weight)
+        tenant = Tenant(
+            id=new_id("org-"),
+            name=name,
+            is_admin=is_admin,
+            weight=weight,
+            service_class=service_class,
+        )
         async with self._db.begin() as conn:
             result = await conn.execute(
                 upsert(conn, tenants)
@@ -69,6 +90,26 @@ class Tenants:
         if result.rowcount == 0:
             raise Conflict(f"A tenant named {name!r} exists; choose another name.", param="name")
         return tenant
+
+    async def change(
+        self, tenant_id: str, *, weight: float | None = None, service_class: str | None = None
+    ) -> Tenant:
+        """Change what is given, for requests from now on; jobs see a weight at their next lease.
+
+        Raises:
+            InvalidInput: the weight is out of range.
+            NotFound: no such tenant.
+        """
+        given = {"weight": weight, "service_class": service_class}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if weight is not None:
+            _check_weight(weight)
+        if changes:
+            async with self._db.begin() as conn:
+                await conn.execute(
+                    update(tenants).where(tenants.c.id == tenant_id).values(**changes)
+                )
+        return await self.get(tenant_id)
 
     async def get(self, tenant_id: str) -> Tenant:
         """Raises NotFound when there is no such tenant."""
@@ -90,3 +131,11 @@ class Tenants:
         if row is None:
             raise NotFound(f"No tenant {asked!r}.")
         return tenant_of(row)
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 < weight <= MAX_WEIGHT:
+        raise InvalidInput(
+            f"A weight of {weight:g} is out of range; choose above 0 and at most {MAX_WEIGHT:g}.",
+            param="weight",
+        )

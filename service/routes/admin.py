@@ -2,11 +2,24 @@
 
 from fastapi import APIRouter
 
-from scheduler.domain.errors import Conflict, InvalidInput, NotFound, PermissionDenied
+from scheduler.domain.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+)
 from scheduler.domain.tenant import Tenant
-from service.deps import AdminKeys, AdminTenants
+from service.deps import AdminKeys, AdminTenants, RosterDep
 from service.errors import errors
-from service.schemas.admin import KeyCreate, KeyCreated, KeyRead, TenantCreate, TenantRead
+from service.schemas.admin import (
+    KeyCreate,
+    KeyCreated,
+    KeyRead,
+    TenantChange,
+    TenantCreate,
+    TenantRead,
+)
 from service.schemas.base import Deleted, ListPage
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
@@ -14,14 +27,38 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
 def _read(tenant: Tenant) -> TenantRead:
     return TenantRead(
-        id=tenant.id, name=tenant.name, is_admin=tenant.is_admin, weight=tenant.weight
+        id=tenant.id,
+        name=tenant.name,
+        is_admin=tenant.is_admin,
+        weight=tenant.weight,
+        service_class=tenant.service_class,
     )
 
 
-@router.post("/tenants", responses=errors(InvalidInput, PermissionDenied, Conflict))
-async def create_tenant(body: TenantCreate, tenants: AdminTenants) -> TenantRead:
+@router.post("/tenants", responses=errors(InvalidInput, PermissionDenied, Conflict, Overloaded))
+async def create_tenant(body: TenantCreate, tenants: AdminTenants, roster: RosterDep) -> TenantRead:
     """Create a tenant."""
-    return _read(await tenants.create(body.name, is_admin=body.is_admin, weight=body.weight))
+    roster.check_declared(body.service_class)
+    tenant = await tenants.create(
+        body.name,
+        is_admin=body.is_admin,
+        weight=body.weight,
+        service_class=body.service_class,
+    )
+    return _read(tenant)
+
+
+@router.post(
+    "/tenants/{tenant_id}", responses=errors(InvalidInput, NotFound, PermissionDenied, Overloaded)
+)
+async def change_tenant(
+    tenant_id: str, body: TenantChange, tenants: AdminTenants, roster: RosterDep
+) -> TenantRead:
+    """Change a tenant's service class or weight; its next request sees it."""
+    if body.service_class is not None:
+        roster.check_declared(body.service_class)
+    changed = await tenants.change(tenant_id, weight=body.weight, service_class=body.service_class)
+    return _read(changed)
 
 
 @router.get("/tenants", responses=errors(PermissionDenied))

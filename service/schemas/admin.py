@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from scheduler.domain.service_class import DEFAULT
+from scheduler.domain.tenant import MAX_WEIGHT
 from service.schemas.base import Body, Read
 
 
@@ -12,7 +14,19 @@ class TenantCreate(Body):
 
     name: str = Field(min_length=1, max_length=64, description="Slug, part of adapter names.")
     is_admin: bool = Field(False, description="May create tenants and keys.")
-    weight: float = Field(1.0, gt=0, le=1000, description="Share of contended capacity.")
+    weight: float = Field(1.0, gt=0, le=MAX_WEIGHT, description="Share of contended capacity.")
+    service_class: str = Field(DEFAULT, description="Whose latency targets its requests have.")
+
+
+class TenantChange(Body):
+    """What to change about a tenant; a field left out stays."""
+
+    weight: float | None = Field(
+        None, gt=0, le=MAX_WEIGHT, description="Share of contended capacity."
+    )
+    service_class: str | None = Field(
+        None, description="Whose latency targets its requests have; see /v1/capabilities."
+    )
 
 
 class TenantRead(Read):
@@ -23,6 +37,7 @@ class TenantRead(Read):
     name: str
     is_admin: bool
     weight: float
+    service_class: str
 
 
 class KeyCreate(Body):

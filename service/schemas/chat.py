@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from service.schemas.base import OpenBody, Read
 from service.schemas.sampling import SamplingFields
 from service.schemas.usage import UsageRead
+from service.service_tier import ServedTier
 
 
 class TextPart(OpenBody):
@@ -101,4 +102,4 @@ class ChatCompletion(Read):
     choices: list[ChatChoice]
     usage: UsageRead
     system_fingerprint: str | None = None
-    service_tier: None = None
+    service_tier: ServedTier

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from service.schemas.base import Read
 from service.schemas.sampling import SamplingFields
 from service.schemas.usage import UsageRead
+from service.service_tier import ServedTier
 
 
 def _is_tokens(value: Any) -> bool:
@@ -73,3 +74,4 @@ class Completion(Read):
     choices: list[CompletionChoice]
     usage: UsageRead
     system_fingerprint: str | None = None
+    service_tier: ServedTier

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from scheduler.domain.messages import BaseModelInfo
+from scheduler.domain.service_class import ClassTargets
 from service.schemas.base import Read
 
 
@@ -51,4 +52,5 @@ class Capabilities(Read):
     optimizers: dict[str, dict[str, Any]]
     objectives: dict[str, dict[str, Any]]
     kv_policies: dict[str, dict[str, Any]]
+    service_classes: dict[str, ClassTargets]
     max_rank: int

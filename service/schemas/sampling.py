@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from service.schemas.base import OpenBody
+from service.service_tier import AskedTier
 
 
 def _check_stop(stop: Any) -> Any:
@@ -64,6 +65,9 @@ class SamplingFields(OpenBody):
         list[str] | None,
         BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None),
     ] = None
+    service_tier: AskedTier | None = Field(
+        None, description="`flex`: best effort, without latency targets; else the tenant's class."
+    )
     top_k: int | None = Field(None, ge=-1, description="Extension; 0 or -1 keeps all tokens.")
     min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Extension.")

@@ -1,4 +1,7 @@
-"""What the registry is told about this worker, samples gathered between two announcements."""
+"""What the registry is told about this worker: gauges and totals, and its newest steps.
+
+The steps are told again and again, so that any gateway can show them, also one that has just begun.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from scheduler.domain.messages import WorkerInfo
 if TYPE_CHECKING:
     from scheduler.domain.messages import EngineStats, WorkerCapabilities
 
-MAX_STEP_SAMPLES = 400
+MAX_STEP_SAMPLES = 256
 MAX_REQUEST_SAMPLES = 200
 
 
 class Announcement:
-    """Gauges of the engine's latest report, and the samples of all since the last telling."""
+    """The engine's latest report, its newest steps, and the requests since the last telling."""
 
     def __init__(self, worker_id: str, boot_id: str, capabilities: WorkerCapabilities) -> None:
         self._info = WorkerInfo(worker_id=worker_id, boot_id=boot_id, capabilities=capabilities)
@@ -27,19 +30,19 @@ class Announcement:
 
     def add(self, stats: EngineStats) -> None:
         """Take in a report of the engine."""
-        before = self._stats
-        if before is not None:
-            stats = stats.model_copy(
-                update={
-                    "steps": (before.steps + stats.steps)[-MAX_STEP_SAMPLES:],
-                    "requests": (before.requests + stats.requests)[-MAX_REQUEST_SAMPLES:],
-                }
-            )
-        self._stats = stats
+        steps, requests = stats.steps, stats.requests
+        if self._stats is not None:
+            steps, requests = self._stats.steps + steps, self._stats.requests + requests
+        self._stats = stats.model_copy(
+            update={
+                "steps": steps[-MAX_STEP_SAMPLES:],
+                "requests": requests[-MAX_REQUEST_SAMPLES:],
+            }
+        )
 
     def take(self) -> WorkerInfo:
-        """Return what to announce now; samples are told once."""
+        """Return what to announce now; requests are told once."""
         info = self._info.model_copy(update={"stats": self._stats})
         if self._stats is not None:
-            self._stats = self._stats.model_copy(update={"steps": (), "requests": ()})
+            self._stats = self._stats.model_copy(update={"requests": ()})
         return info

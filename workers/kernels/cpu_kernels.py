@@ -292,9 +292,7 @@ class CpuKernels:
         """silu(gate) * up, (T, I) from (T, 2 I)."""
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         y = torch.empty(rows, width, dtype=gate_up.dtype)
-        self._functions["silu_mul"](
-            *_pointers(gate_up, y), rows, width, torch.get_num_threads()
-        )
+        self._functions["silu_mul"](*_pointers(gate_up, y), rows, width, torch.get_num_threads())
         return y
 
     def silu_mul_backward(self, grad: Tensor, gate_up: Tensor) -> Tensor:
@@ -306,7 +304,9 @@ class CpuKernels:
         )
         return result
 
-    def linear(self, x: Tensor, weights: PanelWeights, bias: Tensor | None, into: Tensor | None) -> Tensor:
+    def linear(
+        self, x: Tensor, weights: PanelWeights, bias: Tensor | None, into: Tensor | None
+    ) -> Tensor:
         """X @ W.T + bias, added to `into` where given: (T, O)."""
         x = x.contiguous()
         y = x.new_empty(x.shape[0], weights.out_features) if into is None else into

@@ -7,11 +7,17 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from scheduler.domain.engine_stats import (
+    EngineStats,
+    HistogramTotals,
+    JobShare,
+    SloTotals,
+    StepSample,
+)
 from scheduler.domain.messages import (
     TO_WORKER,
     Abort,
     BaseModelInfo,
-    EngineStats,
     Frames,
     JobHint,
     Replay,
@@ -24,6 +30,7 @@ from scheduler.domain.messages import (
     encode,
 )
 from scheduler.domain.request import FinishReason
+from scheduler.domain.service_class import ClassTargets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +110,11 @@ class FakeWorker:
             objectives={"supervised": {"type": "object", "additionalProperties": False}},
             max_rank=64,
             max_num_sequences=8,
+            service_classes={
+                "default": ClassTargets(ttft_ms=500, tpot_ms=50),
+                "best_effort": ClassTargets(),
+                "gold": ClassTargets(ttft_ms=100, tpot_ms=10),
+            },
         )
         stats = EngineStats(
             num_running=len(self._tasks),
@@ -115,6 +127,20 @@ class FakeWorker:
             active_jobs=(),
             generation_tokens=7,
             trained_tokens=11,
+            steps=tuple(_step(index) for index in range(60)),
+            tokens_by_kind={"decode": 60, "train_backward": 5},
+            histograms={
+                "step_ms": HistogramTotals(bounds=(10.0, 20.0), counts=(1, 2, 3), total=150.0)
+            },
+            slo=(
+                SloTotals(
+                    service_class="gold",
+                    target="tpot",
+                    training_active=True,
+                    num_within=99,
+                    num_over=1,
+                ),
+            ),
         )
         return WorkerInfo(
             worker_id=self.worker_id,
@@ -185,6 +211,20 @@ class FakeWorker:
 
     async def _send(self, reply_to: str, frame: TokenFrame) -> None:
         await self.channel.append(reply_to, encode(Frames(reply_to=reply_to, frames=(frame,))))
+
+
+def _step(index: int) -> StepSample:
+    return StepSample(
+        index=index,
+        decode_tokens=1,
+        prefill_tokens=0,
+        train_forward_tokens=0,
+        train_backward_token_layers=4,
+        jobs=(JobShare(job_id="ftjob-1", num_units=2),),
+        step_ms=12.5,
+        predicted_ms=12.0,
+        slack_ms=None,
+    )
 
 
 def _steps(

@@ -44,9 +44,12 @@ def test_an_admin_creates_tenants_and_keys_that_work_until_revoked(service: Serv
     [
         ("POST", "/tenants"),
         ("GET", "/tenants"),
+        ("POST", "/tenants/org-1"),
         ("POST", "/tenants/org-1/keys"),
         ("GET", "/tenants/org-1/keys"),
         ("DELETE", "/keys/key-1"),
+        ("GET", "/workers"),
+        ("GET", "/workers/w1/steps"),
     ],
 )
 def test_other_tenants_may_not_administer(service: Service, method: str, path: str) -> None:
@@ -81,6 +84,12 @@ def test_metrics_use_vllms_names(service: Service, client: OpenAI) -> None:
         f'vllm:num_preemptions_total{{engine="w1",model_name="{BASE}"}} 0.0',
         f'tandem_trained_tokens_total{{engine="w1",model_name="{BASE}"}} 11.0',
         'tandem_active_jobs{engine="w1"} 0.0',
+        f'tandem_step_seconds_bucket{{engine="w1",le="0.02",model_name="{BASE}"}} 3.0',
+        f'tandem_step_seconds_bucket{{engine="w1",le="+Inf",model_name="{BASE}"}} 6.0',
+        f'tandem_step_seconds_sum{{engine="w1",model_name="{BASE}"}} 0.15',
+        f'tandem_step_tokens_total{{engine="w1",kind="decode",model_name="{BASE}"}} 60.0',
+        f'tandem_slo_requests_total{{engine="w1",model_name="{BASE}",outcome="within",'
+        'service_class="gold",target="tpot",training="true"} 99.0',
         'tandem_resident_adapters{engine="w1"} 1.0',
         f'vllm:time_to_first_token_seconds_count{{model_name="{BASE}"}}',
         f'vllm:inter_token_latency_seconds_count{{model_name="{BASE}"}}',
@@ -89,6 +98,27 @@ def test_metrics_use_vllms_names(service: Service, client: OpenAI) -> None:
         f'vllm:request_success_total{{finished_reason="length",model_name="{BASE}"}}',
     ):
         assert f"\n{line}" in text
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_admin_sees_the_workers_and_their_newest_steps(service: Service) -> None:
+    headers = {"authorization": f"Bearer {service.tenant(is_admin=True)[1]}"}
+    url = f"{service.url}/v1/admin/workers"
+
+    (shown,) = service.http.get(url, headers=headers).json()["data"]
+    page = service.http.get(f"{url}/w1/steps?limit=2", headers=headers).json()
+    unknown = service.http.get(f"{url}/w9/steps", headers=headers)
+    greedy = service.http.get(f"{url}/w1/steps?limit=100000", headers=headers)
+
+    assert (shown["id"], shown["base_models"]) == ("w1", [BASE])
+    assert shown["load"]["kv_usage"] == 0.25
+    assert shown["slo"][0]["num_over"] == 1
+    assert [step["index"] for step in page["data"]] == [59, 58]
+    assert page["has_more"]
+    newest = page["data"][0]
+    assert (newest["step_ms"], newest["predicted_ms"], newest["slack_ms"]) == (12.5, 12.0, None)
+    assert newest["jobs"] == [{"job_id": "ftjob-1", "window_tokens": 0, "num_units": 2}]
+    assert (unknown.status_code, greedy.status_code) == (404, 400)
 
 
 def test_tokens_are_counted_for_the_tenant(service: Service, worker: FakeWorker) -> None:

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner, Result
 
+from scheduler import cli, data_dir
 from scheduler.cli import app
-from scheduler.data_dir import accounts, store_settings
-from scheduler.domain.errors import AuthenticationFailed
+from scheduler.data_dir import accounts, check_class_exists, store_settings
+from scheduler.domain.errors import AuthenticationFailed, InvalidInput
+from scheduler.domain.messages import WorkerCapabilities, WorkerInfo
+from scheduler.domain.service_class import ClassTargets
 from scheduler.launch import UpOptions, make_plan
+from scheduler.store.channels import connect_channel
+from scheduler.store.channels.local import LocalBroker, socket_path
+from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,6 +136,92 @@ def test_up_refuses_what_cannot_work_in_one_sentence(
 
     assert result.exit_code == 1
     assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not data.exists()
+
+
+def test_tenants_are_listed_with_their_class_and_weight_and_changed(data: Path) -> None:
+    _tandem("keys", "create", "--tenant", "team-a", "--data", data)
+
+    changed = _tandem(
+        "tenants", "set", "team-a", "--class", "best_effort", "--weight", "2.5", "--data", data
+    )
+    listing = _tandem("tenants", "list", "--data", data).stdout
+
+    assert changed.stdout == "team-a: class best_effort, weight 2.5.\n"
+    assert "\tteam-a\tbest_effort\t2.5\n" in listing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("team-a", "--class", "gold"), "No worker is up to say"),
+        (("team-a", "--weight", "0"), "out of range"),
+        (("team-a", "--weight", "nan"), "out of range"),
+        (("nobody", "--weight", "2"), "No tenant 'nobody'"),
+    ],
+)
+def test_a_wrong_change_of_a_tenant_is_refused_in_one_sentence(
+    arguments: tuple[str, ...], words: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_dir, "REGISTRY_PATIENCE_S", 0.05)
+    _tandem("keys", "create", "--tenant", "team-a", "--data", data)
+
+    result = _tandem("tenants", "set", *arguments, "--data", data)
+
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+async def test_a_class_exists_when_a_worker_announces_it(data: Path) -> None:
+    settings = store_settings(data)
+    broker = LocalBroker(socket_path(settings.channel_url))
+    await broker.start()
+    channel = connect_channel(settings.channel_url)
+    capabilities = WorkerCapabilities(
+        base_models=(), peft_methods={}, optimizers={}, objectives={},
+        max_rank=1, max_num_sequences=1,
+        service_classes={"default": ClassTargets(), "gold": ClassTargets(tpot_ms=20)},
+    )  # fmt: skip
+    await channel.announce(WorkerInfo(worker_id="w", boot_id="b", capabilities=capabilities))
+
+    await check_class_exists(settings, "gold")
+    with pytest.raises(InvalidInput, match="Unknown service class 'silver'; known: default, gold"):
+        await check_class_exists(settings, "silver")
+
+    await channel.close()
+    await broker.stop()
+
+
+def test_up_hands_declared_classes_to_the_workers(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[UpOptions] = []
+
+    async def keep(options: UpOptions, *_: object, **__: object) -> None:
+        given.append(options)
+
+    monkeypatch.setattr(cli, "launch", keep)
+    classes = ("--slo-class", "gold:ttft_ms=300,tpot_ms=30", "--slo-class", "bulk:tpot_ms=200")
+    result = _tandem("up", "--base-model", model, "--data", data, "--tpot-ms", "70", *classes)
+
+    assert result.exit_code == 0
+    for name, value in given[0].environment.items():
+        monkeypatch.setenv(name, value)
+    assert WorkerSettings().service_classes() == {
+        "default": ClassTargets(ttft_ms=500, tpot_ms=70),
+        "best_effort": ClassTargets(),
+        "gold": ClassTargets(ttft_ms=300, tpot_ms=30),
+        "bulk": ClassTargets(tpot_ms=200),
+    }
+
+
+def test_up_refuses_a_wrong_class_before_anything_starts(model: Path, data: Path) -> None:
+    result = _tandem("up", "--base-model", model, "--data", data, "--slo-class", "gold:tpot=3")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("tandem: --slo-class 'gold:tpot=3'")
     assert result.stderr.count("\n") == 1
     assert not data.exists()
 

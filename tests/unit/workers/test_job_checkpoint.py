@@ -173,7 +173,7 @@ class Fuse:
 def write_killed_after(root: Path, num_operations: int, patch: pytest.MonkeyPatch) -> bool:
     """Write step 2, killed at a write, flush or rename; whether it got through."""
     fuse = Fuse(num_operations)
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename, unlink = os.fsync, Path.rename, Path.unlink
 
     def burning_fsync(handle: int) -> None:
         fuse.burn()
@@ -183,8 +183,14 @@ def write_killed_after(root: Path, num_operations: int, patch: pytest.MonkeyPatc
         fuse.burn()
         return rename(path, target)
 
+    def burning_unlink(path: Path, missing_ok: bool = False) -> None:
+        if fuse.left == 0:  # the dead tidy nothing up
+            raise Killed
+        unlink(path, missing_ok)
+
     patch.setattr(os, "fsync", burning_fsync)
     patch.setattr(Path, "rename", burning_rename)
+    patch.setattr(Path, "unlink", burning_unlink)
     try:
         write(root, 2)
     except Killed:

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from scheduler.store.clock import DbNow
-from scheduler.store.database import Database, migrate
+from scheduler.store.database import Database, migrate, upgrade
 from scheduler.store.tables import metadata, tenants
 from scheduler.store.tenants import Tenants
 
@@ -25,6 +25,26 @@ async def test_the_migrations_make_exactly_the_tables(db: Database) -> None:
         )
 
     assert differences == []
+
+
+async def test_tenants_of_the_first_schema_are_in_the_default_class_afterwards(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/old.db"
+    row = {"id": "org-1", "name": "acme", "is_admin": False, "weight": 2.0, "created_at": 0.0}
+    db = Database(url)
+    async with db.begin() as conn:
+        await conn.run_sync(lambda sync: upgrade(sync, "0001"))
+        columns = ", ".join(row)
+        await conn.execute(
+            text(f"INSERT INTO tenants ({columns}) VALUES (:{', :'.join(row)})"), row
+        )
+
+    await migrate(url)
+
+    (tenant,) = await Tenants(db).list()
+    assert (tenant.name, tenant.weight, tenant.service_class) == ("acme", 2.0, "default")
+    await db.close()
 
 
 async def test_processes_that_migrate_at_once_all_succeed(tmp_path: Path) -> None:

@@ -168,6 +168,28 @@ class TestTenants:
         with pytest.raises(Conflict):
             await Tenants(db).create(tenant.name)
 
+    async def test_what_is_given_is_changed_and_the_rest_stays(self, db: Database) -> None:
+        tenants = Tenants(db)
+        tenant = await tenants.create("team-1", weight=2.0)
+        assert tenant.service_class == "default"
+
+        faster = await tenants.change(tenant.id, service_class="gold")
+        assert (faster.weight, faster.service_class) == (2.0, "gold")
+        heavier = await tenants.change(tenant.id, weight=3.0)
+        assert (heavier.weight, heavier.service_class) == (3.0, "gold")
+        assert await tenants.change(tenant.id) == await tenants.get(tenant.id) == heavier
+
+    @pytest.mark.parametrize("weight", [0.0, -1.0, 1000.5, float("nan"), float("inf")])
+    async def test_a_weight_out_of_range_is_refused(
+        self, db: Database, tenant: Tenant, weight: float
+    ) -> None:
+        with pytest.raises(InvalidInput, match="out of range"):
+            await Tenants(db).change(tenant.id, weight=weight)
+        with pytest.raises(InvalidInput, match="out of range"):
+            await Tenants(db).create("heavy", weight=weight)
+        with pytest.raises(NotFound):
+            await Tenants(db).change("org-none", weight=1.0)
+
     async def test_an_unknown_one_is_not_found(self, db: Database) -> None:
         with pytest.raises(NotFound):
             await Tenants(db).get("org-none")

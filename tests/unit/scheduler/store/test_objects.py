@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import fsspec
 import pytest
 
-from scheduler.store.objects import ObjectStore, atomic_file
+from scheduler.durable import durable_file
+from scheduler.store.objects import ObjectStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     (tmp_path / "f").write_bytes(b"old")
 
     def fail_halfway() -> None:
-        with atomic_file(tmp_path / "f") as file:
+        with durable_file(tmp_path / "f") as file:
             file.write(b"half of the n")
             raise OSError("disk full")
 

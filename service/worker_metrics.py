@@ -1,0 +1,152 @@
+"""The workers' last reports as Prometheus series, at the moment of a scrape.
+
+What the engines count are totals since their start, so every gateway tells the same and a report
+that a gateway missed is missing nowhere.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from scheduler.domain.engine_stats import EngineStats, HistogramTotals
+    from scheduler.domain.messages import WorkerInfo
+    from service.worker_pool import WorkerPool
+
+    Reports = list[tuple[WorkerInfo, EngineStats]]
+
+_LABELS = ["model_name", "engine"]
+_GAUGES = {
+    "vllm:num_requests_running": ("Sequences in the engine's batch.", "num_running"),
+    "vllm:num_requests_waiting": ("Requests waiting in the engine.", "num_waiting"),
+    "vllm:kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", "kv_usage"),
+}
+_COUNTERS = {
+    "vllm:prompt_tokens": ("Prompt tokens computed.", "prompt_tokens"),
+    "vllm:generation_tokens": ("Tokens generated.", "generation_tokens"),
+    "vllm:num_preemptions": ("Sequences preempted.", "num_preemptions"),
+    "tandem_trained_tokens": ("Tokens trained on.", "trained_tokens"),
+}
+# series: (meaning, the engine's name for it, how many of its units make one of the series')
+_HISTOGRAMS = {
+    "vllm:iteration_tokens_total": ("Inference tokens of a step.", "inference_tokens", 1.0),
+    "tandem_step_seconds": ("Time of a step.", "step_ms", 1e3),
+    "tandem_step_prediction_error_seconds": (
+        "Distance between a step's predicted and real time; steps that were cut short left out.",
+        "prediction_error_ms",
+        1e3,
+    ),
+    "tandem_step_slack_seconds": (
+        "Time that training might take in a step that a caller with a target waited for.",
+        "slack_ms",
+        1e3,
+    ),
+}
+
+
+class WorkerCollector(Collector):
+    """One family per series, one sample per worker."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        """All series."""
+        reports = [(w, w.stats) for w in self._pool.roster.workers if w.stats is not None]
+        yield from _reported(reports)
+        yield from _histograms(reports)
+        yield _tokens_by_kind(reports)
+        yield _slo(reports)
+        yield from self._counted(reports)
+
+    def _counted(self, reports: Reports) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("tandem_active_jobs", "Jobs that train.", labels=["engine"])
+        adapters = GaugeMetricFamily(
+            "tandem_resident_adapters", "Adapters in the engine's slots.", labels=["engine"]
+        )
+        for worker, stats in reports:
+            jobs.add_metric([worker.worker_id], len(stats.active_jobs))
+            adapters.add_metric([worker.worker_id], len(stats.resident_adapters))
+        yield jobs
+        yield adapters
+        workers = len(self._pool.roster.workers)
+        yield GaugeMetricFamily("tandem_workers", "Live workers.", value=workers)
+        waiting = self._pool.num_waiting
+        yield GaugeMetricFamily(
+            "tandem_gateway_waiting_requests", "Requests without a first token.", value=waiting
+        )
+        yield CounterMetricFamily(
+            "tandem_stream_gaps", "Gaps seen in workers' frames.", value=self._pool.num_gaps
+        )
+
+
+def _labels(worker: WorkerInfo) -> list[str]:
+    models = ",".join(base.id for base in worker.capabilities.base_models)
+    return [models, worker.worker_id]
+
+
+def _reported(reports: Reports) -> Iterator[Metric]:
+    kinds = ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS))
+    for family, table in kinds:
+        for name, (text, attribute) in table.items():
+            metric = family(name, text, labels=_LABELS)
+            for worker, stats in reports:
+                metric.add_metric(_labels(worker), getattr(stats, attribute))
+            yield metric
+
+
+def _histograms(reports: Reports) -> Iterator[Metric]:
+    for name, (text, measured, divisor) in _HISTOGRAMS.items():
+        metric = HistogramMetricFamily(name, text, labels=_LABELS)
+        for worker, stats in reports:
+            if measured in stats.histograms:
+                totals = stats.histograms[measured]
+                metric.add_metric(
+                    _labels(worker), _buckets(totals, divisor), totals.total / divisor
+                )
+        yield metric
+
+
+def _buckets(totals: HistogramTotals, divisor: float) -> list[tuple[str, float]]:
+    """Counts up to each bound, as Prometheus wants them: each bucket holds those before it."""
+    bounds = [*(str(bound / divisor) for bound in totals.bounds), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(totals.counts)), strict=True))
+
+
+def _tokens_by_kind(reports: Reports) -> Metric:
+    metric = CounterMetricFamily(
+        "tandem_step_tokens",
+        "Tokens of steps: decode, prefill, train_forward, train_backward.",
+        labels=[*_LABELS, "kind"],
+    )
+    for worker, stats in reports:
+        for kind, count in stats.tokens_by_kind.items():
+            metric.add_metric([*_labels(worker), kind], count)
+    return metric
+
+
+def _slo(reports: Reports) -> Metric:
+    metric = CounterMetricFamily(
+        "tandem_slo_requests",
+        "Answers within and over their class's target of time to first token and mean time per "
+        "output token, by whether a job trained meanwhile.",
+        labels=[*_LABELS, "service_class", "target", "training", "outcome"],
+    )
+    for worker, stats in reports:
+        for row in stats.slo:
+            labels = [row.service_class, row.target, str(row.training_active).lower()]
+            for outcome, count in (("within", row.num_within), ("over", row.num_over)):
+                metric.add_metric([*_labels(worker), *labels, outcome], count)
+    return metric

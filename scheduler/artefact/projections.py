@@ -26,9 +26,7 @@ class Projections:
     num_layers: int
     sizes: dict[str, tuple[str, int, int]]
 
-    def lora_shapes(
-        self, target_modules: tuple[str, ...], rank: int
-    ) -> dict[str, tuple[int, ...]]:
+    def lora_shapes(self, target_modules: tuple[str, ...], rank: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of a LoRA file of peft.
 
         Raises:

@@ -55,6 +55,11 @@ class _Blocks:
         for _ in self.pieces(num_bytes):
             pass
 
+    def rest(self) -> Iterator[bytes]:
+        """All that is left."""
+        yield self._held
+        yield from self._chunks
+
 
 def take_tar(chunks: Iterator[bytes], intake: Intake) -> None:
     """Take in every member up to the end mark, and see that only padding follows.
@@ -68,12 +73,11 @@ def take_tar(chunks: Iterator[bytes], intake: Intake) -> None:
     while any(head := b"".join(blocks.pieces(_BLOCK))):
         member = tarfile.TarInfo.frombuf(head, "utf-8", "strict")
         if member.size < 0:
-            raise tarfile.InvalidHeaderError("negative size")
+            raise tarfile.HeaderError("negative size")
         _take_member(member, blocks, intake)
         blocks.skip(-member.size % _BLOCK)
-    for chunk in chunks:
-        if any(chunk):
-            raise _refused("something follows its end mark")
+    if any(map(any, blocks.rest())):
+        raise _refused("something follows its end mark")
 
 
 def _take_member(member: tarfile.TarInfo, blocks: _Blocks, intake: Intake) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
+MAX_DIMENSIONS = 4
 CHUNK_BYTES = 1 << 20
 _LENGTH_BYTES = 8
 _PARAM = "adapter_model.safetensors"
@@ -123,9 +124,10 @@ def _entry(name: str, value: Any) -> _Entry:
         numbers = (*shape, start, end)
     except (KeyError, TypeError, ValueError):
         raise _refused(f"tensor {name[:128]!r} lacks a dtype, a shape or its offsets") from None
-    if len(value) != 3 or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+    whole = all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
+    if len(value) != 3 or len(shape) > MAX_DIMENSIONS or not whole:
         raise _refused(f"tensor {name[:128]!r} has an odd entry in the header")
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise _refused(f"tensor {name[:128]!r} has dtype {str(dtype)[:16]!r}; known are {known}")
     if end - start != math.prod(shape) * _DTYPES[dtype].num_bytes:

@@ -42,7 +42,7 @@ def take_zip(file: BinaryIO, intake: Intake, limit_bytes: int) -> None:
             if left_bytes < 0:
                 raise _refused("it expands to far more than its own size")
             if member.is_dir():
-                intake.admit(member.filename, is_folder=True)
+                intake.admit(member.orig_filename, is_folder=True)
             else:
                 intake.take(member.orig_filename, _chunks(archive, member))
 

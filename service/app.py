@@ -35,8 +35,10 @@ from service.generation import Engines
 from service.metrics import GatewayMetrics
 from service.middleware import Boundary
 from service.routes import (
+    adapter_pointers,
     adapters,
     admin,
+    capabilities,
     chat,
     completions,
     files,
@@ -153,7 +155,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for module in (files, fine_tuning, adapters, admin, health):
+    for module in (files, fine_tuning, adapters, adapter_pointers, capabilities, admin, health):
         app.include_router(module.router)
     for module in (chat, completions, models):
         app.include_router(module.router, prefix="/v1")

@@ -14,6 +14,7 @@ from scheduler.store.jobs import TenantJobs
 from scheduler.store.keys import Keys
 from scheduler.store.objects import ObjectStore
 from scheduler.store.tenants import Tenants
+from service.adapter_import import AdapterImport
 from service.auth import CurrentAdmin, CurrentTenant
 from service.catalogue import Catalogue, ServedModel
 from service.gateway import Gateway
@@ -46,6 +47,16 @@ def _tenant_adapters(gateway: AnyGateway, tenant: CurrentTenant) -> TenantAdapte
     return gateway.adapters.for_tenant(tenant.id)
 
 
+def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport:
+    return AdapterImport(
+        gateway.adapters.for_tenant(tenant.id),
+        gateway.objects,
+        gateway.catalogue,
+        gateway.engines.pool.roster,
+        gateway.settings,
+    )
+
+
 def _objects(gateway: AnyGateway) -> ObjectStore:
     return gateway.objects
 
@@ -76,6 +87,7 @@ SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
 AdaptersDep = Annotated[TenantAdapters, Depends(_tenant_adapters)]
+AdapterImportDep = Annotated[AdapterImport, Depends(_adapter_import)]
 ObjectsDep = Annotated[ObjectStore, Depends(_objects)]
 CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
 EnginesDep = Annotated[Engines, Depends(_engines)]

@@ -1,64 +1,57 @@
-"""A stored version -> the tar of a folder that peft loads, streamed once its files are checked."""
+"""A stored version -> the files of a folder that peft loads, or that transformers loads."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from scheduler.domain.adapter import CONFIG_FILE, MANIFEST_FILE, TENSORS_FILE, AdapterManifest
 from scheduler.domain.errors import NotFound
+from service.tar_members import TarMember
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from scheduler.store.adapter_merges import Merge
     from scheduler.store.adapters import AdapterVersion
     from scheduler.store.objects import ObjectStore
-
-CHUNK_BYTES = 1 << 20
-_EXPORTED = (CONFIG_FILE, TENSORS_FILE)
 
 
 class AdapterExport:
     """The files of one version on this machine, for as long as an answer takes.
 
     Args:
-        scratch: holds the files; the caller removes it.
+        scratch: holds the files; `close` removes it.
         name: the folder inside the tar.
     """
 
     def __init__(self, scratch: tempfile.TemporaryDirectory[str], name: str) -> None:
         self.name = name
         self._scratch = scratch
-        self._folder = Path(scratch.name)
 
     @property
-    def num_bytes(self) -> int:
-        """Length of the tar."""
-        blocks = sum(1 + -(-self._size(name) // tarfile.BLOCKSIZE) for name in _EXPORTED)
-        return (blocks + 2) * tarfile.BLOCKSIZE
-
-    def chunks(self) -> Iterator[bytes]:
-        """The tar's bytes; blocking."""
-        for name in _EXPORTED:
-            member = tarfile.TarInfo(f"{self.name}/{name}")
-            member.size = self._size(name)
-            yield member.tobuf(tarfile.USTAR_FORMAT)
-            with (self._folder / name).open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-            yield bytes(-member.size % tarfile.BLOCKSIZE)
-        yield bytes(2 * tarfile.BLOCKSIZE)
+    def members(self) -> list[TarMember]:
+        """Configuration and tensors."""
+        paths = [Path(self._scratch.name) / name for name in (CONFIG_FILE, TENSORS_FILE)]
+        return [
+            TarMember(f"{self.name}/{path.name}", path.stat().st_size, partial(_open, path))
+            for path in paths
+        ]
 
     def close(self) -> None:
         """Remove the files."""
         self._scratch.cleanup()
 
-    def _size(self, name: str) -> int:
-        return (self._folder / name).stat().st_size
+
+def merged_members(merge: Merge, objects: ObjectStore) -> list[TarMember]:
+    """The files of a merged model, read from the object store as they are sent."""
+    folder = f"{merge.adapter_id}-v{merge.version}-merged"
+    return [
+        TarMember(f"{folder}/{name}", num_bytes, partial(objects.open, f"{merge.uri}/{name}"))
+        for name, num_bytes in merge.files.items()
+    ]
 
 
 async def open_export(
@@ -84,6 +77,10 @@ async def open_export(
             f"The files of version {version.version} of adapter {adapter_id!r} are gone or damaged."
         )
     return AdapterExport(scratch, f"{adapter_id}-v{version.version}")
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _is_sound(folder: Path, digest: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Path, Request
 
 from scheduler.domain.tenant import Tenant
+from scheduler.store.adapter_merges import TenantMerges
 from scheduler.store.adapters import TenantAdapters
 from scheduler.store.files import TenantFiles
 from scheduler.store.idempotency import IdempotencyKey
@@ -45,6 +46,10 @@ def _tenant_jobs(gateway: AnyGateway, tenant: CurrentTenant) -> TenantJobs:
 
 def _tenant_adapters(gateway: AnyGateway, tenant: CurrentTenant) -> TenantAdapters:
     return gateway.adapters.for_tenant(tenant.id)
+
+
+def _tenant_merges(gateway: AnyGateway, tenant: CurrentTenant) -> TenantMerges:
+    return gateway.merges.for_tenant(tenant.id)
 
 
 def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport:
@@ -87,6 +92,7 @@ SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
 AdaptersDep = Annotated[TenantAdapters, Depends(_tenant_adapters)]
+MergesDep = Annotated[TenantMerges, Depends(_tenant_merges)]
 AdapterImportDep = Annotated[AdapterImport, Depends(_adapter_import)]
 ObjectsDep = Annotated[ObjectStore, Depends(_objects)]
 CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]

@@ -252,6 +252,25 @@ adapter_shares = Table(
     Column("created_at", Float, nullable=False),
 )
 
+# Full models made of a base and a version; the row is the order and the record of it.
+adapter_merges = Table(
+    "adapter_merges",
+    metadata,
+    Column("adapter_id", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("status", String(16), nullable=False, index=True),
+    Column("uri", Text),
+    Column("files", JSON(none_as_null=True)),
+    Column("error_message", Text),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("num_tries", Integer, nullable=False),
+    Column("lease_until", Float),
+    Column("hinted_at", Float),
+    _version_key(),
+)
+
 outbox = Table(
     "outbox",
     metadata,

@@ -3,8 +3,6 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.background import BackgroundTask
-from starlette.responses import Response, StreamingResponse
 
 from scheduler.domain.errors import (
     AdapterInUse,
@@ -16,7 +14,6 @@ from scheduler.domain.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from service.adapter_export import open_export
 from service.adapter_read import read_adapter, read_version
 from service.adapter_removal import remove_adapter
 from service.adapter_upload import received_adapter
@@ -30,7 +27,7 @@ from service.deps import (
     SettingsDep,
 )
 from service.errors import errors
-from service.schemas.adapter import AdapterRead, AdapterVersionRead
+from service.schemas.adapter import MAX_VERSION, AdapterRead, AdapterVersionRead, VersionPath
 from service.schemas.base import Deleted, ListPage
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -119,7 +116,7 @@ async def list_versions(
     adapter_id: str,
     adapters: AdaptersDep,
     after: Annotated[
-        int | None, Query(ge=1, le=2**31 - 1, description="Last version of the page before.")
+        int | None, Query(ge=1, le=MAX_VERSION, description="Last version of the page before.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ListPage[AdapterVersionRead]:
@@ -158,35 +155,7 @@ async def import_version(
 
 @router.get("/{adapter_id}/versions/{version}", responses=errors(NotFound))
 async def retrieve_version(
-    adapter_id: str, version: int, adapters: AdaptersDep
+    adapter_id: str, version: VersionPath, adapters: AdaptersDep
 ) -> AdapterVersionRead:
     """Show one version."""
     return read_version(await adapters.version(adapter_id, version))
-
-
-@router.get(
-    "/{adapter_id}/versions/{version}/export",
-    response_class=Response,
-    responses=errors(InvalidInput, NotFound, PermissionDenied)
-    | {200: {"content": {"application/x-tar": {"schema": {"type": "string"}}}}},
-)
-async def export_version(
-    adapter_id: str,
-    version: int,
-    adapters: AdaptersDep,
-    objects: ObjectsDep,
-    format: Annotated[Literal["peft"], Query(description="A tar of a folder.")] = "peft",
-) -> Response:
-    """The version as the tar of a folder that peft loads."""
-    del format  # there is one so far
-    await adapters.get_own(adapter_id)
-    export = await open_export(adapter_id, await adapters.version(adapter_id, version), objects)
-    return StreamingResponse(
-        export.chunks(),
-        media_type="application/x-tar",
-        headers={
-            "content-length": str(export.num_bytes),
-            "content-disposition": f'attachment; filename="{export.name}.tar"',
-        },
-        background=BackgroundTask(export.close),
-    )

@@ -1,10 +1,14 @@
 """/v1/adapters."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from fastapi import Path
 from pydantic import Field
 
 from service.schemas.base import Body, Read
+
+MAX_VERSION = 2**31 - 1
+VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 
 
 class AdapterVersionRead(Read):
@@ -48,7 +52,7 @@ class AdapterRead(Read):
 class VersionChoice(Body):
     """Names a version of the adapter in the path."""
 
-    version: int = Field(ge=1, le=2**31 - 1)
+    version: int = Field(ge=1, le=MAX_VERSION)
 
 
 class ShareCreate(Body):
@@ -57,3 +61,16 @@ class ShareCreate(Body):
     tenant_id: str = Field(
         min_length=1, max_length=64, description="The borrower's organization id (org-...)."
     )
+
+
+class MergeRead(Read):
+    """A full model made of the base and one version; `export?format=merged` fetches it."""
+
+    object: Literal["adapter.merge"] = "adapter.merge"
+    adapter_id: str
+    version: int
+    status: Literal["queued", "running", "succeeded", "failed"]
+    created_at: int
+    finished_at: int | None
+    bytes: int | None = Field(description="Of all its files, once it has succeeded.")
+    error: str | None

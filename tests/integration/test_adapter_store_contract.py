@@ -22,6 +22,7 @@ from scheduler.domain.errors import (
 )
 from scheduler.domain.job import FinetuneSpec
 from scheduler.store.adapter_imports import ImportedVersion, new_adapter_id
+from scheduler.store.adapter_merges import MAX_TRIES, Merges, MergeStatus
 from scheduler.store.adapter_pointers import MAX_TAGS
 from scheduler.store.adapters import Adapter, Adapters, TenantAdapters
 from scheduler.store.checks import Checks
@@ -409,6 +410,107 @@ class TestDeletion:
         async with world.db.read() as conn:
             for table in ("adapter_tags", "adapter_promotions", "adapter_versions"):
                 assert await conn.scalar(text(f"SELECT count(*) FROM {table}")) == 0
+
+
+class TestMerges:
+    async def test_one_is_ordered_made_and_kept(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
+
+        ordered = await mine.order(adapter.id, 1)
+        again = await mine.order(adapter.id, 1)
+        names = await merges.hint(60)
+        work = await merges.begin(names[0])
+        assert work is not None
+        second = await merges.begin(names[0])
+        assert await merges.renew(work)
+        assert await merges.succeed(work, {"model.safetensors": 5})
+
+        assert ordered == again
+        assert ordered.status is MergeStatus.QUEUED
+        assert names == [f"{adapter.id}@1"]
+        assert await merges.hint(60) == []
+        assert second is None
+        assert (work.base_model, work.adapter_uri) == ("m", "adapters/x/1")
+        made = await mine.finished(adapter.id, 1)
+        assert (made.uri, made.files) == (work.target_uri, {"model.safetensors": 5})
+        assert await mine.order(adapter.id, 1) == made
+
+    async def test_a_late_process_writes_nothing(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
+        name = f"{adapter.id}@1"
+        await mine.order(adapter.id, 1)
+        late = await merges.begin(name)
+        assert late is not None
+        await expire_merges(world.db)
+        work = await merges.begin(name)
+        assert work is not None
+
+        assert not await merges.renew(late)
+        assert not await merges.succeed(late, {})
+        assert not await merges.fail(late, "late")
+        assert late.target_uri != work.target_uri
+        assert await merges.succeed(work, {"a": 1})
+
+    async def test_a_dead_process_is_replaced_until_it_is_given_up(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
+        await mine.order(adapter.id, 1)
+        for _ in range(MAX_TRIES):
+            (name,) = await merges.hint(0)
+            assert await merges.begin(name) is not None
+            await expire_merges(world.db)
+
+        (name,) = await merges.hint(0)
+        assert await merges.begin(name) is None
+
+        with pytest.raises(Conflict, match="failed"):
+            await mine.finished(adapter.id, 1)
+        assert (await mine.order(adapter.id, 1)).status is MergeStatus.QUEUED
+
+    async def test_an_abandoned_one_is_free_and_hinted_at_once(self, world: World) -> None:
+        adapter = await world.imported()
+        merges = Merges(world.db)
+        await merges.for_tenant(world.owner.id).order(adapter.id, 1)
+        for _ in range(MAX_TRIES + 2):
+            (name,) = await merges.hint(60)
+            work = await merges.begin(name)
+            assert work is not None
+            await merges.abandon(work)
+
+    async def test_others_neither_order_nor_see_it(self, world: World) -> None:
+        adapter = await world.imported()
+        await world.mine.share(adapter.id, world.borrower.id)
+        await Merges(world.db).for_tenant(world.owner.id).order(adapter.id, 1)
+
+        for other in (world.borrower, world.stranger):
+            merges = Merges(world.db).for_tenant(other.id)
+            for call in (merges.order, merges.get, merges.finished, merges.delete):
+                with pytest.raises(NotFound):
+                    await call(adapter.id, 1)
+
+    async def test_they_are_limited_and_go_with_the_adapter(self, world: World) -> None:
+        adapter = await world.imported(3)
+        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
+        await mine.order(adapter.id, 1, max_merges=2)
+        await mine.order(adapter.id, 2, max_merges=2)
+        with pytest.raises(QuotaExceeded):
+            await mine.order(adapter.id, 3, max_merges=2)
+        await mine.delete(adapter.id, 2)
+        await mine.order(adapter.id, 3, max_merges=2)
+        work = await merges.begin(f"{adapter.id}@1")
+        assert work is not None
+
+        await world.mine.delete(adapter.id)
+
+        assert not await merges.succeed(work, {})
+        assert await merges.hint(0) == []
+
+
+async def expire_merges(db: Database) -> None:
+    async with db.begin() as conn:
+        await conn.execute(text("UPDATE adapter_merges SET lease_until = 1, hinted_at = NULL"))
 
 
 def _changes(

@@ -9,6 +9,7 @@ rounded once to the dtype of the base's file, as peft's merge does.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -155,7 +156,9 @@ def main() -> int:
     for name in ("base", "adapter", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES)
+    parser.add_argument("--nice", type=int, default=0, help="Give way to other processes.")
     options = parser.parse_args()
+    os.nice(options.nice)
     try:
         merge_export(options.base, options.adapter, options.out, options.max_shard_bytes)
     except DomainError as error:

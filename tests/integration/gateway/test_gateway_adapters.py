@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
+from scheduler.domain.errors import InvalidInput
+from scheduler.tasks.context import TaskContext
+from scheduler.tasks.encode import EncodedSummary
+from scheduler.tasks.merge_adapter import merge_adapter
 from tests.integration.gateway.conftest import BASE, wait_until
 from tests.integration.gateway.fake_worker import Plan
 from tests.integration.gateway.test_gateway_jobs import finished_job
@@ -280,6 +284,8 @@ class TestVersions:
         assert (first["has_more"], rest["has_more"]) == (True, False)
         assert owner.ok("GET", f"{path}/2") == first["data"][1]
         assert owner.refused("GET", f"{path}/4", 404)["code"] == "not_found"
+        for number in ("0", "-1", "x", str(10**30)):
+            owner.refused("GET", f"{path}/{number}", 400)
 
     def test_adapters_are_paged(self, owner: Caller) -> None:
         ids = [owner.imported(float(n))["id"] for n in range(3)]
@@ -353,6 +359,80 @@ class TestExport:
         adapter = owner.imported()
 
         owner.refused("GET", f"/adapters/{adapter['id']}/versions/1/export?format=pickle", 400)
+
+
+class TestMerge:
+    def test_a_merged_model_is_ordered_made_and_fetched(
+        self, service: Service, owner: Caller
+    ) -> None:
+        adapter = owner.imported()
+        path = f"/adapters/{adapter['id']}/versions/1"
+        owner.refused("GET", f"{path}/merge", 404)
+        owner.refused("GET", f"{path}/export?format=merged", 404)
+
+        ordered = owner.ok("POST", f"{path}/merge")
+        waiting = owner.refused("GET", f"{path}/export?format=merged", 400)
+        service.thread.run(merge_adapter(f"{adapter['id']}@1", context_of(service)))
+        made = owner.ok("GET", f"{path}/merge")
+        fetched = owner.call("GET", f"{path}/export?format=merged")
+
+        assert (ordered["status"], ordered["bytes"]) == ("queued", None)
+        assert (waiting["code"], "queued" in waiting["message"]) == ("conflict", True)
+        assert (made["status"], made["bytes"], made["error"]) == ("succeeded", 2 + 11, None)
+        assert owner.ok("POST", f"{path}/merge") == made
+        with tarfile.open(fileobj=io.BytesIO(fetched.content)) as archive:
+            folder = f"{adapter['id']}-v1-merged"
+            assert archive.getnames() == [f"{folder}/config.json", f"{folder}/model.safetensors"]
+        assert owner.ok("DELETE", f"{path}/merge")["deleted"] is True
+        owner.refused("GET", f"{path}/merge", 404)
+        mine = {name for name in stored(service) if name.startswith(adapter["id"])}
+        assert not any("merged" in name for name in mine)
+
+    def test_what_cannot_be_merged_says_why(self, service: Service, owner: Caller) -> None:
+        adapter = owner.imported()
+        path = f"/adapters/{adapter['id']}/versions/1/merge"
+        owner.ok("POST", path)
+
+        context = context_of(service, error=InvalidInput("It overflows."))
+        service.thread.run(merge_adapter(f"{adapter['id']}@1", context))
+
+        failed = owner.ok("GET", path)
+        assert (failed["status"], failed["error"]) == ("failed", "It overflows.")
+        assert owner.ok("POST", path)["status"] == "queued"
+        assert not any("merged" in name for name in stored(service) if adapter["id"] in name)
+
+    def test_merges_are_limited(self, service: Service, owner: Caller) -> None:
+        adapter = owner.imported()
+        for shift in range(service.settings.max_merges):
+            owner.with_version(adapter, float(shift))
+        path = f"/adapters/{adapter['id']}/versions"
+        for number in range(1, service.settings.max_merges + 1):
+            owner.ok("POST", f"{path}/{number}/merge")
+
+        error = owner.refused("POST", f"{path}/{service.settings.max_merges + 1}/merge", 429)
+        assert error["code"] == "rate_limit_exceeded"
+        owner.refused("POST", f"{path}/99/merge", 404)
+
+
+def context_of(service: Service, error: Exception | None = None) -> TaskContext:
+    """A task's context whose merge writes two small files, or fails."""
+
+    async def merge(base: Path, adapter: Path, out: Path) -> None:
+        assert (base / "config.json").exists()
+        assert (adapter / TENSORS_FILE).exists()
+        if error is not None:
+            raise error
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        (out / "model.safetensors").write_bytes(b"safetensors")
+
+    async def encode(*_paths: Path) -> EncodedSummary:
+        raise AssertionError("nothing is tokenised here")
+
+    return TaskContext(
+        db=service.gateway.db, objects=service.gateway.objects,
+        model_dirs=service.settings.model_dirs(), encode=encode, merge=merge,
+    )  # fmt: skip
 
 
 class TestSharing:
@@ -475,6 +555,10 @@ CHANGES: list[tuple[str, str, dict[str, Any]]] = [
     ("DELETE", "/shares/org-x", {}),
     ("POST", "/versions", {"files": _ARCHIVE}),
     ("GET", "/versions/1/export", {}),
+    ("GET", "/versions/1/export?format=merged", {}),
+    ("POST", "/versions/1/merge", {}),
+    ("GET", "/versions/1/merge", {}),
+    ("DELETE", "/versions/1/merge", {}),
 ]
 READS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "", {}),

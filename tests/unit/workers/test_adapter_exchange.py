@@ -19,6 +19,7 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.store.adapter_record import AdapterVersion
 from scheduler.store.objects import ObjectStore
 from service.adapter_export import open_export
+from service.tar_members import tar_chunks, tar_length
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
 from workers.adapter_file import read_adapter
 from workers.model import MODULE_PATHS, fused_linears
@@ -86,10 +87,10 @@ async def test_what_peft_saved_goes_in_and_comes_out_for_peft(family: str, tmp_p
         num_bytes=manifest.num_bytes, created_at=0,
     )  # fmt: skip
     export = await open_export("x", version, objects)
-    num_bytes, content = export.num_bytes, b"".join(export.chunks())
+    length, content = tar_length(export.members), b"".join(tar_chunks(export.members))
     export.close()
 
-    assert len(content) == num_bytes
+    assert len(content) == length
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         tar.extractall(tmp_path / "out", filter="data")
     loaded = PeftModel.from_pretrained(model.oracle, str(tmp_path / "out" / "x-v1"))

@@ -1,4 +1,4 @@
-"""The adapter registry: where versions come from, tags, promotions, shares, pins, imports.
+"""The adapter registry: where versions come from, tags, promotions, shares, pins, imports, merges.
 
 Everything is added, nothing is renamed, so processes of the version before go on working on the
 new schema. The one thing that they do not expect is an imported adapter, which has no job: they
@@ -41,6 +41,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_adapter_merges_tenant_id"), table_name="adapter_merges")
+    op.drop_index(op.f("ix_adapter_merges_status"), table_name="adapter_merges")
+    op.drop_table("adapter_merges")
     op.drop_index(op.f("ix_adapter_shares_tenant_id"), table_name="adapter_shares")
     op.drop_table("adapter_shares")
     op.drop_index(op.f("ix_adapter_promotions_adapter_id_seq"), table_name="adapter_promotions")
@@ -119,6 +122,28 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("adapter_id", "tenant_id", name=op.f("pk_adapter_shares")),
     )
     op.create_index(op.f("ix_adapter_shares_tenant_id"), "adapter_shares", ["tenant_id"])
+    op.create_table(
+        "adapter_merges",
+        sa.Column("adapter_id", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("tenant_id", sa.String(length=64), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=True),
+        sa.Column("files", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("error_message", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("finished_at", sa.Float(), nullable=True),
+        sa.Column("num_tries", sa.Integer(), nullable=False),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("hinted_at", sa.Float(), nullable=True),
+        _version_key("adapter_merges"),
+        sa.ForeignKeyConstraint(
+            ["tenant_id"], ["tenants.id"], name=op.f("fk_adapter_merges_tenant_id")
+        ),
+        sa.PrimaryKeyConstraint("adapter_id", "version", name=op.f("pk_adapter_merges")),
+    )
+    op.create_index(op.f("ix_adapter_merges_status"), "adapter_merges", ["status"])
+    op.create_index(op.f("ix_adapter_merges_tenant_id"), "adapter_merges", ["tenant_id"])
 
 
 def _version_key(table: str) -> sa.ForeignKeyConstraint:

@@ -315,7 +315,7 @@ def large_adapter_speed() -> list[dict[str, float]]:
         rows.append(
             {
                 "density": density,
-                "num_parameters": num_entries(shapes),
+                "num_parameters": num_entries(dict(shapes)),
                 "payload_bytes": len(payload),
                 "ternary_bytes_in_memory": ternary.num_bytes,
                 "encode_ms": fastest_ms(partial(codec.encode, params)),
@@ -354,6 +354,7 @@ def main() -> None:
         for task, folder in sorted(folders.items()):
             tasks[task] = run_subject(Subject.read(task, folder, model), judge, root)
             print(task, "done", flush=True)
+    means = averages(tasks)
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": platform.machine(),
@@ -363,13 +364,13 @@ def main() -> None:
         "splits": {"train": TRAIN, "valid": VALID, "test": TEST},
         "guards_nats": GUARDS,
         "training_s": training_s,
-        "mean": averages(tasks),
+        "mean": means,
         "tasks": tasks,
         "rank 16 on q, k, v, o of 32 layers of 4096": large_adapter_speed(),
     }
     path = options.out / f"codecs-{result['date']}-{result['machine']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    show(result["mean"])
+    show(means)
     print(json.dumps(result["rank 16 on q, k, v, o of 32 layers of 4096"], indent=1))
     print(path)
 

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from scheduler.domain.errors import DomainError
+from scheduler.store.adapter_merges import Merges
 from scheduler.store.adapters import Adapters
 from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database, migrate
@@ -35,8 +36,11 @@ from service.generation import Engines
 from service.metrics import GatewayMetrics
 from service.middleware import Boundary
 from service.routes import (
+    adapter_exports,
+    adapter_pointers,
     adapters,
     admin,
+    capabilities,
     chat,
     completions,
     files,
@@ -136,6 +140,7 @@ def _assemble(
         files=Files(db),
         jobs=Jobs(db),
         adapters=Adapters(db),
+        merges=Merges(db),
         idempotency=Idempotency(db),
         objects=ObjectStore(settings.object_store_url),
         catalogue=Catalogue(tokenizers, pool.roster, created_at),
@@ -154,7 +159,10 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for module in (files, fine_tuning, adapters, admin, workers, health):
+    for module in (
+        *(files, fine_tuning, adapters, adapter_pointers, adapter_exports, capabilities),
+        *(admin, workers, health),
+    ):
         app.include_router(module.router)
     for module in (chat, completions, models):
         app.include_router(module.router, prefix="/v1")

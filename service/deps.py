@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Path, Request
 
 from scheduler.domain.tenant import Tenant
+from scheduler.store.adapter_merges import TenantMerges
 from scheduler.store.adapters import TenantAdapters
 from scheduler.store.files import TenantFiles
 from scheduler.store.idempotency import IdempotencyKey
@@ -14,6 +15,7 @@ from scheduler.store.jobs import TenantJobs
 from scheduler.store.keys import Keys
 from scheduler.store.objects import ObjectStore
 from scheduler.store.tenants import Tenants
+from service.adapter_import import AdapterImport
 from service.auth import CurrentAdmin, CurrentTenant
 from service.catalogue import Catalogue, ServedModel
 from service.gateway import Gateway
@@ -44,6 +46,20 @@ def _tenant_jobs(gateway: AnyGateway, tenant: CurrentTenant) -> TenantJobs:
 
 def _tenant_adapters(gateway: AnyGateway, tenant: CurrentTenant) -> TenantAdapters:
     return gateway.adapters.for_tenant(tenant.id)
+
+
+def _tenant_merges(gateway: AnyGateway, tenant: CurrentTenant) -> TenantMerges:
+    return gateway.merges.for_tenant(tenant.id)
+
+
+def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport:
+    return AdapterImport(
+        gateway.adapters.for_tenant(tenant.id),
+        gateway.objects,
+        gateway.catalogue,
+        gateway.engines.pool.roster,
+        gateway.settings,
+    )
 
 
 def _objects(gateway: AnyGateway) -> ObjectStore:
@@ -81,6 +97,8 @@ SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
 AdaptersDep = Annotated[TenantAdapters, Depends(_tenant_adapters)]
+MergesDep = Annotated[TenantMerges, Depends(_tenant_merges)]
+AdapterImportDep = Annotated[AdapterImport, Depends(_adapter_import)]
 ObjectsDep = Annotated[ObjectStore, Depends(_objects)]
 CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
 EnginesDep = Annotated[Engines, Depends(_engines)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scheduler.store.adapter_merges import Merges
     from scheduler.store.adapters import Adapters
     from scheduler.store.database import Database
     from scheduler.store.files import Files
@@ -30,6 +31,7 @@ class Gateway:
     files: Files
     jobs: Jobs
     adapters: Adapters
+    merges: Merges
     idempotency: Idempotency
     objects: ObjectStore
     catalogue: Catalogue

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_UPLOADS = re.compile(r"/v1/files|/v1/adapters(/[^/]+/versions)?")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 LINGER_BYTES, LINGER_S = 2**20, 2.0  # of a refused body that is read all the same
 FORM_SLACK_BYTES = 64 * 1024  # boundaries and small fields around an uploaded file
@@ -41,7 +42,7 @@ class Boundary:
 
     Args:
         app: the application inside.
-        max_body_bytes: largest body of any route but the file upload.
+        max_body_bytes: largest body of any route but the uploads.
         max_file_bytes: largest uploaded file.
     """
 
@@ -80,7 +81,7 @@ class Boundary:
         await exchange.send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _limit(self, scope: Scope) -> int:
-        if scope["method"] == "POST" and scope["path"] == "/v1/files":
+        if scope["method"] == "POST" and _UPLOADS.fullmatch(scope["path"]):
             return self.max_file_bytes + FORM_SLACK_BYTES
         return self.max_body_bytes
 

@@ -22,6 +22,15 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
     max_stored_bytes: int = Field(
         10 * 1024 * MIB, gt=0, description="Bytes of files that one tenant may store."
     )
+    max_adapter_bytes: int = Field(
+        2048 * MIB, gt=0, description="Most bytes of an imported adapter, unpacked."
+    )
+    max_imported_bytes: int = Field(
+        10 * 1024 * MIB, gt=0, description="Bytes of imported adapters that one tenant may store."
+    )
+    max_merges: int = Field(
+        4, ge=0, description="Merged models, made or ordered, that one tenant may keep."
+    )
     max_active_jobs: int = Field(
         16, ge=1, description="Fine-tuning jobs of one tenant that are not over."
     )

@@ -124,6 +124,11 @@ class WorkerPool:
         """Unfinished requests of this gateway per worker inbox."""
         return Counter(live.inbox for live, _ in self._live.values())
 
+    def num_answering(self, adapter_id: str) -> int:
+        """Unfinished requests of this gateway that an adapter answers."""
+        adapters = (live.body.adapter for live, _ in self._live.values())
+        return sum(adapter is not None and adapter.adapter_id == adapter_id for adapter in adapters)
+
     @property
     def num_waiting(self) -> int:
         """Requests of this gateway that have not had a first token."""

@@ -12,15 +12,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from scheduler.domain.adapter import AdapterManifest
+from scheduler.domain.adapter import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    TENSORS_FILE,
+    AdapterManifest,
+    content_digest,
+)
 from scheduler.domain.errors import InvalidInput
 from scheduler.durable import write_durably
 from workers.model import DecoderConfig
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod
 
-TENSORS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-MANIFEST = "manifest.json"
+TENSORS, CONFIG, MANIFEST = TENSORS_FILE, CONFIG_FILE, MANIFEST_FILE
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -64,7 +68,7 @@ def write_adapter(
         base_digest=base.digest,
         method=method.peft_type.lower(),
         method_config=method.config.model_dump(mode="json"),
-        digest=hashlib.sha256("".join(hashes[n] for n in sorted(hashes)).encode()).hexdigest(),
+        digest=content_digest(hashes),
         num_bytes=sum(map(len, files.values())),
         files=hashes,
         step=step,

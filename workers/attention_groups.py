@@ -1,4 +1,4 @@
-"""Spans that attend together in plain torch: the reference, and the path of devices without kernels.
+"""Spans that attend together in plain torch: the path of devices without kernels.
 
 Shape suffixes: S spans of a group, M padded queries, N padded keys, K KV heads, D head_dim, T rows.
 """

@@ -108,7 +108,8 @@ def paged_attention(
         return paged_groups(extents, tables, cache, keys.device)
     if not extents:
         return []
-    rows, blocks = [], []
+    rows: list[tuple[int, ...]] = []
+    blocks: list[int] = []
     for extent, table in zip(extents, tables, strict=True):
         rows.append((extent.row, extent.num_queries, extent.start, len(blocks)))
         blocks += table

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from pydantic import BaseModel, ConfigDict, Field
+
+TENSORS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+MANIFEST_FILE = "manifest.json"
 
 
 class AdapterRef(BaseModel):
@@ -31,3 +37,8 @@ class AdapterManifest(BaseModel):
     step: int = Field(ge=0, default=0)
     metrics: dict[str, float] = Field(default_factory=dict)
     init_seed: int | None = Field(None, description="Seed that drew the initial value, if known.")
+
+
+def content_digest(files: dict[str, str]) -> str:
+    """Digest of an artefact from its files' SHA-256 by name, whatever their order."""
+    return hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()

@@ -11,6 +11,7 @@ DomainError
     ModelNotFound         no such base model, adapter or checkpoint
   Conflict                the thing is in another state
     InvalidTransition     a job cannot go from its state to the wanted one
+    AdapterInUse          an adapter is pinned, shared or answering
     IdempotencyMismatch   the same Idempotency-Key came with another body
   PayloadTooLarge         body or file over the limit
   QuotaExceeded           the tenant's own limit
@@ -99,6 +100,12 @@ class InvalidTransition(Conflict):
     """A job cannot go from its present state to the wanted one."""
 
     code = "invalid_transition"
+
+
+class AdapterInUse(Conflict):
+    """An adapter is pinned, shared or answering, so it cannot be deleted."""
+
+    code = "adapter_in_use"
 
 
 class IdempotencyMismatch(Conflict):

@@ -87,7 +87,7 @@ def plan_training(
     budget nothing runs, not even what a law in error thinks is free.
     """
     if budget_ms <= 0:
-        return TrainingShare((), (), 0.0)
+        return TrainingShare()
     windows: list[WindowSpan] = []
     units: list[LaneUnits] = []
     left_ms, work_ms = budget_ms, 0.0

@@ -81,6 +81,7 @@ class TenantFiles:
         purpose: str,
         num_bytes: int,
         object_key: str,
+        sha256: str | None = None,
         max_total_bytes: int | None = None,
         idempotency: IdempotencyKey | None = None,
     ) -> File:
@@ -110,6 +111,7 @@ class TenantFiles:
                     num_bytes=num_bytes,
                     object_key=object_key,
                     status="processed",
+                    sha256=sha256,
                     created_at=DbNow(),
                 )
             )

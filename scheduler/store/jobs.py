@@ -80,10 +80,9 @@ class TenantJobs:
                     return job_of(await self._row(conn, owner))
             tenant = await lock_tenant(conn, self._tenant_id)
             await self._check_quota(conn, max_active)
-            await self._check_file(conn, draft.training_file, "training_file")
-            if draft.validation_file is not None:
-                await self._check_file(conn, draft.validation_file, "validation_file")
-            await conn.execute(insert(jobs).values(_new_row(job_id, tenant.id, tenant.name, draft)))
+            digests = await self._check_files(conn, draft)
+            row = _new_row(job_id, tenant.id, tenant.name, draft)
+            await conn.execute(insert(jobs).values(row | {"data_digests": digests}))
             for key, value in draft.metadata.items():
                 await conn.execute(insert(job_metadata).values(job_id=job_id, key=key, value=value))
             await append_event(
@@ -250,20 +249,33 @@ class TenantJobs:
                 "one to end or cancel one."
             )
 
-    async def _check_file(self, conn: AsyncConnection, file_id: str, param: str) -> None:
-        query = select(files.c.purpose).where(
+    async def _check_files(self, conn: AsyncConnection, draft: JobDraft) -> dict[str, str]:
+        """Refuse files that are not the tenant's; the digests of the others by role."""
+        roles = {"training_file": draft.training_file, "validation_file": draft.validation_file}
+        digests: dict[str, str] = {}
+        for role, file_id in roles.items():
+            if file_id is not None:
+                sha256 = await self._check_file(conn, file_id, role)
+                digests |= {role: sha256} if sha256 else {}
+        return digests
+
+    async def _check_file(self, conn: AsyncConnection, file_id: str, param: str) -> str | None:
+        query = select(files.c.purpose, files.c.sha256).where(
             files.c.id == file_id, files.c.tenant_id == self._tenant_id
         )
-        purpose = await conn.scalar(query)
-        if purpose is None:
+        row = (await conn.execute(query)).one_or_none()
+        if row is None:
             raise InvalidInput(
                 f"No file {file_id!r}; upload it first with purpose 'fine-tune'.", param=param
             )
-        if purpose != "fine-tune":
+        if row.purpose != "fine-tune":
             raise InvalidInput(
-                f"File {file_id!r} has purpose {purpose!r}; upload it with purpose 'fine-tune'.",
+                f"File {file_id!r} has purpose {row.purpose!r}; upload it with purpose "
+                "'fine-tune'.",
                 param=param,
             )
+        sha256: str | None = row.sha256
+        return sha256
 
     async def _ask_worker(
         self,

@@ -66,6 +66,7 @@ class CheckpointCommit:
         adapter_digest: content digest of the artefact.
         num_bytes: size of the artefact.
         trained_tokens: so far.
+        base_digest: digest of the base weights under the adapter, as its manifest has it.
     """
 
     step: int
@@ -75,4 +76,5 @@ class CheckpointCommit:
     trained_tokens: int
     uri: str | None = None
     manifest_sha256: str | None = None
+    base_digest: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Date,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 from scheduler.domain.service_class import DEFAULT
@@ -78,6 +80,7 @@ files = Table(
     Column("status", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
+    Column("sha256", String(64)),
     Index(None, "tenant_id", "seq"),
 )
 
@@ -94,6 +97,8 @@ jobs = Table(
     # Not a foreign key: a file may be deleted once its job has read it.
     Column("training_file", String(64), nullable=False),
     Column("validation_file", String(64)),
+    # SHA-256 of both at creation, by role; they may be gone when a version asks.
+    Column("data_digests", JSON(none_as_null=True)),
     Column("suffix", String(64), nullable=False),
     Column("adapter_id", String(64), nullable=False, unique=True),
     Column("model_name", Text, nullable=False, unique=True),
@@ -178,10 +183,13 @@ adapters = Table(
     Column("seq", Seq, primary_key=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("job_id", ForeignKey("jobs.id"), unique=True),  # NULL: it was imported
     Column("base_model", Text, nullable=False),
     Column("model_name", Text, nullable=False, unique=True),
+    # The plain name answers with live_version, or with final_version while nobody promoted any.
     Column("final_version", Integer),
+    Column("live_version", Integer),
+    Column("is_pinned", Boolean, nullable=False, server_default=false()),
     Column("created_at", Float, nullable=False),
     Column("deleted_at", Float),
 )
@@ -197,6 +205,73 @@ adapter_versions = Table(
     Column("uri", Text, nullable=False),
     Column("num_bytes", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
+    # Where it comes from; unknown for versions older than these columns.
+    Column("origin", String(16)),
+    Column("base_digest", String(128)),
+    Column("method", String(32)),
+    Column("job_id", String(64)),
+    Column("data_digests", JSON(none_as_null=True)),
+    Column("metrics", JSON(none_as_null=True)),
+    Column("parent_version", Integer),
+)
+
+
+def _version_key() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["adapter_id", "version"],
+        ["adapter_versions.adapter_id", "adapter_versions.version"],
+        ondelete="CASCADE",
+    )
+
+
+adapter_tags = Table(
+    "adapter_tags",
+    metadata,
+    Column("adapter_id", String(64), primary_key=True),
+    Column("tag", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    _version_key(),
+)
+
+adapter_promotions = Table(
+    "adapter_promotions",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("adapter_id", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("previous_version", Integer),  # what was live before, which a rollback brings back
+    Column("created_at", Float, nullable=False),
+    Column("undone_at", Float),
+    _version_key(),
+    Index(None, "adapter_id", "seq"),
+)
+
+adapter_shares = Table(
+    "adapter_shares",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True, index=True),
+    Column("created_at", Float, nullable=False),
+)
+
+# Full models made of a base and a version; the row is the order and the record of it.
+adapter_merges = Table(
+    "adapter_merges",
+    metadata,
+    Column("adapter_id", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("status", String(16), nullable=False, index=True),
+    Column("uri", Text),
+    Column("files", JSON(none_as_null=True)),
+    Column("error_message", Text),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("num_tries", Integer, nullable=False),
+    Column("lease_until", Float),
+    Column("hinted_at", Float),
+    _version_key(),
 )
 
 outbox = Table(

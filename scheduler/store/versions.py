@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from scheduler.store.lease_record import CheckpointCommit
 
+TRAINED = "job"
+
 
 async def newest_version(conn: AsyncConnection, adapter_id: str) -> int:
     """The highest version number so far, 0 for none."""
@@ -32,7 +34,8 @@ async def commit_version(
     name = f"{job.model_name}:ckpt-step-{commit.step}"
     await _ensure_adapter(conn, job)
     await _write_checkpoint(conn, job, commit, name)
-    version = await newest_version(conn, job.adapter_id) + 1
+    newest = await newest_version(conn, job.adapter_id)
+    version = newest + 1
     await conn.execute(
         insert(adapter_versions).values(
             adapter_id=job.adapter_id,
@@ -43,6 +46,13 @@ async def commit_version(
             uri=commit.adapter_uri,
             num_bytes=commit.num_bytes,
             created_at=DbNow(),
+            origin=TRAINED,
+            base_digest=commit.base_digest,
+            method=job.spec["method"],
+            job_id=job.id,
+            data_digests=job.data_digests,
+            metrics=commit.metrics,
+            parent_version=newest or None,
         )
     )
     return AdapterRef(

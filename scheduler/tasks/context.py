@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from scheduler.tasks.encode import EncodedSummary
+from scheduler.tasks.merge_process import merge_in_child
 
 if TYPE_CHECKING:
     from scheduler.store.database import Database
     from scheduler.store.objects import ObjectStore
 
 Encode: TypeAlias = Callable[[Path, Path, Path], Awaitable[EncodedSummary]]
+Merge: TypeAlias = Callable[[Path, Path, Path], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +25,11 @@ class TaskContext:
     Attributes:
         model_dirs: base model id -> folder.
         encode: `encode_data_set`, awaited.
+        merge: base, adapter and target folder -> a full model in the target.
     """
 
     db: Database
     objects: ObjectStore
     model_dirs: dict[str, Path]
     encode: Encode
+    merge: Merge = merge_in_child

@@ -1,68 +1,161 @@
-"""/v1/adapters and /v1/capabilities: what OpenAI's API has no word for."""
+"""/v1/adapters: adapters and their versions, in and out."""
 
-from fastapi import APIRouter
+from typing import Annotated, Any, Literal
 
-from scheduler.domain.errors import NotFound
-from scheduler.store.adapters import Adapter
-from service.auth import CurrentTenant
-from service.deps import AdaptersDep, RosterDep
+from fastapi import APIRouter, Query, Request
+
+from scheduler.domain.errors import (
+    AdapterInUse,
+    InvalidInput,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    PermissionDenied,
+    QuotaExceeded,
+)
+from service.adapter_read import read_adapter, read_version
+from service.adapter_removal import remove_adapter
+from service.adapter_upload import received_adapter
+from service.deps import (
+    AdapterImportDep,
+    AdaptersDep,
+    EnginesDep,
+    FilesDep,
+    ObjectsDep,
+    ReplaysDep,
+    SettingsDep,
+)
 from service.errors import errors
-from service.schemas.base import ListPage
-from service.schemas.model import AdapterRead, AdapterVersionRead, Capabilities
+from service.schemas.adapter import MAX_VERSION, AdapterRead, AdapterVersionRead, VersionPath
+from service.schemas.base import Deleted, ListPage
 
-router = APIRouter(prefix="/v1", tags=["adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-
-def _read(adapter: Adapter) -> AdapterRead:
-    return AdapterRead(
-        id=adapter.id,
-        created_at=adapter.created_at,
-        model=adapter.model_name,
-        base_model=adapter.base_model,
-        job_id=adapter.job_id,
-        final_version=adapter.final_version,
-        versions=[
-            AdapterVersionRead(
-                version=version.version,
-                model=version.name,
-                step=version.step,
-                digest=version.digest,
-                bytes=version.num_bytes,
-                created_at=version.created_at,
-            )
-            for version in adapter.versions
-        ],
-    )
+_SOURCE: dict[str, Any] = {
+    "file": {"type": "string", "format": "binary", "description": "A .zip, .tar.gz or .tar."},
+    "file_id": {"type": "string", "description": "Id of an archive uploaded to /v1/files."},
+    "files": {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": "adapter_config.json and adapter_model.safetensors.",
+    },
+}
+_NEW: dict[str, Any] = {
+    "model": {"type": "string", "description": "Id of the base model."},
+    "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+}
 
 
-@router.get("/adapters", responses=errors())
-async def list_adapters(adapters: AdaptersDep) -> ListPage[AdapterRead]:
-    """List the tenant's adapters with their versions, those of running jobs too."""
-    read = [_read(adapter) for adapter in await adapters.list()]
+def _form(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "required": required, "properties": properties}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.get("", responses=errors(InvalidInput))
+async def list_adapters(
+    adapters: AdaptersDep,
+    after: Annotated[str | None, Query(max_length=128)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    order: Literal["asc", "desc"] = "asc",
+) -> ListPage[AdapterRead]:
+    """List adapters, the tenant's own and those shared with it, those of running jobs too."""
+    page = await adapters.list(after=after, limit=limit, order=order)
+    read = [read_adapter(adapter) for adapter in page]
     return ListPage(
         data=read,
         first_id=read[0].id if read else None,
         last_id=read[-1].id if read else None,
+        has_more=page.has_more,
     )
 
 
-@router.get("/adapters/{adapter_id}", responses=errors(NotFound))
+@router.post(
+    "",
+    openapi_extra=_form(_NEW | _SOURCE, ["model", "name"]),
+    responses=errors(
+        InvalidInput, ModelNotFound, NotFound, PayloadTooLarge, QuotaExceeded, Overloaded
+    ),
+)
+async def import_adapter(
+    request: Request,
+    adapters: AdaptersDep,
+    importing: AdapterImportDep,
+    files: FilesDep,
+    objects: ObjectsDep,
+    settings: SettingsDep,
+    replays: ReplaysDep,
+) -> AdapterRead:
+    """Import a peft LoRA: safetensors and its configuration, checked against the base model."""
+    async with received_adapter(request, files, objects, settings.max_adapter_bytes) as upload:
+        key = replays.key_for("adapters", upload.fields, upload.sha256)
+        earlier = await replays.earlier(key)
+        if earlier is not None:
+            return read_adapter(await adapters.get(earlier))
+        return read_adapter(await importing.create(upload, key))
+
+
+@router.get("/{adapter_id}", responses=errors(NotFound))
 async def retrieve_adapter(adapter_id: str, adapters: AdaptersDep) -> AdapterRead:
     """Show one adapter."""
-    return _read(await adapters.get(adapter_id))
+    return read_adapter(await adapters.get(adapter_id))
 
 
-@router.get("/capabilities", responses=errors())
-async def show_capabilities(tenant: CurrentTenant, roster: RosterDep) -> Capabilities:
-    """What the live workers can do, with the JSON Schema of every plug-in's options."""
-    del tenant  # any key may ask
-    bases = {base.id: base for worker in roster.workers for base in worker.capabilities.base_models}
-    return Capabilities(
-        base_models=[bases[name] for name in sorted(bases)],
-        peft_methods=roster.schemas("peft_methods"),
-        optimizers=roster.schemas("optimizers"),
-        objectives=roster.schemas("objectives"),
-        kv_policies=roster.schemas("kv_policies"),
-        service_classes=roster.service_classes,
-        max_rank=max((worker.capabilities.max_rank for worker in roster.workers), default=0),
+@router.delete("/{adapter_id}", responses=errors(NotFound, PermissionDenied, AdapterInUse))
+async def delete_adapter(
+    adapter_id: str, adapters: AdaptersDep, engines: EnginesDep, objects: ObjectsDep
+) -> Deleted:
+    """Delete an adapter with all its versions, unless it is pinned, shared or in use."""
+    await remove_adapter(adapter_id, adapters, engines.pool, objects)
+    return Deleted(id=adapter_id, object="adapter")
+
+
+@router.get("/{adapter_id}/versions", responses=errors(NotFound, InvalidInput))
+async def list_versions(
+    adapter_id: str,
+    adapters: AdaptersDep,
+    after: Annotated[
+        int | None, Query(ge=1, le=MAX_VERSION, description="Last version of the page before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ListPage[AdapterVersionRead]:
+    """List an adapter's versions, newest first."""
+    page = await adapters.versions(adapter_id, after=after, limit=limit)
+    read = [read_version(version) for version in page]
+    return ListPage(
+        data=read,
+        first_id=str(read[0].version) if read else None,
+        last_id=str(read[-1].version) if read else None,
+        has_more=page.has_more,
     )
+
+
+@router.post(
+    "/{adapter_id}/versions",
+    openapi_extra=_form(_SOURCE, []),
+    responses=errors(
+        InvalidInput, NotFound, PermissionDenied, PayloadTooLarge, QuotaExceeded, Overloaded
+    ),
+)
+async def import_version(
+    adapter_id: str,
+    request: Request,
+    adapters: AdaptersDep,
+    importing: AdapterImportDep,
+    files: FilesDep,
+    objects: ObjectsDep,
+    settings: SettingsDep,
+) -> AdapterVersionRead:
+    """Import a further version; the plain name answers with it once it is promoted."""
+    adapter = await adapters.get_own(adapter_id)
+    async with received_adapter(request, files, objects, settings.max_adapter_bytes) as upload:
+        return read_version(await importing.add_version(upload, adapter))
+
+
+@router.get("/{adapter_id}/versions/{version}", responses=errors(NotFound))
+async def retrieve_version(
+    adapter_id: str, version: VersionPath, adapters: AdaptersDep
+) -> AdapterVersionRead:
+    """Show one version."""
+    return read_version(await adapters.version(adapter_id, version))

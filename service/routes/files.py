@@ -86,6 +86,7 @@ async def create_file(
                 purpose=upload.purpose,
                 num_bytes=upload.num_bytes,
                 object_key=object_key,
+                sha256=upload.sha256,
                 max_total_bytes=settings.max_stored_bytes,
                 idempotency=key,
             )

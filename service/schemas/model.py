@@ -17,30 +17,7 @@ class ModelRead(Read):
     root: str
     parent: str | None
     max_model_len: int | None = None
-
-
-class AdapterVersionRead(Read):
-    """One immutable version."""
-
-    version: int
-    model: str
-    step: int
-    digest: str
-    bytes: int
-    created_at: int
-
-
-class AdapterRead(Read):
-    """An adapter and its versions."""
-
-    id: str
-    object: Literal["adapter"] = "adapter"
-    created_at: int
-    model: str
-    base_model: str
-    job_id: str
-    final_version: int | None
-    versions: list[AdapterVersionRead]
+    shared_by: str | None = None
 
 
 class Capabilities(Read):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 from pydantic import ValidationError
 
-from scheduler.domain.adapter import AdapterManifest, AdapterRef
+from scheduler.domain.adapter import MANIFEST_FILE, AdapterManifest, AdapterRef
 from scheduler.domain.errors import DomainError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scheduler.store.objects import ObjectStore
 
-MANIFEST = "manifest.json"
+MANIFEST = MANIFEST_FILE
 
 log = structlog.get_logger(__name__)
 

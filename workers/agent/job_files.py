@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.messages import CheckpointWritten, StartJob
 from scheduler.store.leases import CheckpointCommit
 from workers.agent.adapter_cache import MANIFEST
@@ -93,6 +94,7 @@ class JobFiles:
         leased, folder = self._leased, Path(written.path)
         adapter_uri = f"adapters/{leased.adapter_id}/{leased.epoch}/v{self._version}"
         await self._objects.put_dir(folder / ADAPTER, adapter_uri)
+        manifest = await asyncio.to_thread((folder / ADAPTER / MANIFEST).read_bytes)
         uri, manifest_sha256 = None, None
         if not written.final:
             uri = f"checkpoints/{leased.job_id}/{leased.epoch}/step-{written.step}"
@@ -106,6 +108,7 @@ class JobFiles:
             adapter_digest=written.adapter_digest,
             num_bytes=written.num_bytes,
             trained_tokens=written.trained_tokens,
+            base_digest=AdapterManifest.model_validate_json(manifest).base_digest,
             metrics=dict(written.metrics),
         )
 

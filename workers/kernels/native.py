@@ -25,8 +25,10 @@ import torch
 log = structlog.get_logger()
 
 SOURCES = Path(__file__).parent / "cpu"
-OPTIONS = ("-std=c++20", "-O3", "-march=native", "-nostdinc++", "-nostdlib++")
-OPTIONS += ("-fno-exceptions", "-fno-rtti", "-shared", "-fPIC")
+OPTIONS = (
+    *("-std=c++20", "-O3", "-march=native", "-nostdinc++", "-nostdlib++"),
+    *("-fno-exceptions", "-fno-rtti", "-shared", "-fPIC"),
+)
 NEEDED_FLAGS = frozenset({"avx2", "fma"})
 
 

@@ -12,17 +12,12 @@ from typing import Any, Literal, get_args
 import torch
 from pydantic import Field, ValidationError
 
+from scheduler.artefact.lora_config import PLAIN, read_lora_options
 from scheduler.domain.errors import InvalidInput
 from workers.model import MODULE_PATHS, DecoderConfig, FusedLinear, LinearSlice, fused_linears
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod, Terms, generator
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-IGNORED = {"use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {},
-           "alpha_pattern": {}, "layers_to_transform": None, "fan_in_fan_out": False}  # fmt: skip
-
-UNKNOWN_HERE = {"lora_bias": False, "use_qalora": False, "layer_replication": None,
-                "alora_invocation_tokens": None, "target_parameters": None,
-                "trainable_token_indices": None, "exclude_modules": None}  # fmt: skip
 
 
 @PEFT_METHODS.register("lora")
@@ -105,23 +100,16 @@ class Lora(PeftMethod):
             "target_modules": sorted(self.config.target_modules),
             "use_rslora": self.config.use_rslora,
             "inference_mode": True,
-            **IGNORED,
+            **PLAIN,
         }
 
     @classmethod
     def from_peft_config(cls, config: dict[str, Any], model: DecoderConfig) -> Lora:
         """See PeftMethod."""
-        for key, plain in (IGNORED | UNKNOWN_HERE).items():
-            if config.get(key) not in (plain, None):
-                raise InvalidInput(f"LoRA with {key}={config[key]!r} is not supported.")
+        plain = read_lora_options(config)
         try:
-            options = cls.Config(
-                rank=config["r"],
-                alpha=config["lora_alpha"],
-                target_modules=tuple(config["target_modules"]),
-                use_rslora=bool(config.get("use_rslora", False)),
-            )
-        except (KeyError, TypeError, ValidationError) as error:
+            options = cls.Config.model_validate(plain.model_dump())
+        except ValidationError as error:
             raise InvalidInput(f"adapter_config.json is not a plain LoRA: {error}.") from None
         return cls(options, model)
 

@@ -35,6 +35,11 @@ def write_tiny_folder(folder: Path) -> Path:
         "vocab_size": 258,
         "max_position_embeddings": MAX_MODEL_LEN,
         "eos_token_id": 257,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
     }
     _write(folder / "config.json", config)
     return folder

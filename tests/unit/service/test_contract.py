@@ -14,7 +14,17 @@ from service.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[3]
 ROUTES = sorted(Path(next(iter(service.routes.__path__))).glob("*.py"))
-WIDE_STORES = {"Files", "Jobs", "Adapters", "Leases", "Checks", "Database", "Usage", "Idempotency"}
+WIDE_STORES = {
+    "Files",
+    "Jobs",
+    "Adapters",
+    "Merges",
+    "Leases",
+    "Checks",
+    "Database",
+    "Usage",
+    "Idempotency",
+}
 
 
 def test_the_published_contract_equals_the_app() -> None:

@@ -187,8 +187,7 @@ class Spans:
     def _place(self, random: Random, page_tokens: int | None) -> None:
         firsts, dim = [], self.dim
         if page_tokens is None:
-            for keys in self.keys:
-                firsts.append(sum(map(len, self.keys[: len(firsts)])))
+            firsts += [sum(map(len, self.keys[:i])) for i in range(len(self.keys))]
             self.k, self.v = torch.cat(self.keys), torch.cat(self.values)
             self.tables = None
             strides = (0, 0, dim, self.kv_heads * dim)

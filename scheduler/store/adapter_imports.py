@@ -1,0 +1,116 @@
+"""Versions that were not trained here: rows for artefacts whose bytes are stored already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, func, insert, select
+
+from scheduler.domain.errors import QuotaExceeded
+from scheduler.store.clock import DbNow
+from scheduler.store.ids import new_id
+from scheduler.store.tables import adapter_versions, adapters
+from scheduler.store.versions import newest_version
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from scheduler.domain.tenant import Tenant
+
+ADAPTER_ID_CHARS = 8
+IMPORTED = "import"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedVersion:
+    """A checked artefact in the object store.
+
+    Attributes:
+        uri: key of its folder.
+        digest: content digest, as in its manifest.
+        base_digest: digest of the base weights that it was checked against.
+    """
+
+    uri: str
+    digest: str
+    num_bytes: int
+    base_digest: str
+    method: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def new_adapter_id() -> str:
+    """A fresh id; the bytes are stored under it before the row is made."""
+    return new_id("", ADAPTER_ID_CHARS)
+
+
+def import_key(adapter_id: str) -> str:
+    """Object-store key of a new imported version's folder."""
+    return f"adapters/{adapter_id}/{new_id('import-')}"
+
+
+async def insert_adapter(
+    conn: AsyncConnection, adapter_id: str, tenant: Tenant, name: str, base_model: str
+) -> None:
+    """Write the row of an adapter without a job; its first version is published at once."""
+    await conn.execute(
+        insert(adapters).values(
+            id=adapter_id,
+            tenant_id=tenant.id,
+            job_id=None,
+            base_model=base_model,
+            model_name=f"ft:{base_model}:{tenant.name}:{name}:{adapter_id}",
+            final_version=1,
+            created_at=DbNow(),
+        )
+    )
+
+
+async def insert_version(
+    conn: AsyncConnection, adapter: Row[Any], imported: ImportedVersion
+) -> int:
+    """Write the next version of an adapter whose row the caller holds; returns its number."""
+    version = await newest_version(conn, adapter.id) + 1
+    await conn.execute(
+        insert(adapter_versions).values(
+            adapter_id=adapter.id,
+            version=version,
+            name=f"{adapter.model_name}@{version}",
+            step=0,
+            digest=imported.digest,
+            uri=imported.uri,
+            num_bytes=imported.num_bytes,
+            created_at=DbNow(),
+            origin=IMPORTED,
+            base_digest=imported.base_digest,
+            method=imported.method,
+            metrics=imported.metrics,
+        )
+    )
+    return version
+
+
+async def check_room(
+    conn: AsyncConnection, tenant_id: str, num_bytes: int, limit_bytes: int | None
+) -> None:
+    """Refuse what would bring the tenant's imported versions over its limit.
+
+    Raises:
+        QuotaExceeded: it would.
+    """
+    if limit_bytes is None:
+        return
+    total = func.coalesce(func.sum(adapter_versions.c.num_bytes), 0)
+    query = (
+        select(total)
+        .join(adapters, adapters.c.id == adapter_versions.c.adapter_id)
+        .where(adapters.c.tenant_id == tenant_id, adapter_versions.c.origin == IMPORTED)
+    )
+    held_bytes = int(await conn.scalar(query) or 0)
+    if held_bytes + num_bytes > limit_bytes:
+        raise QuotaExceeded(
+            f"This adapter would bring your imported adapters to {held_bytes + num_bytes} bytes; "
+            f"the limit is {limit_bytes}. Delete adapters you no longer need.",
+            param="file",
+        )

@@ -1,0 +1,95 @@
+"""A stored version -> the files of a folder that peft loads, or that transformers loads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from scheduler.domain.adapter import CONFIG_FILE, MANIFEST_FILE, TENSORS_FILE, AdapterManifest
+from scheduler.domain.errors import NotFound
+from service.tar_members import TarMember
+
+if TYPE_CHECKING:
+    from scheduler.store.adapter_merges import Merge
+    from scheduler.store.adapters import AdapterVersion
+    from scheduler.store.objects import ObjectStore
+
+
+class AdapterExport:
+    """The files of one version on this machine, for as long as an answer takes.
+
+    Args:
+        scratch: holds the files; `close` removes it.
+        name: the folder inside the tar.
+    """
+
+    def __init__(self, scratch: tempfile.TemporaryDirectory[str], name: str) -> None:
+        self.name = name
+        self._scratch = scratch
+
+    @property
+    def members(self) -> list[TarMember]:
+        """Configuration and tensors."""
+        paths = [Path(self._scratch.name) / name for name in (CONFIG_FILE, TENSORS_FILE)]
+        return [
+            TarMember(f"{self.name}/{path.name}", path.stat().st_size, partial(_open, path))
+            for path in paths
+        ]
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._scratch.cleanup()
+
+
+def merged_members(merge: Merge, objects: ObjectStore) -> list[TarMember]:
+    """The files of a merged model, read from the object store as they are sent."""
+    folder = f"{merge.adapter_id}-v{merge.version}-merged"
+    return [
+        TarMember(f"{folder}/{name}", num_bytes, partial(objects.open, f"{merge.uri}/{name}"))
+        for name, num_bytes in merge.files.items()
+    ]
+
+
+async def open_export(
+    adapter_id: str, version: AdapterVersion, objects: ObjectStore
+) -> AdapterExport:
+    """Fetch the version and compare it with its digest.
+
+    Raises:
+        NotFound: its files are gone or damaged.
+    """
+    scratch = tempfile.TemporaryDirectory(prefix="tandem-export-")
+    try:
+        await objects.get_dir(version.uri, Path(scratch.name))
+        sound = await asyncio.to_thread(_is_sound, Path(scratch.name), version.digest)
+    except FileNotFoundError:
+        sound = False
+    except BaseException:
+        scratch.cleanup()
+        raise
+    if not sound:
+        scratch.cleanup()
+        raise NotFound(
+            f"The files of version {version.version} of adapter {adapter_id!r} are gone or damaged."
+        )
+    return AdapterExport(scratch, f"{adapter_id}-v{version.version}")
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _is_sound(folder: Path, digest: str) -> bool:
+    try:
+        manifest = AdapterManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    except ValueError:
+        return False
+    actual = {}
+    for name in manifest.files:
+        with (folder / Path(name).name).open("rb") as file:
+            actual[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return actual == manifest.files and manifest.digest == digest

@@ -1,0 +1,47 @@
+"""Adapters as answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from service.schemas.adapter import AdapterRead, AdapterVersionRead
+
+if TYPE_CHECKING:
+    from scheduler.store.adapters import Adapter, AdapterVersion
+
+
+def read_adapter(adapter: Adapter) -> AdapterRead:
+    """An adapter with all its versions."""
+    return AdapterRead(
+        id=adapter.id,
+        created_at=adapter.created_at,
+        model=adapter.model_name,
+        base_model=adapter.base_model,
+        job_id=adapter.job_id,
+        final_version=adapter.final_version,
+        live_version=adapter.live_version,
+        tags=adapter.tags,
+        pinned=adapter.is_pinned,
+        shared_by=adapter.shared_by,
+        shared_with=list(adapter.shared_with),
+        versions=[read_version(version) for version in adapter.versions],
+    )
+
+
+def read_version(version: AdapterVersion) -> AdapterVersionRead:
+    """One version."""
+    return AdapterVersionRead(
+        version=version.version,
+        model=version.name,
+        step=version.step,
+        digest=version.digest,
+        bytes=version.num_bytes,
+        created_at=version.created_at,
+        origin=cast('Literal["job", "import"] | None', version.origin),
+        base_digest=version.base_digest,
+        method=version.method,
+        job_id=version.job_id,
+        data_digests=version.data_digests,
+        metrics=version.metrics,
+        parent_version=version.parent_version,
+    )

@@ -1,0 +1,26 @@
+"""/v1/capabilities: what the service can do at the moment."""
+
+from fastapi import APIRouter
+
+from service.auth import CurrentTenant
+from service.deps import RosterDep
+from service.errors import errors
+from service.schemas.model import Capabilities
+
+router = APIRouter(prefix="/v1", tags=["adapters"])
+
+
+@router.get("/capabilities", responses=errors())
+async def show_capabilities(tenant: CurrentTenant, roster: RosterDep) -> Capabilities:
+    """What the live workers can do, with the JSON Schema of every plug-in's options."""
+    del tenant  # any key may ask
+    bases = {base.id: base for worker in roster.workers for base in worker.capabilities.base_models}
+    return Capabilities(
+        base_models=[bases[name] for name in sorted(bases)],
+        peft_methods=roster.schemas("peft_methods"),
+        optimizers=roster.schemas("optimizers"),
+        objectives=roster.schemas("objectives"),
+        kv_policies=roster.schemas("kv_policies"),
+        service_classes=roster.service_classes,
+        max_rank=max((worker.capabilities.max_rank for worker in roster.workers), default=0),
+    )

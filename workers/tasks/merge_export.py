@@ -1,0 +1,171 @@
+"""Base and adapter -> a full Hugging Face model: W + delta, streamed in sharded safetensors.
+
+    python -m workers.tasks.merge_export --base DIR --adapter DIR --out DIR
+
+Whatever the model's size, one tensor of it is in memory (and the adapter). Sums are float32, and
+rounded once to the dtype of the base's file, as peft's merge does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+
+import workers.models
+import workers.peft_methods  # noqa: F401
+from scheduler.domain.errors import DomainError, InvalidInput
+from workers.adapter_arena import Term
+from workers.adapter_file import LoadedAdapter, read_adapter
+from workers.base_weights import WeightFolder
+from workers.hf_config import read_hf_config
+from workers.model import MODULE_PATHS, DecoderConfig, decoder_config, fused_linears
+from workers.tasks.shard_writer import DTYPE_NAMES, TensorSpec, plan_shards, write_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+MAX_SHARD_BYTES = 2 << 30
+# Files beside the weights that belong to a model; code never does.
+_BESIDE = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "chat_template.jinja"),
+)
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+class Deltas:
+    """What an adapter adds to each base tensor, computed when it is asked for."""
+
+    def __init__(self, adapter: LoadedAdapter, config: DecoderConfig) -> None:
+        self._rank = adapter.method.rank
+        self._terms = _lowered(adapter, config)
+        self._places = {
+            f"model.layers.{layer}.{MODULE_PATHS[part.module]}.weight": (layer, index, j)
+            for layer in range(config.num_layers)
+            for index, linear in enumerate(fused_linears(config))
+            for j, part in enumerate(linear.slices)
+            if part.module in adapter.method.modules
+        }
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Base tensors that change."""
+        return frozenset(self._places)
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        """The tensor with the adapter's part, in its own dtype; others come back as they are."""
+        if name not in self._places:
+            return weight
+        layer, index, j = self._places[name]
+        term = self._terms[layer, index]
+        shrink = term.shrink_CI[j * self._rank : (j + 1) * self._rank]
+        total = weight.float() + term.expand_RO[j].T @ shrink
+        merged = total.to(weight.dtype)
+        if not bool(torch.isfinite(merged).all()):
+            raise InvalidInput(f"Merged tensor {name!r} overflows {weight.dtype}.")
+        return merged
+
+
+def merge_export(
+    base: Path, adapter: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write the merged model into a folder that does not exist yet; it appears whole or not at all.
+
+    Raises:
+        InvalidInput: base or adapter cannot be read, or they do not fit.
+        OSError: the disk refuses.
+    """
+    config = decoder_config(read_hf_config(base))
+    weights = WeightFolder(base)
+    deltas = Deltas(read_adapter(adapter, config), config)
+    if missing := sorted(deltas.names - weights.shards.keys()):
+        raise InvalidInput(f"The base lacks {missing[0]!r}, which the adapter changes.")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shards = plan_shards(_specs(weights), max_shard_bytes)
+        write_shards(partial, shards, _merged(weights, deltas))
+        for name in _BESIDE:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, partial / name)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _lowered(adapter: LoadedAdapter, config: DecoderConfig) -> dict[tuple[int, int], Term]:
+    """The adapter's terms in float32, outside any arena."""
+    rank = adapter.method.rank
+    terms = {
+        (layer, index): Term(
+            torch.zeros(len(linear.slices) * rank, linear.in_features),
+            tuple(torch.zeros(rank, part.num_features) for part in linear.slices),
+        )
+        for layer in range(config.num_layers)
+        for index, linear in enumerate(fused_linears(config))
+        if any(part.module in adapter.method.modules for part in linear.slices)
+    }
+    params = {name: param.float() for name, param in adapter.params.items()}
+    adapter.method.lower(params, terms)
+    return terms
+
+
+def _by_file(weights: WeightFolder) -> list[tuple[Path, list[str]]]:
+    """Files of the base, each with its tensors, in a fixed order."""
+    files = sorted(set(weights.shards.values()))
+    return [
+        (file, sorted(name for name, place in weights.shards.items() if place == file))
+        for file in files
+    ]
+
+
+def _specs(weights: WeightFolder) -> Iterator[TensorSpec]:
+    for file, names in _by_file(weights):
+        with safe_open(file, "pt") as reader:
+            for name in names:
+                view = reader.get_slice(name)
+                dtype = view.get_dtype()
+                if dtype not in _DTYPES:
+                    raise InvalidInput(
+                        f"Base tensor {name!r} has dtype {dtype}; it stays unmerged."
+                    )
+                yield TensorSpec(name, _DTYPES[dtype], tuple(view.get_shape()))
+
+
+def _merged(weights: WeightFolder, deltas: Deltas) -> Iterator[Tensor]:
+    for file, names in _by_file(weights):
+        with safe_open(file, "pt") as reader:
+            for name in names:
+                yield deltas.merged(name, reader.get_tensor(name))
+
+
+def main() -> int:
+    """Merge as the command line says; the exit status is 1 when it cannot be done."""
+    parser = argparse.ArgumentParser(prog="merge_export", description="Merge an adapter in.")
+    for name in ("base", "adapter", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES)
+    parser.add_argument("--nice", type=int, default=0, help="Give way to other processes.")
+    options = parser.parse_args()
+    os.nice(options.nice)
+    try:
+        merge_export(options.base, options.adapter, options.out, options.max_shard_bytes)
+    except DomainError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

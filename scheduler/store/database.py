@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Database:
         async with AsyncExitStack() as stack:
             if self._writer is not None:
                 await stack.enter_async_context(self._writer)
-            yield await stack.enter_async_context(self._engine.begin())
+            yield await stack.enter_async_context(_whole(self._engine.begin()))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -58,6 +58,31 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+
+
+@asynccontextmanager
+async def _whole(
+    transaction: AbstractAsyncContextManager[AsyncConnection],
+) -> AsyncIterator[AsyncConnection]:
+    """A transaction whose beginning is never abandoned half-way.
+
+    A task that is cancelled while its BEGIN waits for SQLite's lock would get that lock later, in
+    the driver's thread, with nobody left to give it back.
+    """
+    beginning = asyncio.ensure_future(transaction.__aenter__())
+    try:
+        conn = await asyncio.shield(beginning)
+    except asyncio.CancelledError as cancelled:
+        await asyncio.wait([beginning])
+        if not beginning.cancelled() and beginning.exception() is None:
+            await transaction.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
+        raise
+    try:
+        yield conn
+    except BaseException as error:
+        await transaction.__aexit__(type(error), error, error.__traceback__)
+        raise
+    await transaction.__aexit__(None, None, None)
 
 
 async def migrate(url: str) -> None:

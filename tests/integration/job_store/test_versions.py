@@ -95,9 +95,9 @@ async def test_a_foreign_and_an_unknown_name_get_the_same_answer(world: World) -
         assert foreign.value.message == expected
     with pytest.raises(NotFound):
         await stranger.get(leased.adapter_id)
-    with pytest.raises(ModelNotFound):
-        await stranger.delete(leased.model_name)
-    assert await stranger.list() == []
+    with pytest.raises(NotFound):
+        await stranger.delete(leased.adapter_id)
+    assert len(await stranger.list()) == 0
 
 
 async def test_an_adapter_is_deleted_with_all_its_names(world: World) -> None:
@@ -105,17 +105,17 @@ async def test_an_adapter_is_deleted_with_all_its_names(world: World) -> None:
     await world.leases.commit_checkpoint(leased.job_id, leased.epoch, commit(5))
     names = Adapters(world.db).for_tenant(world.tenant.id)
     with pytest.raises(Conflict):
-        await names.delete(leased.model_name)
+        await names.delete(leased.adapter_id)
     await world.leases.finish(leased.job_id, leased.epoch, commit(9))
     (adapter,) = await names.list()
     assert adapter == await names.get(leased.adapter_id)
     assert [version.step for version in adapter.versions] == [5, 9]
 
-    await names.delete(leased.model_name)
+    await names.delete(leased.adapter_id)
 
     for name in ("", ":live", ":ckpt-step-5", ":ckpt-step-9"):
         with pytest.raises(ModelNotFound):
             await names.resolve(leased.model_name + name)
-    with pytest.raises(ModelNotFound):
-        await names.delete(leased.model_name)
-    assert await names.list() == []
+    with pytest.raises(NotFound):
+        await names.delete(leased.adapter_id)
+    assert len(await names.list()) == 0

@@ -118,7 +118,7 @@ class IterationScheduler:
         inference_ms: float,
         step_ms: float,
     ) -> TrainingShare:
-        """The share, or one beside the forward if that trains more in the same step.
+        """The share, or one beside the forward, whichever saves more time.
 
         Longer spans (prefill) use the whole machine: beside them nothing is gained.
         """
@@ -128,9 +128,8 @@ class IterationScheduler:
         if lane_ms > step_ms:
             return share
         lanes = plan_beside(demands, step_ms, lane_ms, self.law, self.beside)
-        if not lanes.beside or lanes.work_ms <= share.work_ms:
-            return share
-        return replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
+        lanes = replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
+        return max(share, lanes, key=TrainingShare.saved_ms) if lanes.beside else share
 
     def commit(self, plan: StepPlan) -> None:
         """Count a step's tokens as computed, and charge their tenants."""

@@ -72,9 +72,13 @@ class LatencyLaw:
         return max(floor, self._forward.predict(self._features(shape)))
 
     def unit_ms(self, unit: Unit) -> float:
-        """Expected time of one unit, with its margin."""
-        law = self._units[unit.direction]
-        return max(0.01, law.predict([1.0, float(unit.num_tokens)]) + law.error)
+        """Expected time of one unit."""
+        return max(0.01, self._units[unit.direction].predict([1.0, float(unit.num_tokens)]))
+
+    @property
+    def unit_margin_ms(self) -> float:
+        """What a run of units may take longer: the mean error of one, in the worst direction."""
+        return max(fit.error for fit in self._units.values())
 
     @property
     def margin_ms(self) -> float:

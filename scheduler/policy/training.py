@@ -51,6 +51,10 @@ class TrainingShare:
     expected_ms: float = 0.0
     work_ms: float = 0.0
 
+    def saved_ms(self) -> float:
+        """How much sooner it is done than it would be apart: 0 for units that take their turn."""
+        return self.work_ms - self.expected_ms
+
 
 def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:
     """Higher priority first, then least served, then by name."""
@@ -90,7 +94,8 @@ def plan_training(
         return TrainingShare()
     windows: list[WindowSpan] = []
     units: list[LaneUnits] = []
-    left_ms, work_ms = budget_ms, 0.0
+    left_ms = affordable_ms = max(0.0, budget_ms - law.unit_margin_ms)
+    work_ms = 0.0
     for demand in in_order(demands):
         cursor = demand.cursor
         own_ms = min(left_ms, budget_ms * demand.max_share)
@@ -112,7 +117,7 @@ def plan_training(
         first = in_order(demands)[0]
         return TrainingShare(units=(LaneUnits(first.job_id, 1),), expected_ms=budget_ms)
     return TrainingShare(
-        tuple(windows), tuple(units), expected_ms=budget_ms - left_ms, work_ms=work_ms
+        tuple(windows), tuple(units), expected_ms=affordable_ms - left_ms, work_ms=work_ms
     )
 
 
@@ -121,19 +126,21 @@ def plan_beside(
 ) -> TrainingShare:
     """Units beside a packed forward that takes `lane_ms` on its share of the machine, then more.
 
-    A unit starts beside it while most of the unit would overlap; the whole step takes at most
-    `step_ms`. Whether this beats taking turns shows in the share's `work_ms`.
+    A unit starts beside it while it is worth more than it lengthens the step, which takes at most
+    `step_ms`. Whether this beats taking turns shows in what the share saves.
     """
+    step_ms -= max(law.unit_margin_ms, beside.unit_margin_ms)
     lane: list[LaneUnits] = []
     after: list[LaneUnits] = []
     spent_ms = rest_ms = work_ms = 0.0
     for demand in in_order(demands):
         cursor, count = demand.cursor, 0
         while (unit := cursor.next_unit()) is not None:
-            cost_ms = beside.unit_ms(unit)
-            if spent_ms + cost_ms > step_ms or spent_ms + cost_ms / 2 > lane_ms:
+            done_ms = spent_ms + beside.unit_ms(unit)
+            longer_ms = max(lane_ms, done_ms) - max(lane_ms, spent_ms)
+            if done_ms > step_ms or longer_ms >= law.unit_ms(unit):
                 break
-            count, spent_ms, cursor = count + 1, spent_ms + cost_ms, cursor.after(unit)
+            count, spent_ms, cursor = count + 1, done_ms, cursor.after(unit)
             work_ms += law.unit_ms(unit)
         if count:
             lane.append(LaneUnits(demand.job_id, count))

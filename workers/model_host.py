@@ -22,6 +22,7 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
 from workers.hf_config import read_hf_config
+from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
 from workers.model import decoder_config
 from workers.model_runner import ModelRunner
@@ -120,7 +121,7 @@ def compute_dtype(settings: EngineSettings) -> torch.dtype:
         dtype = getattr(torch, settings.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
-    if settings.device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if settings.device == "cpu" and cpu_kernels(torch.bfloat16) is None:
         return torch.float32
     return torch.bfloat16
 

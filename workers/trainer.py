@@ -57,8 +57,8 @@ class TrainerLimits:
     memory_bytes: int
     max_jobs: int
     pack_tokens: int = 512
-    window_tokens: int = 128
-    range_tokens: int = 128
+    window_tokens: int = 256
+    range_tokens: int = 256
 
 
 @dataclass(slots=True)

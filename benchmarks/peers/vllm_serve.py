@@ -104,6 +104,7 @@ def main() -> None:
             max_num_seqs=64,
             enable_prefix_caching=False,
             disable_log_stats=True,
+            gpu_memory_utilization=0.3,  # of the memory: two engines and a training loop share it
         )
     )
     loop = ClosedLoop(engine, args.adapters, args.streams)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from scheduler.domain.request import Sequence
 
-AIM = 0.97  # of a TPOT target: a request's last steps cannot always make up for a late one
+AIM = 0.94  # of a TPOT target: an arrival near the end of an answer cannot be made up for
 MAX_STALL_TARGETS = 1.5  # no step is stretched by more than this many TPOT targets
 
 

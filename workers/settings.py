@@ -27,7 +27,7 @@ class EngineSettings(TextSettings, LogSettings):
     dtype: str = Field(
         "auto",
         pattern="^(auto|float32|bfloat16|float16)$",
-        description="Of weights and K/V; `auto` is bfloat16 where the device multiplies it, or float32.",
+        description="Of weights and K/V; `auto`: bfloat16 where the device has it, or float32.",
     )
     num_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the engine."

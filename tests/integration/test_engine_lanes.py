@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from scheduler.domain.messages import JobStopped
 from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
 from tests.integration.engine_driver import BASE, Script, TinyEngine, always, generate
 from tests.unit.workers.tiny_models import VOCAB_SIZE
+from workers.decoder_backward import DecoderBackward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from scheduler.domain.messages import ToEngine
     from scheduler.policy.pack_cursor import Unit
+    from workers.decoder_backward import BackwardUnit
 
 
 class FreeLane(LatencyLaw):
@@ -87,13 +90,20 @@ def test_lanes_change_neither_tokens_nor_losses(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_job_that_diverges_in_its_lane_fails_alone(tmp_path: Path) -> None:
+def test_a_job_that_crashes_in_its_lane_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = TinyEngine(tmp_path, tpot_ms=1000.0)
     data = engine.data("train", Random(5))
-    wild = engine.job("job", data, learning_rate=1e30, n_epochs=30)
     requests = [generate(f"r{i}", [1 + i, 7], max_tokens=60) for i in range(6)]
 
-    script = run(engine, FreeLane(), [wild, *requests])
+    def crash(unit: BackwardUnit) -> None:
+        raise ZeroDivisionError(f"layer {unit.layer}")
 
-    assert script.has_ended("job")
+    monkeypatch.setattr(DecoderBackward, "run", lambda _self, unit: crash(unit))
+
+    script = run(engine, FreeLane(), [engine.job("job", data), *requests])
+
+    (stopped,) = script.of(JobStopped)
+    assert (stopped.job_id, stopped.error_code) == ("job", "internal")
     assert all(len(script.tokens(f"r{i}")) == 60 for i in range(6))

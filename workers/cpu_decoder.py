@@ -42,7 +42,6 @@ class CpuDecoder:
         self.kernels = kernels
         self.config = config
         self.arena = arena
-        self.frozen = weights
         self.layers = [
             describe_layer(layer, index, arena) for index, layer in enumerate(weights.layers)
         ]

@@ -77,12 +77,9 @@ async def _whole(
         if not beginning.cancelled() and beginning.exception() is None:
             await transaction.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
         raise
-    try:
+    async with AsyncExitStack() as ending:
+        ending.push_async_exit(transaction)
         yield conn
-    except BaseException as error:
-        await transaction.__aexit__(type(error), error, error.__traceback__)
-        raise
-    await transaction.__aexit__(None, None, None)
 
 
 async def migrate(url: str) -> None:

@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from workers.codec import CODECS, Codec, Shapes
-from workers.groupwise import GroupwiseCode
-from workers.peft_method import Params
+from workers.codec import CODECS
+from workers.groupwise_codec import GroupwiseCodec
 
 
 @CODECS.register("int8")
-class Int8(Codec):
+class Int8(GroupwiseCodec):
     """One of 255 levels for each number, one scale for each group."""
 
-    class Config(Codec.Config):
-        """Options of the 8-bit codec."""
-
-        group_size: int = Field(64, ge=8, le=4096, description="Numbers that share one scale.")
-
-    config: Config
-
-    def encode(self, params: Params) -> bytes:
-        """See Codec."""
-        return self._code.encode_all(params)
-
-    def decode(self, payload: bytes, shapes: Shapes) -> Params:
-        """See Codec."""
-        return self._code.decode_all(payload, shapes)
-
-    def max_bytes(self, shapes: Shapes) -> int:
-        """See Codec."""
-        return self._code.num_bytes(shapes)
-
-    @property
-    def _code(self) -> GroupwiseCode:
-        return GroupwiseCode(8, self.config.group_size)
+    bits = 8

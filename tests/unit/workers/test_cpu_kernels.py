@@ -210,7 +210,7 @@ class Spans:
         order = list(range(sum(counts)))
         random.shuffle(order)
         shape = len(order), self.kv_heads, size, self.dim
-        k = self.k_nan = torch.full(shape, float("nan"), dtype=self.q.dtype)
+        k = torch.full(shape, float("nan"), dtype=self.q.dtype)
         v = k.clone()
         table: list[int] = []
         for keys, values, count in zip(self.keys, self.values, counts, strict=True):
@@ -252,8 +252,8 @@ def test_attention_backward_is_autograd_s(dtype: torch.dtype, seed: int) -> None
     spans = Spans(seed, dtype, None)
     out, lse = torch.empty_like(spans.q), torch.empty(spans.q.shape[:2])
     kernels(dtype).attend(spans.source, spans.table, spans.shape, spans.q, out, lse)
-    grad_q, grad_k, grad_v = torch.empty_like(spans.q), torch.zeros(spans.k.shape), None
-    grad_v = torch.zeros(spans.k.shape)
+    grad_q = torch.empty_like(spans.q)
+    grad_k, grad_v = torch.zeros(spans.k.shape), torch.zeros(spans.k.shape)
     pointers = (spans.q, out, spans.grad, lse, grad_q, grad_k, grad_v)
     grads = AttentionGrads(*(tensor.data_ptr() for tensor in pointers))
 

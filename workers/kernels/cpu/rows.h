@@ -4,7 +4,7 @@
 #include "team.h"
 #include "vector.h"
 
-// Sum over a row of f(vector at i), with a scalar tail.
+// Mean of the squares of a row, in whole vectors and a scalar rest.
 template <class T>
 float mean_square(const T* x, int64_t n) {
     Floats total = splat(0);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,19 @@ class Database:
         await self._engine.dispose()
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """A connection whose closing ends its transaction.
+
+    SQLite keeps a closed connection, and the lock it holds, while a cursor of it is alive; a
+    statement that was cancelled before its rows were fetched leaves such a cursor to the collector.
+    """
+
+    def close(self) -> None:
+        """Roll back, then close."""
+        self.rollback()
+        super().close()
+
+
 @asynccontextmanager
 async def _whole(
     transaction: AbstractAsyncContextManager[AsyncConnection],
@@ -73,7 +86,9 @@ async def _whole(
     try:
         conn = await asyncio.shield(beginning)
     except asyncio.CancelledError as cancelled:
-        await asyncio.wait([beginning])
+        while not beginning.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([beginning])
         if not beginning.cancelled() and beginning.exception() is None:
             await transaction.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
         raise
@@ -114,7 +129,9 @@ def _sqlite_engine(url: str) -> AsyncEngine:
     path = make_url(url).database
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = create_async_engine(
+        url, connect_args={"timeout": BUSY_TIMEOUT_S, "factory": _SqliteConnection}
+    )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,3 +123,29 @@ async def test_the_databases_clock_counts_fractions_of_unix_seconds(db: Database
 
     assert 0.04 < second - first < 1.0
     assert first > 1_700_000_000
+
+
+async def test_a_write_cancelled_at_any_moment_leaves_no_lock(db: Database, tmp_path: Path) -> None:
+    """SQLite's own lock: a half-fetched statement used to hold it until the next collection."""
+    for name in "abc":
+        await Tenants(db).create(name)
+    add_one = tenants.update().values(weight=tenants.c.weight + 1).returning(tenants)
+
+    async def write() -> None:
+        async with db.begin() as conn:
+            (await conn.execute(add_one)).all()
+            (await conn.execute(add_one)).all()
+
+    probe = sqlite3.connect(tmp_path / "tandem.db", timeout=1.0, isolation_level=None)
+    gc.disable()
+    try:
+        for number in range(150):
+            writing = asyncio.create_task(write())
+            await asyncio.sleep(number * 2e-5)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            probe.execute("BEGIN IMMEDIATE")
+            probe.execute("ROLLBACK")
+    finally:
+        gc.enable()
+        probe.close()

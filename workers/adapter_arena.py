@@ -16,12 +16,14 @@ Shape suffixes: C rows of the arena, I in_features, O out_features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scheduler.domain.errors import InvalidInput
-from workers.kernels.cpu_kernels import MAX_PROJECTIONS, AdaptedLinear
+from workers.kernels.cpu_kernels import MAX_PROJECTIONS
+from workers.kernels.device_kernels import kernels_of
 from workers.model import DecoderConfig, FusedLinear, fused_linears
 
 
@@ -88,14 +90,22 @@ class AdapterArena:
             for linear in self.linears
         ]
 
-        self._adapted = {
-            (layer, index): self._describe(layer, index)
-            for layer in layers
-            for index in range(len(self.linears))
-        }
+        kernels = kernels_of(device, dtype)
+        self._adapted: dict[tuple[int, int], Any] = {}
+        if kernels is not None:
+            self._adapted = {
+                (layer, index): kernels.adapted_linear(
+                    MAX_PROJECTIONS * index,
+                    [0, *(part.stop for part in linear.slices)],
+                    self.shrink[index][layer],
+                    self.expand[index][layer],
+                )
+                for layer in layers
+                for index, linear in enumerate(self.linears)
+            }
 
-    def adapted(self, layer: int, index: int) -> AdaptedLinear:
-        """The matrices of one fused linear as the kernels read them."""
+    def adapted(self, layer: int, index: int) -> Any:
+        """The matrices of one fused linear, as the kernels of the arena's device read them."""
         return self._adapted[layer, index]
 
     def targets(self, columns: AdapterColumns) -> int:
@@ -106,17 +116,6 @@ class AdapterArena:
             for j, part in enumerate(linear.slices)
             if part.module in columns.modules
         )
-
-    def _describe(self, layer: int, index: int) -> AdaptedLinear:
-        linear, expands = self.linears[index], self.expand[index][layer]
-        described = AdaptedLinear(
-            index, len(linear.slices), linear.in_features, linear.out_features
-        )
-        described.shrink = self.shrink[index][layer].data_ptr()
-        for j, (part, expand) in enumerate(zip(linear.slices, expands, strict=True)):
-            described.expand[j] = expand.data_ptr()
-            described.first_output[j], described.first_output[j + 1] = part.start, part.stop
-        return described
 
     def matrices(self) -> list[Tensor]:
         """Every matrix of the arena."""

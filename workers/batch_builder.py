@@ -12,9 +12,9 @@ from workers.adapter_arena import AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import Attends, Extent
 from workers.batch import CacheRows, ForwardBatch, TrainWindow
-from workers.cpu_attention import pack_attention, paged_attention
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
+from workers.span_attention import pack_attention, paged_attention
 from workers.train_pack import TrainPack
 
 

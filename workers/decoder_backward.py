@@ -21,7 +21,7 @@ from workers.adapter_rows import AdapterRows, AdapterRun, run_table
 from workers.attention import AttendsBack, SavedAttention
 from workers.batch import ForwardBatch, TrainWindow
 from workers.decoder import Decoder
-from workers.kernels.cpu_kernels import kernels_for
+from workers.kernels.device_kernels import kernels_for
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
 from workers.model import DOWN, GATE_UP, OUT, QKV
 from workers.term_grads import TermGrads
@@ -150,7 +150,7 @@ class DecoderBackward:
         if kernels is None:
             self._adapter_products(unit, index, grad_y, x, grad_x)
             return
-        run = run_table([AdapterRun(0, len(x), unit.columns)], arena)
+        run = run_table([AdapterRun(0, len(x), unit.columns)], arena, x.device)
         term = unit.grads.terms[unit.layer, index]
         described = arena.adapted(unit.layer, index)
         kernels.adapter_backward(described, run, x, grad_y, term.matrices(), grad_x)

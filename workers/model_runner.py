@@ -12,6 +12,7 @@ from workers.batch_builder import BatchBuilder, InferenceRow, PackWindow, placem
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
 from workers.sampler import SampledToken, Sampler, score
+from workers.step_graphs import StepGraphs
 
 
 @dataclass(slots=True)
@@ -37,20 +38,31 @@ class ModelRunner:
         self.cache = cache
         self.sampler = Sampler()
         self.device = decoder.weights.device
+        self.graphs = StepGraphs.try_of(decoder, cache)
 
     @torch.inference_mode()
     def run(self, rows: list[InferenceRow], windows: list[PackWindow]) -> ForwardResult:
         """One packed forward of training windows and inference spans."""
+        rows = sorted(rows, key=placement)
+        if self.graphs is not None and rows and not windows and self.graphs.covers(rows):
+            return self._replay(self.graphs, rows)
         builder = BatchBuilder(self.decoder, self.cache)
         for window in windows:
             builder.add_window(window)
-        rows = sorted(rows, key=placement)
         for row in rows:
             builder.add_row(row)
         hidden = self.decoder.forward(builder.build())
         first = sum(window.count for window in windows)
         prompt_logprobs = self._prompt_logprobs(rows, hidden[first:])
         return ForwardResult(self._sample(rows, hidden[first:]), prompt_logprobs, hidden)
+
+    def _replay(self, graphs: StepGraphs, rows: list[InferenceRow]) -> ForwardResult:
+        """A step of single tokens, each of which completes its sequence."""
+        logits = graphs.logits(rows)
+        sequences = [row.sequence for row in rows]
+        sampled = self.sampler.sample(logits, sequences)
+        by_id = {s.id: token for s, token in zip(sequences, sampled, strict=True)}
+        return ForwardResult(by_id, {}, logits[:0])
 
     def _sample(self, rows: list[InferenceRow], hidden: Tensor) -> dict[str, SampledToken]:
         """Draw a token for every span that completes its sequence."""

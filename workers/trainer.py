@@ -27,7 +27,6 @@ from workers.attention import AttendsBack
 from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
-from workers.cpu_attention import pack_attention
 from workers.decoder import Decoder
 from workers.decoder_backward import BackwardUnit, DecoderBackward
 from workers.flat_params import FlatParams
@@ -36,6 +35,7 @@ from workers.loss import window_loss
 from workers.model import DecoderConfig
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.span_attention import pack_attention
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData
 from workers.train_job import TrainJob

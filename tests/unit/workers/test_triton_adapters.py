@@ -12,14 +12,8 @@ from torch import Tensor
 
 from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
 from workers.kernels import reference
-from workers.kernels.triton.adapters import (
-    Factor,
-    RunTiles,
-    accumulate,
-    contract,
-    expand,
-    tile_places,
-)
+from workers.kernels.segments import Factor, RunTable, tile_places
+from workers.kernels.triton.adapters import accumulate, contract, expand
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=4, deadline=None)
@@ -44,7 +38,7 @@ class Adapted:
             row, offset = stop + random.randint(0, 1), offset + rank
         self.rows = row + 1
         places = tile_places([r[0] for r in self.runs], [r[1] for r in self.runs], tile)
-        self.tiles = RunTiles(
+        self.tiles = RunTable(
             torch.tensor(self.runs, device=DEVICE),
             torch.tensor([*places, NO_RUN], device=DEVICE),
             tile,
@@ -91,7 +85,9 @@ def test_forward_adds_each_row_s_own_adapter(tile: int, seed: int) -> None:
     else:
         want = y.clone()
 
-    expand(contract(x, adapted.shrink_factor, adapted.tiles), adapted.expand_factor, adapted.tiles, y)
+    expand(
+        contract(x, adapted.shrink_factor, adapted.tiles), adapted.expand_factor, adapted.tiles, y
+    )
 
     assert_close(y, want)
 
@@ -116,13 +112,13 @@ def test_backward_gives_the_input_s_gradient_and_the_terms(tile: int, seed: int)
         want_x[rows] += grad[rows] @ block.T @ shrink
         total = rand(seed, *shrink.shape)
         want = total + (grad[rows] @ block.T).T @ x[rows]
-        accumulate(total, grad_shrunk[:, rows], 0, x[rows])
+        accumulate(total, grad_shrunk.sum(0)[rows], 0, x[rows])
         assert_close(total, want)
         for j, (begin, width) in enumerate(zip((0, 20, 27), adapted.widths, strict=True)):
             if not targets >> (BIT + j) & 1:
                 continue
             part = grad[rows, begin : begin + width]
             total = torch.zeros(rank, width, dtype=DTYPE, device=DEVICE)
-            accumulate(total, shrunk[:, rows], j * rank, part)
+            accumulate(total, shrunk.sum(0)[rows], j * rank, part)
             assert_close(total, (x[rows] @ shrink[j * rank : (j + 1) * rank].T).T @ part)
     assert_close(grad_x, want_x)

@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
 from workers.attention import attend_backward as padded_backward
 from workers.kernels import reference
-from workers.kernels.triton.attention import HeadShape, KeyPlace, SpanTiles, attend
+from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
+from workers.kernels.triton.attention import attend
 from workers.kernels.triton.attention_backward import AttentionSaved, attend_backward
 from workers.kernels.triton.snapkv import column_sums
 
@@ -35,7 +36,9 @@ class Spans:
         heads = shape.kv_heads * shape.group
         self.q = rand(seed, self.rows, heads + 2, shape.dim)[:, 1:-1]
         self.lengths = [s + c for s, c in zip(self.starts, self.counts, strict=True)]
-        self.kv = [rand(seed + i + 1, 2, n, shape.kv_heads, DIM) for i, n in enumerate(self.lengths)]
+        self.kv = [
+            rand(seed + i + 1, 2, n, shape.kv_heads, DIM) for i, n in enumerate(self.lengths)
+        ]
         self.firsts: list[int] = []
         self.place = self._pages(random) if paged else self._side_by_side()
         row, table = 0, []

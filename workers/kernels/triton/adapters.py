@@ -13,16 +13,14 @@ Shape suffixes: T rows, W rank columns of a tile, S splits, F features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.segments import SMALLEST_TILE, Factor, RunTable
 from workers.kernels.triton.accumulator import accumulator
 
-SMALLEST = 16  # a side of tl.dot
 BLOCK_FEATURES = 64
 BLOCK_OUTPUTS = 128
 FEATURES_PER_SPLIT = 512
@@ -30,61 +28,7 @@ ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
 MAX_SPLITS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """Matrices of the arena that one product of one linear reads.
-
-    Attributes:
-        addresses: (n,) int64, of matrices whose rows are rank columns of `num_features`.
-        bounds: (n + 1,) int32: features [bounds[j], bounds[j + 1]) go with matrix j.
-        stacked: projections whose rows lie together in one matrix: its adapter's rows are
-            [stacked * offset, stacked * (offset + rank)).
-        widest: most features of a matrix.
-        first_bit: the targets bit of the linear's first projection.
-    """
-
-    addresses: Tensor
-    bounds: Tensor
-    stacked: int
-    widest: int
-    first_bit: int
-
-    def __len__(self) -> int:
-        return len(self.addresses)
-
-
-@dataclass(frozen=True, slots=True)
-class RunTiles:
-    """Runs of a batch as kernels read them.
-
-    Attributes:
-        runs: (n, 5) int64: start, stop, column, rank, targets.
-        tiles: (m, 2) int64: run, first row; a tile past its run's end is empty.
-        rows: rows of a tile.
-        max_rank: largest rank of a run.
-    """
-
-    runs: Tensor
-    tiles: Tensor
-    rows: int
-    max_rank: int
-
-
-def tile_rows(lengths: list[int]) -> int:
-    """Rows of a tile that suit runs of these lengths."""
-    return 64 if sum(lengths) >= 32 * len(lengths) else SMALLEST
-
-
-def tile_places(starts: list[int], stops: list[int], rows: int) -> list[tuple[int, int]]:
-    """(run, first row) of every tile."""
-    return [
-        (run, first)
-        for run, (start, stop) in enumerate(zip(starts, stops, strict=True))
-        for first in range(start, stop, rows)
-    ]
-
-
-def contract(x_TF: Tensor, factor: Factor, batch: RunTiles) -> Tensor:
+def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
     """X @ rows.T for each run's own rows of the factor: (S, T, W), to be summed over S.
 
     Rows without a run are not written, columns of projections that an adapter lacks are zero.
@@ -111,15 +55,15 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTiles) -> Tensor:
         factor.first_bit,
         STACKED=factor.stacked,
         SPLITS=splits,
-        ROWS=batch.rows,
-        BLOCK_W=max(SMALLEST, triton.next_power_of_2(width)),
+        ROWS=batch.tile_rows,
+        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
         BLOCK_F=BLOCK_FEATURES,
         WIDE=accumulator(x_TF.dtype),
     )
     return result
 
 
-def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTiles, y_TF: Tensor) -> None:
+def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) -> None:
     """Y += shrunk @ rows for each run's own rows of the factor; in place."""
     width = factor.stacked * batch.max_rank
     _expand[(len(batch.tiles), triton.cdiv(factor.widest, BLOCK_OUTPUTS), len(factor))](
@@ -135,33 +79,28 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTiles, y_TF: Tensor) ->
         factor.first_bit,
         STACKED=factor.stacked,
         SPLITS=len(shrunk_STW),
-        ROWS=batch.rows,
-        BLOCK_W=max(SMALLEST, triton.next_power_of_2(width)),
+        ROWS=batch.tile_rows,
+        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
         BLOCK_F=BLOCK_OUTPUTS,
         WIDE=accumulator(y_TF.dtype),
     )
 
 
-def accumulate(total_CF: Tensor, left_STW: Tensor, column: int, right_TF: Tensor) -> None:
-    """Total += left[:, column:].T @ right, in the wide dtype of the total.
-
-    `left` counts from the same row as `right`; its first C columns from `column` are taken.
-    """
+def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor) -> None:
+    """Total += left[:, column : column + C].T @ right, in the wide dtype of the total."""
     columns, features = total_CF.shape
-    block_c = max(SMALLEST, triton.next_power_of_2(min(columns, 64)))
+    block_c = max(SMALLEST_TILE, triton.next_power_of_2(min(columns, 64)))
     _accumulate[(triton.cdiv(features, BLOCK_FEATURES), triton.cdiv(columns, block_c))](
         total_CF,
-        left_STW,
+        left_TW,
         right_TF,
         total_CF.stride(0),
-        left_STW.stride(0),
-        left_STW.stride(1),
+        left_TW.stride(0),
         right_TF.stride(0),
         column,
         len(right_TF),
         columns,
         features,
-        SPLITS=len(left_STW),
         BLOCK_T=64,
         BLOCK_C=block_c,
         BLOCK_F=BLOCK_FEATURES,
@@ -190,7 +129,8 @@ def _contract(
 ):
     tile, part, split = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     run = runs + 5 * tl.load(tiles + 2 * tile)
-    row = tl.load(tiles + 2 * tile + 1) + tl.arange(0, ROWS)
+    first_row = tl.load(tiles + 2 * tile + 1)
+    row = first_row + tl.arange(0, ROWS)
     stop, offset, rank = tl.load(run + 1), tl.load(run + 2), tl.load(run + 3)
     is_row = row < stop
     width = STACKED * rank
@@ -201,7 +141,7 @@ def _contract(
     is_target = (tl.load(run + 4) & bits) != 0
     share = tl.cdiv(tl.cdiv(features, SPLITS), BLOCK_F) * BLOCK_F
     low = split.to(tl.int32) * share
-    high = tl.where(is_target, tl.minimum(low + share, features), low)
+    high = tl.where(is_target & (first_row < stop), tl.minimum(low + share, features), low)
     matrix = tl.load(addresses + part).to(tl.pointer_type(x.dtype.element_ty))
     matrix += STACKED * offset * features
     sums = tl.zeros((ROWS, BLOCK_W), WIDE)
@@ -286,14 +226,12 @@ def _accumulate(
     left,
     right,
     total_stride,
-    split_stride,
     left_stride,
     right_stride,
     first_column,
     rows,
     columns,
     features,
-    SPLITS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -309,8 +247,6 @@ def _accumulate(
         source = left + row[:, None] * left_stride + first_column + column[None, :]
         inside = is_row[:, None] & is_column[None, :]
         factor = tl.load(source, mask=inside, other=0.0)
-        for split in tl.static_range(1, SPLITS):
-            factor += tl.load(source + split * split_stride, mask=inside, other=0.0)
         values = tl.load(
             right + row[:, None] * right_stride + feature[None, :],
             mask=is_row[:, None] & is_feature[None, :],

@@ -12,86 +12,13 @@ Shape suffixes: T rows, H query heads, K KV heads, D head_dim, S spans.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.accumulator import accumulator
-
-SMALLEST = 16  # a side of tl.dot
-LONG_TILE = 64  # stacked rows of a tile of long spans
-BLOCK_KEYS = 64
-KEYS_PER_SPLIT = 256
-ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
-MAX_SPLITS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPlace:
-    """Keys and values of one layer, and how their dimensions stride, in elements.
-
-    Attributes:
-        tables: (n,) int32 block ids of all spans, end to end; None where keys lie side by side.
-        page_tokens: tokens of a page; 0 without tables.
-        lengths_SK: keys of each span in each KV head, its own queries' included, where heads keep
-            different numbers of them; None: start + queries.
-    """
-
-    keys: Tensor
-    values: Tensor
-    page_stride: int
-    head_stride: int
-    token_stride: int
-    tables: Tensor | None = None
-    page_tokens: int = 0
-    lengths_SK: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SpanTiles:
-    """Spans of a batch, cut into tiles of queries.
-
-    Attributes:
-        spans: (n, 4) int64: row, queries, start, first entry of its table (or first key).
-        tiles: (m, 2) int64: span, first query.
-        queries: queries of a tile.
-        splits: pieces that the keys of a tile are cut into.
-    """
-
-    spans: Tensor
-    tiles: Tensor
-    queries: int
-    splits: int
-
-
-@dataclass(frozen=True, slots=True)
-class HeadShape:
-    """Heads of an attention, and its sliding window (0: none)."""
-
-    kv_heads: int
-    group: int
-    dim: int
-    window: int
-
-    @property
-    def stacked(self) -> int:
-        """Rows that one query takes in a tile."""
-        return int(triton.next_power_of_2(self.group))
-
-    def tile_queries(self, longest: int) -> int:
-        """Queries of a tile for spans of up to `longest` queries."""
-        rows = SMALLEST if longest * self.stacked <= SMALLEST else LONG_TILE
-        return max(1, rows // self.stacked)
-
-    def splits(self, num_tiles: int, queries: int, most_keys: int) -> int:
-        """Pieces to cut the keys of short tiles into, so that the card is full."""
-        if queries * self.stacked > SMALLEST:
-            return 1
-        wanted = triton.cdiv(ENOUGH_PROGRAMS, num_tiles * self.kv_heads)
-        return max(1, min(MAX_SPLITS, wanted, triton.cdiv(most_keys, KEYS_PER_SPLIT)))
 
 
 def attend(
@@ -151,9 +78,9 @@ def tile_sizes(queries: int, shape: HeadShape) -> dict[str, int]:
         "KV_HEADS": shape.kv_heads,
         "GROUP": shape.group,
         "STACKED": shape.stacked,
-        "BLOCK_M": max(SMALLEST, queries * shape.stacked),
+        "BLOCK_M": max(SMALLEST_TILE, queries * shape.stacked),
         "DIM": shape.dim,
-        "BLOCK_D": max(SMALLEST, triton.next_power_of_2(shape.dim)),
+        "BLOCK_D": max(SMALLEST_TILE, triton.next_power_of_2(shape.dim)),
     }
 
 

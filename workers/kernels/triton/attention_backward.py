@@ -18,18 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.span_tiles import BLOCK_KEYS, LARGEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.accumulator import accumulator
-from workers.kernels.triton.attention import (
-    BLOCK_KEYS,
-    HeadShape,
-    KeyPlace,
-    SpanTiles,
-    key_offsets,
-    table_arguments,
-    tile_sizes,
-)
-
-BLOCK_QUERIES = 64  # stacked rows that a tile of keys reads at a time
+from workers.kernels.triton.attention import key_offsets, tile_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +62,8 @@ def attend_backward(
         saved.grad,
         saved.lse,
         delta,
-        *table_arguments(place, batch)[:3],
+        batch.spans if place.tables is None else place.tables,
+        batch.spans,
     )
     strides = (place.page_stride, place.head_stride, place.token_stride)
     numbers = (shape.dim**-0.5, shape.window, *strides)
@@ -93,7 +85,7 @@ def attend_backward(
         PAGE=place.page_tokens,
         BLOCK_N=BLOCK_KEYS,
         WIDE=dtype,
-        **tile_sizes(max(1, BLOCK_QUERIES // shape.stacked), shape),
+        **tile_sizes(max(1, LARGEST_TILE // shape.stacked), shape),
     )
 
 
@@ -139,7 +131,6 @@ def _grad_queries(
     lse,
     delta,
     tables,
-    lengths,
     spans,
     tiles,
     grad_q,
@@ -192,7 +183,7 @@ def _grad_queries(
         visible = is_query[:, None] & (slot[None, :] < limit[:, None])
         if window > 0:
             visible = visible & (slot[None, :] >= limit[:, None] - window)
-        weights, grad_scores = _grad_scores(
+        _, grad_scores = _grad_scores(
             query_rows,
             grad_rows,
             log_sums,
@@ -218,7 +209,6 @@ def _grad_keys(
     lse,
     delta,
     tables,
-    lengths,
     spans,
     tiles,
     grad_k,

@@ -13,17 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.span_tiles import BLOCK_KEYS, LARGEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.accumulator import accumulator
-from workers.kernels.triton.attention import (
-    BLOCK_KEYS,
-    LONG_TILE,
-    HeadShape,
-    KeyPlace,
-    SpanTiles,
-    key_offsets,
-    table_arguments,
-    tile_sizes,
-)
+from workers.kernels.triton.attention import key_offsets, table_arguments, tile_sizes
 
 
 def column_sums(
@@ -39,9 +31,7 @@ def column_sums(
     `lse_TH` is attention's own; the spans' queries are those that vote, the tiles are not read.
     """
     spans = len(batch.spans)
-    votes = torch.zeros(
-        spans, shape.kv_heads, most_keys, dtype=lse_TH.dtype, device=lse_TH.device
-    )
+    votes = torch.zeros(spans, shape.kv_heads, most_keys, dtype=lse_TH.dtype, device=lse_TH.device)
     _column_sums[(spans, shape.kv_heads, triton.cdiv(most_keys, BLOCK_KEYS))](
         q_THD,
         lse_TH,
@@ -60,7 +50,7 @@ def column_sums(
         HAS_LENGTHS=place.lengths_SK is not None,
         BLOCK_N=BLOCK_KEYS,
         WIDE=accumulator(q_THD.dtype),
-        **tile_sizes(max(1, LONG_TILE // shape.stacked), shape),
+        **tile_sizes(max(1, LARGEST_TILE // shape.stacked), shape),
     )
     return votes
 

@@ -1,0 +1,48 @@
+"""A decoder on Triton's kernels serves and trains as plain torch does, in one packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+import torch
+
+from tests.unit.workers import test_training_gradients as gradients
+from tests.unit.workers.packed_run import make_resident, random_lora
+from workers.activations import SaveLevel
+from workers.kernels.device_kernels import KERNELS, gpu_kernels
+from workers.model import MODULE_PATHS
+
+
+@pytest.fixture
+def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CPU tensors take the GPU's kernels, interpreted."""
+    monkeypatch.setitem(KERNELS, "cpu", gpu_kernels)
+    gradients.model.cache_clear()
+    yield
+    gradients.model.cache_clear()
+
+
+@pytest.mark.usefixtures("_triton")
+@pytest.mark.parametrize(
+    ("family", "level"),
+    [("llama", SaveLevel.FULL), ("mistral", SaveLevel.INPUTS), ("qwen3", SaveLevel.WINDOW_OUTER)],
+)
+def test_gradients_beside_inference_are_those_of_autograd(family: str, level: SaveLevel) -> None:
+    random = Random(family)
+    bench = gradients.Bench(family, random, level)
+    served = random_lora(gradients.model(family).decoder.config, 9, 5, ("q_proj", "down_proj"))
+    columns = make_resident(bench.pool, "served", *served)
+    bench.run.add([random.randrange(90) for _ in range(7)], columns)
+    bench.run.add([random.randrange(90) for _ in range(9)], None)
+    bench.trainer.limits = gradients.TrainerLimits(1 << 40, max_jobs=4, range_tokens=30)
+    examples = gradients.random_examples(random)[:1]
+    bench.start_job(4, tuple(MODULE_PATHS), examples)
+
+    bench.finish()
+
+    for job in bench.jobs:
+        gradients.assert_same(job.gradient, gradients.autograd(family, job))
+    for stream in bench.run.streams:
+        assert torch.isfinite(torch.cat(stream.logits)).all()

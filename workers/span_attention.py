@@ -11,13 +11,14 @@ from workers.batch import TrainWindow
 from workers.kv_cache import KVCache
 from workers.model import DecoderConfig
 
-BACKENDS = (cpu_attention, gpu_attention)
+PACKS = (cpu_attention.try_pack_spans, gpu_attention.try_pack_spans)
+PAGES = (cpu_attention.try_paged_spans, gpu_attention.try_paged_spans)
 
 
 def pack_attention(window: TrainWindow, config: DecoderConfig) -> Sequence[AttendsBack]:
     """What attends for one training window."""
-    for backend in BACKENDS:
-        spans = backend.try_pack_spans(window, config)
+    for try_spans in PACKS:
+        spans = try_spans(window, config)
         if spans is not None:
             return spans
     return window_groups(window, window.pack.grad_out.device)
@@ -29,8 +30,8 @@ def paged_attention(
     """What attends for inference spans, given each span's block table."""
     if not extents:
         return []
-    for backend in BACKENDS:
-        spans = backend.try_paged_spans(extents, tables, cache, config)
+    for try_spans in PAGES:
+        spans = try_spans(extents, tables, cache, config)
         if spans is not None:
             return spans
     return paged_groups(extents, tables, cache, cache.keys.device)

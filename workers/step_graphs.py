@@ -148,7 +148,10 @@ class StepGraphs:
 
     def _numbers(self, rows: list[InferenceRow], bucket: int) -> tuple[list[int], list[int]]:
         """A step's inputs in the order of StepInputs, padded to a bucket; and its block tables."""
-        size, tables, numbers, spans = self.cache.block_size, [], [], []
+        size = self.cache.block_size
+        numbers: list[int] = []
+        spans: list[int] = []
+        tables: list[int] = []
         for place, row in enumerate(rows):
             sequence, position = row.sequence, row.span.start
             block = sequence.block_table[position // size]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,7 +12,6 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
 )
 
 from benchmarks.gpu.setting import Figures, Setting, hf_llama
@@ -19,13 +19,13 @@ from benchmarks.gpu.setting import Figures, Setting, hf_llama
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def peer_model(setting: Setting) -> PreTrainedModel:
+def peer_model(setting: Setting) -> Any:
     """Random weights in transformers' own decoder, made on the device."""
     config = LlamaConfig.from_dict(hf_llama(setting.largest))
     before = torch.get_default_dtype()
     torch.set_default_dtype(setting.dtype)
     with torch.device(setting.device):
-        model: PreTrainedModel = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
     torch.set_default_dtype(before)
     return model.eval()
 

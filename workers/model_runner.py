@@ -10,6 +10,7 @@ from torch import Tensor
 from scheduler.domain.messages import TokenLogprobs
 from workers.batch_builder import BatchBuilder, InferenceRow, PackWindow, placement
 from workers.decoder import Decoder
+from workers.device_copy import upload
 from workers.kv_cache import KVCache
 from workers.sampler import SampledToken, Sampler, score
 from workers.step_graphs import StepGraphs
@@ -75,7 +76,7 @@ class ModelRunner:
                 sequences.append(item.sequence)
         if not sequences:
             return {}
-        logits = self.decoder.logits(hidden[last_rows])
+        logits = self.decoder.logits(hidden[upload(last_rows, torch.int64, self.device)])
         sampled = self.sampler.sample(logits, sequences)
         return {s.id: token for s, token in zip(sequences, sampled, strict=True)}
 

@@ -117,6 +117,8 @@ class Trainer:
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
         self.trained_tokens = 0
+        # Inference alone replays captured steps on CUDA; with a window in it a step is eager.
+        self.windows_ride = self.device.type == "cpu"
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
             Direction.LOSS: self._loss_unit,
@@ -166,7 +168,7 @@ class Trainer:
             active.pack.cursor,
             served=self.fair.level(order.tenant_id),
             priority=order.spec.priority,
-            may_ride=not order.spec.deterministic,
+            may_ride=self.windows_ride and not order.spec.deterministic,
             max_share=order.spec.max_share,
         )
 

@@ -31,7 +31,11 @@ def measure(setting: Setting) -> Figures:
     result["by_requests_per_s"] = {
         str(rate): rate_figures(bench, rate, seconds, alone) for rate in rates
     }
-    result["saturated"] = saturated(bench, setting, alone)
+    for rides in (False, True):
+        bench.host.trainer.windows_ride = rides
+        result["saturated, windows in decode steps" if rides else "saturated, in turns"] = (
+            saturated(bench, setting, alone)
+        )
     return result
 
 

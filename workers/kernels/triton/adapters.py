@@ -40,6 +40,7 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         max(1, ENOUGH_PROGRAMS // programs),
         triton.cdiv(factor.widest, FEATURES_PER_SPLIT),
     )
+    splits = 1 << (splits.bit_length() - 1)  # few different kernels to compile
     wide = torch.promote_types(x_TF.dtype, torch.float32)
     result = torch.empty(splits, len(x_TF), width * len(factor), dtype=wide, device=x_TF.device)
     _contract[(len(batch.tiles), len(factor), splits)](
@@ -108,7 +109,7 @@ def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor)
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["split_stride", "first_bit"])
 def _contract(
     x,
     addresses,
@@ -164,7 +165,7 @@ def _contract(
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["split_stride", "first_bit"])
 def _expand(
     shrunk,
     addresses,
@@ -220,7 +221,7 @@ def _expand(
         tl.store(target, sums.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "first_column"])
 def _accumulate(
     total,
     left,

@@ -101,7 +101,7 @@ def key_offsets(tables, first, slot, inside, page_stride, token_stride, PAGE: tl
         return (first + slot) * token_stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_split", "lse_split"])
 def _attend(
     q,
     keys,
@@ -194,7 +194,7 @@ def _attend(
     tl.store(lse + split * lse_split + row * heads + query_head, log_sum, mask=is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_split", "lse_split"])
 def _join(
     parts,
     part_lse,

@@ -55,7 +55,7 @@ def column_sums(
     return votes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most_keys"])
 def _column_sums(
     q,
     lse,

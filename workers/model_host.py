@@ -26,9 +26,11 @@ from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
 from workers.model import DecoderConfig, DecoderWeights, decoder_config
 from workers.model_runner import ModelRunner
+from workers.pack_placement import TrainerLimits
 from workers.row_costs import measure_row_costs
 from workers.settings import EngineSettings
-from workers.trainer import Trainer, TrainerLimits
+from workers.trainer import Trainer
+from workers.training_memory import TrainingMemory
 
 COLUMNS_PER_SLOT = 16  # an adapter slot is counted at rank 16
 
@@ -114,9 +116,11 @@ def make_host(
     if device.type == "cpu" and num_threads > 1:
         costs = measure_row_costs(weights, num_threads - num_threads // 2)
         beside = LatencyLaw(costs, config.num_layers)
-    limits = TrainerLimits(
-        settings.training_memory_bytes, settings.max_jobs, **TRAINING_SHAPES[device.type]
-    )
+    pool = BlockPool(num_blocks, settings.page_tokens)
+    memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
+    limits = TrainerLimits(settings.max_jobs, **TRAINING_SHAPES[device.type])
+    identity = base.identity
+    trainer = Trainer(decoder, adapters, identity, limits, memory, writer, report, fair)
     return ModelHost(
         info=BaseModelInfo(
             id=base.identity.model,
@@ -130,14 +134,15 @@ def make_host(
         runner=ModelRunner(decoder, cache),
         adapters=adapters,
         scheduler=IterationScheduler(
-            BlockPool(num_blocks, settings.page_tokens),
+            pool,
             StepLimits(settings.max_batched_tokens, settings.max_num_sequences),
             law,
             slo_classes(settings),
             fair,
+            trainer,
             beside,
         ),
-        trainer=Trainer(decoder, adapters, base.identity, limits, writer, report, fair),
+        trainer=trainer,
     )
 
 

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.setting import Setting
+from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import ActivationSpec, SaveLevel
 from workers.attention import Attends, Extent, SavedAttention, Sinks
 from workers.batch import TrainWindow
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
+from workers.pack_layout import PackLayout
 from workers.span_attention import pack_attention, paged_attention
 from workers.train_pack import PackTokens, TrainPack
+from workers.training_memory import TrainingMemory
 
 PAGE = 32
 
@@ -64,7 +67,13 @@ def filled_pack(setting: Setting, decoder: Decoder, tokens: int) -> TrainPack:
         is_window_outer=False,
     )
     spec = ActivationSpec.of(decoder.config, setting.dtype)
-    pack = TrainPack.allocate(PackTokens.of(halves), cursor, spec, SaveLevel.FULL, setting.device)
+    layout = PackLayout(spec, SaveLevel.FULL, tokens, decoder.config.num_layers)
+    block_bytes = KVCache.bytes_per_block(decoder.config, PAGE, setting.dtype)
+    blocks = 2 + layout.num_bytes // block_bytes
+    cache = KVCache(decoder.config, blocks, PAGE, setting.dtype, setting.device)
+    loan = TrainingMemory(BlockPool(blocks, PAGE), cache, 1 << 40).try_borrow(blocks - 1)
+    assert loan is not None
+    pack = TrainPack.within(loan, layout, PackTokens.of(halves), cursor)
     for name in ("k", "v"):
         pack.layers[0][name].normal_()
     return pack

@@ -36,7 +36,7 @@ def test_gradients_beside_inference_are_those_of_autograd(family: str, level: Sa
     columns = make_resident(bench.pool, "served", *served)
     bench.run.add([random.randrange(90) for _ in range(7)], columns)
     bench.run.add([random.randrange(90) for _ in range(9)], None)
-    bench.trainer.limits = gradients.TrainerLimits(1 << 40, max_jobs=4, range_tokens=30)
+    bench.limit(gradients.TrainerLimits(max_jobs=4, range_tokens=30), level)
     examples = gradients.random_examples(random)[:1]
     bench.start_job(4, tuple(MODULE_PATHS), examples)
 

@@ -49,7 +49,8 @@ bench: install
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=10000 $(BIN)/python -m benchmarks.coserve $(if $(QUICK),--quick) $(BENCH)
 
 gpu: install
-	$(PYTEST) -m gpu
+	TRITON_INTERPRET=0 $(PYTEST) -m gpu
+	TRITON_INTERPRET=0 $(PYTEST) $(foreach part,rows adapters attention,tests/unit/workers/test_triton_$(part).py)
 
 postgres: install
 	$(PYTEST) -m postgres

@@ -8,6 +8,7 @@ from torch import Tensor
 
 SMALLEST_TILE = 16  # a side of Triton's matrix product
 LARGEST_TILE = 64
+ALIGNMENT = 16  # bytes of an address, elements of a row: what wide loads need
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Factor:
             [stacked * offset, stacked * (offset + rank)).
         widest: most features of a matrix.
         first_bit: the targets bit of the linear's first projection.
+        is_aligned: whether every matrix, row and bound is a multiple of ALIGNMENT.
     """
 
     addresses: Tensor
@@ -28,6 +30,7 @@ class Factor:
     stacked: int
     widest: int
     first_bit: int
+    is_aligned: bool
 
     def __len__(self) -> int:
         return len(self.addresses)

@@ -68,6 +68,7 @@ def factor(matrices: list[Tensor], bounds: list[int], stacked: int) -> Factor:
         stacked,
         max(m.shape[1] for m in matrices),
         BIT,
+        False,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from random import Random
 
@@ -46,3 +48,13 @@ def test_gradients_beside_inference_are_those_of_autograd(family: str, level: Sa
         gradients.assert_same(job.gradient, gradients.autograd(family, job))
     for stream in bench.run.streams:
         assert torch.isfinite(torch.cat(stream.logits)).all()
+
+
+def test_an_engine_on_the_cpu_imports_no_triton() -> None:
+    program = "import sys, workers.engine; print('triton' in sys.modules)"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "False\n"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-HAS_CARD = torch.cuda.is_available()
+HAS_CARD = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") == "0"
 DEVICE = torch.device("cuda" if HAS_CARD else "cpu")
 DTYPE = torch.float32 if HAS_CARD else torch.float64
 TOLERANCE = 1e-4 if HAS_CARD else 1e-11

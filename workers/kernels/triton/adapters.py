@@ -55,6 +55,7 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         result.stride(1),
         factor.first_bit,
         STACKED=factor.stacked,
+        IS_ALIGNED=factor.is_aligned,
         SPLITS=splits,
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
@@ -79,6 +80,7 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
         y_TF.stride(0),
         factor.first_bit,
         STACKED=factor.stacked,
+        IS_ALIGNED=factor.is_aligned,
         SPLITS=len(shrunk_STW),
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
@@ -122,6 +124,7 @@ def _contract(
     row_stride,
     first_bit,
     STACKED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -144,6 +147,9 @@ def _contract(
     low = split.to(tl.int32) * share
     high = tl.where(is_target & (first_row < stop), tl.minimum(low + share, features), low)
     matrix = tl.load(addresses + part).to(tl.pointer_type(x.dtype.element_ty))
+    if IS_ALIGNED:
+        features, begin = tl.multiple_of(features, 16), tl.multiple_of(begin, 16)
+        matrix = tl.multiple_of(matrix, 16)
     matrix += STACKED * offset * features
     sums = tl.zeros((ROWS, BLOCK_W), WIDE)
     for first in range(low, high, BLOCK_F):
@@ -178,6 +184,7 @@ def _expand(
     y_stride,
     first_bit,
     STACKED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -207,6 +214,9 @@ def _expand(
         for split in tl.static_range(1, SPLITS):
             left += tl.load(source + split * split_stride, mask=inside, other=0.0)
         matrix = tl.load(addresses + part).to(tl.pointer_type(y.dtype.element_ty))
+        if IS_ALIGNED:
+            features, begin = tl.multiple_of(features, 16), tl.multiple_of(begin, 16)
+            matrix = tl.multiple_of(matrix, 16)
         matrix += STACKED * offset * features
         right = tl.load(
             matrix + column[:, None].to(tl.int64) * features + feature[None, :],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.kernels.segments import Factor, RunTable
+from workers.kernels.segments import ALIGNMENT, Factor, RunTable
 from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton import attention, attention_backward, gate, norm
 from workers.kernels.triton.adapters import accumulate, contract, expand
@@ -110,11 +110,12 @@ class GpuKernels:
 def _factor(
     matrices: tuple[Tensor, ...], bounds: list[int], stacked: int, first_bit: int
 ) -> Factor:
-    device = matrices[0].device
+    device, addresses = matrices[0].device, [matrix.data_ptr() for matrix in matrices]
     return Factor(
-        torch.tensor([matrix.data_ptr() for matrix in matrices], device=device),
+        torch.tensor(addresses, device=device),
         torch.tensor(bounds, dtype=torch.int32, device=device),
         stacked,
         max(matrix.shape[1] for matrix in matrices),
         first_bit,
+        all(number % ALIGNMENT == 0 for number in (*addresses, *bounds)),
     )

@@ -76,13 +76,15 @@ class JobDesk:
     ) -> list[Unit]:
         """Units of training, until done or until somebody new asks for service."""
         done: list[Unit] = []
+        is_cold = bool(plan.spans or plan.windows)
         for lane in plan.units:
             active = host.trainer.active.get(lane.job_id)
             if active is None:
                 continue  # it failed beside the forward
             with self._boundary(lane.job_id, active.job.order.epoch):
                 for unit, elapsed_ms in timed_units(host, lane, may_go_on):
-                    host.scheduler.law.observe_unit(unit, elapsed_ms)
+                    host.scheduler.law.observe_unit(unit, elapsed_ms, is_cold=is_cold)
+                    is_cold = False
                     done.append(unit)
         return done
 

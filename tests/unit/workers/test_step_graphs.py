@@ -17,7 +17,8 @@ from workers.adapter_pool import AdapterPool
 from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.decoder import Decoder
-from workers.step_graphs import StepGraphs, adapter_runs
+from workers.padded_step import adapter_runs
+from workers.step_graphs import StepGraphs
 from workers.unit_clock import HostClock, unit_clock
 
 UNIT = Unit(Direction.FORWARD, 0, 0, 4)

@@ -10,11 +10,15 @@ from random import Random
 import pytest
 import torch
 
+from scheduler.domain.plan import Span
 from tests.unit.workers import test_training_gradients as gradients
-from tests.unit.workers.packed_run import make_resident, random_lora
+from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
 from workers.activations import SaveLevel
+from workers.adapter_pool import AdapterPool
+from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.kernels.device_kernels import KERNELS, gpu_kernels
 from workers.model import MODULE_PATHS
+from workers.padded_step import PaddedStep
 
 
 @pytest.fixture
@@ -48,6 +52,33 @@ def test_gradients_beside_inference_are_those_of_autograd(family: str, level: Sa
         gradients.assert_same(job.gradient, gradients.autograd(family, job))
     for stream in bench.run.streams:
         assert torch.isfinite(torch.cat(stream.logits)).all()
+
+
+@pytest.mark.usefixtures("_triton")
+def test_a_padded_step_gives_the_logits_of_a_plain_one() -> None:
+    decoder = gradients.model("mistral").decoder
+    run, pool = PackedRun(decoder, Random(1)), AdapterPool(decoder.arena, max_rank=16)
+    lora = random_lora(decoder.config, 3, 5, ("q_proj", "down_proj"), torch.float64)
+    columns = make_resident(pool, "a", *lora)
+    rows = []
+    for place, own in enumerate((None, columns, columns)):
+        sequence = run.add([5 + place] * (6 + place), own).sequence
+        rows.append(InferenceRow(Span(sequence.id, 5 + place, 1), sequence, own))
+    cache = run.runner.cache
+    cache.storage.normal_()
+    builder = BatchBuilder(decoder, cache)
+    for row in rows:
+        builder.add_row(row)
+    want = decoder.logits(decoder.forward(builder.build()))
+    before = cache.storage.clone()
+    step = PaddedStep(decoder, cache)
+    inputs = step.inputs(4)
+
+    inputs.fill(*step.numbers(rows, 4))
+    got = step.run(inputs, rank=16)
+
+    assert torch.allclose(got[:3], want, atol=1e-10)
+    assert torch.allclose(cache.storage, before, atol=1e-10)
 
 
 def test_an_engine_on_the_cpu_imports_no_triton() -> None:

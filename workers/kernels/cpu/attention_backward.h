@@ -95,21 +95,19 @@ struct TileGrads {
     }
 };
 
+// A member's part of all spans; pairs of span and KV head are taken from `next` by whichever is free.
 template <class T>
 void attend_backward(const KeySource<T>& source, const Span* spans, int64_t num_spans, const Shape& shape,
-                     const AttentionGrads<T>& of, int num_threads) {
-    int64_t most = MAX_TILE / shape.group(), next = 0, items = num_spans * shape.kv_heads;
-    on_team(num_threads, [&](Member) {
-        TileGrads<T> grads;
-        int64_t item;
-        while ((item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < items) {
-            const Span& span = spans[item / shape.kv_heads];
-            int64_t tiles = (span.num_queries + most - 1) / most;
-            for (int64_t t = 0; t < tiles; t++) {
-                int64_t first = span.num_queries * t / tiles;
-                Tile tile{item % shape.kv_heads, first, span.num_queries * (t + 1) / tiles - first};
-                grads.run(source, span, shape, tile, of);
-            }
+                     const AttentionGrads<T>& of, int64_t* next) {
+    int64_t most = MAX_TILE / shape.group(), items = num_spans * shape.kv_heads, item;
+    TileGrads<T> grads;
+    while ((item = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < items) {
+        const Span& span = spans[item / shape.kv_heads];
+        int64_t tiles = (span.num_queries + most - 1) / most;
+        for (int64_t t = 0; t < tiles; t++) {
+            int64_t first = span.num_queries * t / tiles;
+            Tile tile{item % shape.kv_heads, first, span.num_queries * (t + 1) / tiles - first};
+            grads.run(source, span, shape, tile, of);
         }
-    });
+    }
 }

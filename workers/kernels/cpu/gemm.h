@@ -121,32 +121,51 @@ struct Output {
             store_one(place, total);
         }
     }
+
+    // Sums of a whole tile, as far as there are columns.
+    template <int ROWS>
+    void put_tile(int64_t row, int64_t column, int64_t columns, const Floats (&sums)[ROWS][2]) const {
+#pragma unroll
+        for (int m = 0; m < ROWS; m++)
+            for (int j = 0; j < 2; j++) {
+                int64_t first = column + j * LANES, count = columns - first;
+                if (count >= LANES) put(row + m, first, sums[m][j]);
+                else if (count > 0) put_some(row + m, first, sums[m][j], count);
+            }
+    }
+};
+
+// A product of few inputs, an adapter's, that joins the sums of each tile: (rows, k) @ panels.
+template <class X>
+struct Addend {
+    const X* x = nullptr;
+    const X* panels = nullptr;  // like those of weights
+    int64_t k = 0;              // none: no addend
 };
 
 template <int ROWS, class X, class W, class Y>
-void tile(const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out) {
-    int64_t k = weights.in_features, column = panel * PANEL;
+void tile(const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out, const Addend<X>& more) {
+    int64_t k = weights.in_features;
     Floats sums[ROWS][2] = {};
     const W* w = static_cast<const W*>(weights.data) + panel * k * PANEL;
     MicroKernel<X, W>::template run<ROWS>(x + row * k, k, w, k, sums);
-#pragma unroll
-    for (int m = 0; m < ROWS; m++)
-        for (int j = 0; j < 2; j++) {
-            int64_t first = column + j * LANES, count = weights.out_features - first;
-            if (count >= LANES) out.put(row + m, first, sums[m][j]);
-            else if (count > 0) out.put_some(row + m, first, sums[m][j], count);
-        }
+    if (more.k)
+        MicroKernel<X, X>::template run<ROWS>(
+            more.x + row * more.k, more.k, more.panels + panel * more.k * PANEL, more.k, sums);
+    out.template put_tile<ROWS>(row, panel * PANEL, weights.out_features, sums);
 }
 
 template <int ROWS, class X, class W, class Y>
-void tile_of(int64_t rows, const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out) {
-    if (rows == ROWS) tile<ROWS, X, W>(x, row, panel, weights, out);
-    else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out);
+void tile_of(int64_t rows, const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out,
+             const Addend<X>& more) {
+    if (rows == ROWS) tile<ROWS, X, W>(x, row, panel, weights, out, more);
+    else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out, more);
 }
 
 // A member's share of the panels, all rows: in chunks that fit a cache, tiles evenly filled.
 template <class X, class W, class Y>
-void multiply(Member member, const X* x, int64_t rows, const Panels& weights, const Output<Y>& out) {
+void multiply(Member member, const X* x, int64_t rows, const Panels& weights, const Output<Y>& out,
+              const Addend<X>& more = {}) {
     int64_t row_bytes = weights.in_features * int64_t(sizeof(X));
     int64_t limit = CHUNK_BYTES / row_bytes > MAX_ROWS ? CHUNK_BYTES / row_bytes : MAX_ROWS;
     int64_t chunks = (rows + limit - 1) / limit;
@@ -157,7 +176,58 @@ void multiply(Member member, const X* x, int64_t rows, const Panels& weights, co
             for (int64_t t = 0; t < tiles; t++) {
                 int64_t row = begin + count * t / tiles;
                 int64_t size = begin + count * (t + 1) / tiles - row;
-                tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out);
+                tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out, more);
             }
+    }
+}
+
+// Rows of a matrix as one panel: float as (row, column), bf16 in pairs of rows; what is missing is 0.
+inline void pack_panel(const float* rows, int64_t stride, int64_t count, int64_t columns, float* panel) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < PANEL; c++) panel[i * PANEL + c] = c < columns ? rows[i * stride + c] : 0;
+}
+
+typedef uint16_t PanelHalves __attribute__((ext_vector_type(PANEL)));
+
+inline PanelHalves load_halves(const bf16* row, int64_t columns) {
+    PanelHalves halves = 0;
+    if (columns >= PANEL) memcpy(&halves, row, sizeof halves);
+    else memcpy(&halves, row, size_t(columns) * sizeof(bf16));
+    return halves;
+}
+
+inline void pack_panel(const bf16* rows, int64_t stride, int64_t count, int64_t columns, bf16* panel) {
+    typedef uint32_t Pairs __attribute__((ext_vector_type(PANEL)));
+    for (int64_t i = 0; i < count; i += 2) {
+        PanelHalves upper = 0, lower = load_halves(rows + i * stride, columns);
+        if (i + 1 < count) upper = load_halves(rows + (i + 1) * stride, columns);
+        Pairs pairs = __builtin_convertvector(upper, Pairs) << 16 | __builtin_convertvector(lower, Pairs);
+        memcpy(panel + i * PANEL, &pairs, sizeof pairs);
+    }
+}
+
+// A number of inputs as a bf16 panel holds them: in pairs.
+inline int64_t even(int64_t count) { return (count + 1) / 2 * 2; }
+
+template <int ROWS, class X, class Y>
+void add_rows(const X* x, int64_t stride, int64_t rows, const X* panel, int64_t k, const Output<Y>& out,
+              int64_t row, int64_t columns) {
+    if (rows == ROWS) {
+        Floats sums[ROWS][2] = {};
+        MicroKernel<X, X>::template run<ROWS>(x + row * stride, stride, panel, k, sums);
+        out.template put_tile<ROWS>(row, 0, columns, sums);
+    } else if constexpr (ROWS > 1) {
+        add_rows<ROWS - 1>(x, stride, rows, panel, k, out, row, columns);
+    }
+}
+
+// out (rows, columns) of x (rows, k), whose rows lie `stride` apart, @ one panel.
+template <class X, class Y>
+void multiply_panel(const X* x, int64_t stride, int64_t rows, const X* panel, int64_t k, const Output<Y>& out,
+                    int64_t columns) {
+    int64_t tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t row = rows * t / tiles, size = rows * (t + 1) / tiles - row;
+        add_rows<MAX_ROWS>(x, stride, size, panel, k, out, row, columns);
     }
 }

@@ -30,12 +30,12 @@ struct MicroKernel;
 template <class W>
 struct MicroKernel<float, W> {
     template <int ROWS>
-    static void run(const float* x, int64_t stride, const W* w, int64_t k, Floats (&sums)[ROWS][2]);
+    [[gnu::always_inline]] static void run(const float* x, int64_t stride, const W* w, int64_t k, Floats (&sums)[ROWS][2]);
 };
 
 template <>
 template <int ROWS>
-void MicroKernel<float, float>::run(
+[[gnu::always_inline]] inline void MicroKernel<float, float>::run(
     const float* x, int64_t stride, const float* w, int64_t k, Floats (&sums)[ROWS][2]) {
     for (int64_t i = 0; i < k; i++) {
         Floats left = load(w + i * PANEL), right = load(w + i * PANEL + LANES);
@@ -56,7 +56,7 @@ inline Words load_pairs(const bf16* p) {
 
 template <>
 template <int ROWS>
-void MicroKernel<float, bf16>::run(
+[[gnu::always_inline]] inline void MicroKernel<float, bf16>::run(
     const float* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
     for (int64_t i = 0; i < k; i += 2) {
         Words left = load_pairs(w + i * PANEL), right = load_pairs(w + i * PANEL + 2 * LANES);
@@ -78,7 +78,7 @@ void MicroKernel<float, bf16>::run(
 template <>
 struct MicroKernel<bf16, bf16> {
     template <int ROWS>
-    static void run(const bf16* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
+    [[gnu::always_inline]] static void run(const bf16* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
         for (int64_t i = 0; i < k; i += 2) {
             auto left = __builtin_bit_cast(__m512bh, load_pairs(w + i * PANEL));
             auto right = __builtin_bit_cast(__m512bh, load_pairs(w + i * PANEL + 2 * LANES));
@@ -124,7 +124,7 @@ struct Output {
 
     // Sums of a whole tile, as far as there are columns.
     template <int ROWS>
-    void put_tile(int64_t row, int64_t column, int64_t columns, const Floats (&sums)[ROWS][2]) const {
+    [[gnu::always_inline]] void put_tile(int64_t row, int64_t column, int64_t columns, const Floats (&sums)[ROWS][2]) const {
 #pragma unroll
         for (int m = 0; m < ROWS; m++)
             for (int j = 0; j < 2; j++) {

@@ -103,7 +103,7 @@ struct AdapterBackward {
             for (int64_t i = 0; i < rows(); i += PACKED_ROWS) {
                 int64_t count = rows() - i < PACKED_ROWS ? rows() - i : PACKED_ROWS;
                 pack_panel(matrix + i * stride + p * PANEL, stride, count, width - p * PANEL, panel);
-                multiply_panel(factors + i, even(rows()), ranks, panel, even(count), out, width - p * PANEL);
+                multiply_panel<T>({factors + i, ranks, even(rows())}, panel, even(count), out, width - p * PANEL);
             }
         }
     }

@@ -24,24 +24,27 @@ struct Panels {
     int64_t count() const { return (out_features + PANEL - 1) / PANEL; }
 };
 
+// sums += x (ROWS, k) @ one panel. Rows of x lie `stride` apart, and what meets the next row of the
+// panel `step` further on; bf16 x is read in pairs.
 template <class X, class W>
 struct MicroKernel;
 
 template <class W>
 struct MicroKernel<float, W> {
     template <int ROWS>
-    [[gnu::always_inline]] static void run(const float* x, int64_t stride, const W* w, int64_t k, Floats (&sums)[ROWS][2]);
+    [[gnu::always_inline]] static void run(
+        const float* x, int64_t stride, const W* w, int64_t k, Floats (&sums)[ROWS][2], int64_t step = 1);
 };
 
 template <>
 template <int ROWS>
 [[gnu::always_inline]] inline void MicroKernel<float, float>::run(
-    const float* x, int64_t stride, const float* w, int64_t k, Floats (&sums)[ROWS][2]) {
+    const float* x, int64_t stride, const float* w, int64_t k, Floats (&sums)[ROWS][2], int64_t step) {
     for (int64_t i = 0; i < k; i++) {
         Floats left = load(w + i * PANEL), right = load(w + i * PANEL + LANES);
 #pragma unroll
         for (int m = 0; m < ROWS; m++) {
-            Floats value = splat(x[m * stride + i]);
+            Floats value = splat(x[m * stride + i * step]);
             sums[m][0] = fma(value, left, sums[m][0]);
             sums[m][1] = fma(value, right, sums[m][1]);
         }
@@ -57,7 +60,7 @@ inline Words load_pairs(const bf16* p) {
 template <>
 template <int ROWS>
 [[gnu::always_inline]] inline void MicroKernel<float, bf16>::run(
-    const float* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
+    const float* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2], int64_t step) {
     for (int64_t i = 0; i < k; i += 2) {
         Words left = load_pairs(w + i * PANEL), right = load_pairs(w + i * PANEL + 2 * LANES);
 #pragma unroll
@@ -66,7 +69,7 @@ template <int ROWS>
             Floats r = __builtin_bit_cast(Floats, odd ? right & 0xffff0000u : right << 16);
 #pragma unroll
             for (int m = 0; m < ROWS; m++) {
-                Floats value = splat(x[m * stride + i + odd]);
+                Floats value = splat(x[m * stride + (i + odd) * step]);
                 sums[m][0] = fma(value, l, sums[m][0]);
                 sums[m][1] = fma(value, r, sums[m][1]);
             }
@@ -78,14 +81,15 @@ template <int ROWS>
 template <>
 struct MicroKernel<bf16, bf16> {
     template <int ROWS>
-    [[gnu::always_inline]] static void run(const bf16* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2]) {
+    [[gnu::always_inline]] static void run(
+        const bf16* x, int64_t stride, const bf16* w, int64_t k, Floats (&sums)[ROWS][2], int64_t step = 1) {
         for (int64_t i = 0; i < k; i += 2) {
             auto left = __builtin_bit_cast(__m512bh, load_pairs(w + i * PANEL));
             auto right = __builtin_bit_cast(__m512bh, load_pairs(w + i * PANEL + 2 * LANES));
 #pragma unroll
             for (int m = 0; m < ROWS; m++) {
                 int pair;
-                memcpy(&pair, x + m * stride + i, sizeof pair);
+                memcpy(&pair, x + m * stride + i * step, sizeof pair);
                 auto value = (__m512bh)_mm512_set1_epi32(pair);
                 sums[m][0] = (Floats)_mm512_dpbf16_ps((__m512)sums[m][0], value, left);
                 sums[m][1] = (Floats)_mm512_dpbf16_ps((__m512)sums[m][1], value, right);
@@ -162,6 +166,17 @@ void tile_of(int64_t rows, const X* x, int64_t row, int64_t panel, const Panels&
     else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out, more);
 }
 
+constexpr int64_t PREFETCH_TILES = 4;  // with fewer, memory has no time left for what comes next
+
+// Starts loading one of `parts` parts of a panel; past the last panel there is nothing to load.
+template <class W>
+void fetch_part(const Panels& weights, int64_t panel, int64_t part, int64_t parts) {
+    if (panel >= weights.count()) return;
+    int64_t bytes = weights.in_features * PANEL * int64_t(sizeof(W));
+    const char* data = static_cast<const char*>(weights.data) + panel * bytes;
+    for (int64_t i = bytes * part / parts; i < bytes * (part + 1) / parts; i += 64) __builtin_prefetch(data + i, 0, 2);
+}
+
 // A member's share of the panels, all rows: in chunks that fit a cache, tiles evenly filled.
 template <class X, class W, class Y>
 void multiply(Member member, const X* x, int64_t rows, const Panels& weights, const Output<Y>& out,
@@ -174,6 +189,7 @@ void multiply(Member member, const X* x, int64_t rows, const Panels& weights, co
         int64_t tiles = (count + MAX_ROWS - 1) / MAX_ROWS;
         for (int64_t p = member.first(weights.count()); p < member.last(weights.count()); p++)
             for (int64_t t = 0; t < tiles; t++) {
+                if (tiles >= PREFETCH_TILES) fetch_part<W>(weights, p + 1, t, tiles);
                 int64_t row = begin + count * t / tiles;
                 int64_t size = begin + count * (t + 1) / tiles - row;
                 tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out, more);
@@ -181,13 +197,17 @@ void multiply(Member member, const X* x, int64_t rows, const Panels& weights, co
     }
 }
 
-// Rows of a matrix as one panel: float as (row, column), bf16 in pairs of rows; what is missing is 0.
+// As many inputs as a bf16 panel holds: they come in pairs.
+inline int64_t even(int64_t count) { return (count + 1) / 2 * 2; }
+
+// Rows of a matrix as one panel of even(count) rows; what is missing is 0.
 inline void pack_panel(const float* rows, int64_t stride, int64_t count, int64_t columns, float* panel) {
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t c = 0; c < PANEL; c++) panel[i * PANEL + c] = c < columns ? rows[i * stride + c] : 0;
+    for (int64_t i = 0; i < even(count); i++)
+        for (int64_t c = 0; c < PANEL; c++) panel[i * PANEL + c] = i < count && c < columns ? rows[i * stride + c] : 0;
 }
 
 typedef uint16_t PanelHalves __attribute__((ext_vector_type(PANEL)));
+typedef uint32_t PanelPairs __attribute__((ext_vector_type(PANEL)));
 
 inline PanelHalves load_halves(const bf16* row, int64_t columns) {
     PanelHalves halves = 0;
@@ -196,38 +216,45 @@ inline PanelHalves load_halves(const bf16* row, int64_t columns) {
     return halves;
 }
 
+inline PanelPairs paired(PanelHalves even_row, PanelHalves odd_row) {
+    return __builtin_convertvector(odd_row, PanelPairs) << 16 | __builtin_convertvector(even_row, PanelPairs);
+}
+
 inline void pack_panel(const bf16* rows, int64_t stride, int64_t count, int64_t columns, bf16* panel) {
-    typedef uint32_t Pairs __attribute__((ext_vector_type(PANEL)));
     for (int64_t i = 0; i < count; i += 2) {
-        PanelHalves upper = 0, lower = load_halves(rows + i * stride, columns);
-        if (i + 1 < count) upper = load_halves(rows + (i + 1) * stride, columns);
-        Pairs pairs = __builtin_convertvector(upper, Pairs) << 16 | __builtin_convertvector(lower, Pairs);
+        PanelHalves odd_row = 0;
+        if (i + 1 < count) odd_row = load_halves(rows + (i + 1) * stride, columns);
+        PanelPairs pairs = paired(load_halves(rows + i * stride, columns), odd_row);
         memcpy(panel + i * PANEL, &pairs, sizeof pairs);
     }
 }
 
-// A number of inputs as a bf16 panel holds them: in pairs.
-inline int64_t even(int64_t count) { return (count + 1) / 2 * 2; }
+// A matrix (rows, k) that meets a panel; see MicroKernel.
+template <class X>
+struct Rows {
+    const X* x;
+    int64_t count, stride, step = 1;
+};
 
 template <int ROWS, class X, class Y>
-void add_rows(const X* x, int64_t stride, int64_t rows, const X* panel, int64_t k, const Output<Y>& out,
-              int64_t row, int64_t columns) {
-    if (rows == ROWS) {
+void multiply_rows(const Rows<X>& left, int64_t row, int64_t count, const X* panel, int64_t k, const Output<Y>& out,
+                   int64_t columns) {
+    if (count == ROWS) {
         Floats sums[ROWS][2] = {};
-        MicroKernel<X, X>::template run<ROWS>(x + row * stride, stride, panel, k, sums);
+        if (left.step == 1) MicroKernel<X, X>::template run<ROWS>(left.x + row * left.stride, left.stride, panel, k, sums);
+        else MicroKernel<X, X>::template run<ROWS>(left.x + row * left.stride, left.stride, panel, k, sums, left.step);
         out.template put_tile<ROWS>(row, 0, columns, sums);
     } else if constexpr (ROWS > 1) {
-        add_rows<ROWS - 1>(x, stride, rows, panel, k, out, row, columns);
+        multiply_rows<ROWS - 1>(left, row, count, panel, k, out, columns);
     }
 }
 
-// out (rows, columns) of x (rows, k), whose rows lie `stride` apart, @ one panel.
+// out (rows, columns) of a matrix @ one panel.
 template <class X, class Y>
-void multiply_panel(const X* x, int64_t stride, int64_t rows, const X* panel, int64_t k, const Output<Y>& out,
-                    int64_t columns) {
-    int64_t tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+void multiply_panel(const Rows<X>& left, const X* panel, int64_t k, const Output<Y>& out, int64_t columns) {
+    int64_t tiles = (left.count + MAX_ROWS - 1) / MAX_ROWS;
     for (int64_t t = 0; t < tiles; t++) {
-        int64_t row = rows * t / tiles, size = rows * (t + 1) / tiles - row;
-        add_rows<MAX_ROWS>(x, stride, size, panel, k, out, row, columns);
+        int64_t row = left.count * t / tiles, count = left.count * (t + 1) / tiles - row;
+        multiply_rows<MAX_ROWS>(left, row, count, panel, k, out, columns);
     }
 }

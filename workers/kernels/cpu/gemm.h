@@ -166,17 +166,6 @@ void tile_of(int64_t rows, const X* x, int64_t row, int64_t panel, const Panels&
     else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out, more);
 }
 
-constexpr int64_t PREFETCH_TILES = 4;  // with fewer, memory has no time left for what comes next
-
-// Starts loading one of `parts` parts of a panel; past the last panel there is nothing to load.
-template <class W>
-void fetch_part(const Panels& weights, int64_t panel, int64_t part, int64_t parts) {
-    if (panel >= weights.count()) return;
-    int64_t bytes = weights.in_features * PANEL * int64_t(sizeof(W));
-    const char* data = static_cast<const char*>(weights.data) + panel * bytes;
-    for (int64_t i = bytes * part / parts; i < bytes * (part + 1) / parts; i += 64) __builtin_prefetch(data + i, 0, 2);
-}
-
 // A member's share of the panels, all rows: in chunks that fit a cache, tiles evenly filled.
 template <class X, class W, class Y>
 void multiply(Member member, const X* x, int64_t rows, const Panels& weights, const Output<Y>& out,
@@ -189,7 +178,6 @@ void multiply(Member member, const X* x, int64_t rows, const Panels& weights, co
         int64_t tiles = (count + MAX_ROWS - 1) / MAX_ROWS;
         for (int64_t p = member.first(weights.count()); p < member.last(weights.count()); p++)
             for (int64_t t = 0; t < tiles; t++) {
-                if (tiles >= PREFETCH_TILES) fetch_part<W>(weights, p + 1, t, tiles);
                 int64_t row = begin + count * t / tiles;
                 int64_t size = begin + count * (t + 1) / tiles - row;
                 tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out, more);

@@ -147,12 +147,24 @@ struct Addend {
     int64_t k = 0;              // none: no addend
 };
 
+// What a tile asks memory for while it multiplies: a line of the next panel for every `every` inputs.
+struct Fetch {
+    const char* data;
+    int64_t every;  // 0: nothing
+};
+
 template <int ROWS, class X, class W, class Y>
-void tile(const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out, const Addend<X>& more) {
-    int64_t k = weights.in_features;
+void tile(const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out, const Addend<X>& more,
+          const Fetch& fetch) {
+    int64_t k = weights.in_features, i = 0;
     Floats sums[ROWS][2] = {};
     const W* w = static_cast<const W*>(weights.data) + panel * k * PANEL;
-    MicroKernel<X, W>::template run<ROWS>(x + row * k, k, w, k, sums);
+    if (fetch.every)
+        for (const char* line = fetch.data; i + fetch.every <= k; i += fetch.every, line += 64) {
+            __builtin_prefetch(line, 0, 2);
+            MicroKernel<X, W>::template run<ROWS>(x + row * k + i, k, w + i * PANEL, fetch.every, sums);
+        }
+    MicroKernel<X, W>::template run<ROWS>(x + row * k + i, k, w + i * PANEL, k - i, sums);
     if (more.k)
         MicroKernel<X, X>::template run<ROWS>(
             more.x + row * more.k, more.k, more.panels + panel * more.k * PANEL, more.k, sums);
@@ -161,9 +173,19 @@ void tile(const X* x, int64_t row, int64_t panel, const Panels& weights, const O
 
 template <int ROWS, class X, class W, class Y>
 void tile_of(int64_t rows, const X* x, int64_t row, int64_t panel, const Panels& weights, const Output<Y>& out,
-             const Addend<X>& more) {
-    if (rows == ROWS) tile<ROWS, X, W>(x, row, panel, weights, out, more);
-    else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out, more);
+             const Addend<X>& more, const Fetch& fetch) {
+    if (rows == ROWS) tile<ROWS, X, W>(x, row, panel, weights, out, more, fetch);
+    else if constexpr (ROWS > 1) tile_of<ROWS - 1, X, W>(rows, x, row, panel, weights, out, more, fetch);
+}
+
+// A tile's share of the next panel. Few tiles leave memory no time for it.
+template <class W>
+Fetch fetch_of(const Panels& weights, int64_t panel, int64_t t, int64_t tiles) {
+    constexpr int64_t INPUT_BYTES = PANEL * sizeof(W), LINE_BYTES = 64;
+    if (tiles < 4 || panel >= weights.count()) return {nullptr, 0};
+    int64_t bytes = weights.in_features * INPUT_BYTES;
+    const char* data = static_cast<const char*>(weights.data) + panel * bytes;
+    return {data + bytes * t / tiles, tiles * LINE_BYTES / INPUT_BYTES / 2 * 2};
 }
 
 // A member's share of the panels, all rows: in chunks that fit a cache, tiles evenly filled.
@@ -180,7 +202,7 @@ void multiply(Member member, const X* x, int64_t rows, const Panels& weights, co
             for (int64_t t = 0; t < tiles; t++) {
                 int64_t row = begin + count * t / tiles;
                 int64_t size = begin + count * (t + 1) / tiles - row;
-                tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out, more);
+                tile_of<MAX_ROWS, X, W>(size, x, row, p, weights, out, more, fetch_of<W>(weights, p + 1, t, tiles));
             }
     }
 }

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.unit.workers.tiny_models  # noqa: F401  (one thread)
+from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import ActivationSpec, SaveLevel
 from workers.adapter_arena import AdapterArena, AdapterColumns
@@ -25,6 +26,7 @@ from workers.decoder import Decoder
 from workers.decoder_backward import DecoderBackward
 from workers.frozen_linear import FrozenLinear
 from workers.kernels.native import cpu_flags
+from workers.kv_cache import KVCache
 from workers.model import (
     MODULE_PATHS,
     DecoderConfig,
@@ -32,14 +34,17 @@ from workers.model import (
     LayerWeights,
     fused_linears,
 )
+from workers.pack_layout import PackLayout
 from workers.rope import default_frequencies
 from workers.term_grads import TermGrads
 from workers.train_pack import PackTokens, TrainPack
+from workers.training_memory import Loan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CPU, VOCAB_SIZE, NUM_LAYERS, NUM_COLUMNS = torch.device("cpu"), 11, 2, 24
+CPU = torch.device("cpu")
+VOCAB_SIZE, NUM_LAYERS, NUM_COLUMNS, PAGE_TOKENS = 11, 2, 24, 4
 # Shares of the largest number: sums in another order; roundings to bf16 along two layers.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 DTYPES = [torch.float32]
@@ -76,7 +81,8 @@ class Case:
         count, layers = self.tokens.num_tokens, NUM_LAYERS
         cursor = PackCursor.begin(count, layers, trains=True, window_tokens=1, range_tokens=1)
         spec = ActivationSpec.of(self.config, decoder.weights.dtype)
-        pack = TrainPack.allocate(self.tokens, cursor, spec, SaveLevel.FULL, CPU)
+        layout = PackLayout(spec, SaveLevel.FULL, count, layers)
+        pack = TrainPack.within(lend(layout, self.config), layout, self.tokens, cursor)
         window = TrainWindow(pack, 0, count, 0, pack.layers)
         cos, sin = decoder.rotary.at(self.tokens.positions)
         decoder.forward(
@@ -170,6 +176,14 @@ def random_decoder(config: DecoderConfig, seed: int, dtype: torch.dtype) -> Deco
     for matrix in arena.matrices():
         matrix.copy_(numbers.of(*matrix.shape, scale=0.1))
     return Decoder(config, weights, arena)
+
+
+def lend(layout: PackLayout, config: DecoderConfig) -> Loan:
+    """Memory for one pack."""
+    dtype = layout.spec.dtype
+    num_blocks = 2 + layout.num_bytes // KVCache.bytes_per_block(config, PAGE_TOKENS, dtype)
+    cache = KVCache(config, num_blocks, PAGE_TOKENS, dtype, CPU)
+    return Loan(BlockPool(num_blocks, PAGE_TOKENS), cache, range(num_blocks))
 
 
 def widened(pack: TrainPack) -> TrainPack:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from scheduler.domain.adapter import ARCHIVE_MAGIC
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_file import BaseIdentity, LoadedAdapter
 from workers.codec import CODECS, Codec, flatten, num_entries
@@ -24,7 +25,7 @@ from workers.flat_params import FlatParams
 from workers.model import DecoderConfig
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod
 
-MAGIC = b"TNDMAD01"
+MAGIC = ARCHIVE_MAGIC
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 64 << 10
 

@@ -13,7 +13,7 @@ from scheduler.domain.errors import AdapterInUse, Conflict, NotFound, Permission
 from scheduler.domain.job import JobStatus, is_final
 from scheduler.store import adapter_pointers, adapter_shares
 from scheduler.store.adapter_imports import (
-    ImportedVersion,
+    StoredVersion,
     check_room,
     insert_adapter,
     insert_version,
@@ -181,7 +181,7 @@ class TenantAdapters:
         adapter_id: str,
         name: str,
         base_model: str,
-        imported: ImportedVersion,
+        imported: StoredVersion,
         *,
         max_total_bytes: int | None = None,
         idempotency: IdempotencyKey | None = None,
@@ -207,7 +207,7 @@ class TenantAdapters:
             return await self._whole(conn, adapter_id)
 
     async def add_version(
-        self, adapter_id: str, imported: ImportedVersion, *, max_total_bytes: int | None = None
+        self, adapter_id: str, imported: StoredVersion, *, max_total_bytes: int | None = None
     ) -> AdapterVersion:
         """Record a further version; the plain name goes on meaning what it meant.
 

@@ -102,7 +102,7 @@ def _print(facts: dict[str, object]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tandem adapters", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tandem adapters local", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
     def command(run: object, text: str) -> argparse.ArgumentParser:
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}."
     else:
         return 0
-    sys.stderr.write(f"tandem adapters: {reason}\n")
+    sys.stderr.write(f"tandem adapters local: {reason}\n")
     return 1
 
 

@@ -1,6 +1,7 @@
 """Adapters that a codec has made small, read for the gateway by a child process.
 
-A gateway knows no tensors, and never decodes what a stranger has sent.
+A gateway knows no tensors, and never decodes what a stranger has sent; it starts a child only for
+files that are whole and of the right base model.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from scheduler.domain.adapter import MANIFEST_FILE, AdapterManifest
+from scheduler.artefact.coded_file import check_coded_file
+from scheduler.domain.adapter import ARCHIVE_FILE, MANIFEST_FILE, AdapterManifest
 from scheduler.domain.errors import InvalidInput, Overloaded
 from scheduler.tasks.programs import Program, run_program
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scheduler.artefact.check import Base
-    from scheduler.tasks.context import RunProgram
 
 MAX_CHILDREN = 1  # of one gateway at a time: each loads the tensor library
 
@@ -24,8 +25,7 @@ MAX_CHILDREN = 1  # of one gateway at a time: each loads the tensor library
 class CodedAdapters:
     """Checks and expands coded adapters."""
 
-    def __init__(self, run: RunProgram = run_program) -> None:
-        self._run = run
+    def __init__(self) -> None:
         self._room = asyncio.Semaphore(MAX_CHILDREN)
 
     async def check(self, folder: Path, base: Base, max_bytes: int) -> AdapterManifest:
@@ -43,9 +43,10 @@ class CodedAdapters:
             "max-bytes": str(max_bytes),
             "folder": folder,
         }
+        await asyncio.to_thread(check_coded_file, folder / ARCHIVE_FILE, base.digest)
         async with self._room:
             try:
-                await self._run(Program.CHECK_ARCHIVE, options)
+                await run_program(Program.CHECK_ARCHIVE, options, nice=0)
             except InvalidInput as error:
                 raise InvalidInput(error.message, param="file") from None
             except OSError:
@@ -59,4 +60,5 @@ class CodedAdapters:
             InvalidInput: the archive cannot be decoded here.
         """
         async with self._room:
-            await self._run(Program.EXPAND_ARCHIVE, {"folder": folder, "base": base, "out": out})
+            options = {"folder": folder, "base": base, "out": out}
+            await run_program(Program.EXPAND_ARCHIVE, options, nice=0)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REFUSED = 1  # a program's exit status when what it was given cannot be used
-_NICE = 10
+TASK_NICE = 10
 _MAX_SENTENCE_CHARS = 500
 MAX_RUN_S = 540.0  # below the time that Celery gives a task
 
@@ -29,12 +29,15 @@ class Program(StrEnum):
     EXPAND_ARCHIVE = "workers.tasks.expand_archive"
 
 
-async def run_program(program: str, options: Mapping[str, str | Path]) -> None:
+async def run_program(
+    program: str, options: Mapping[str, str | Path], nice: int = TASK_NICE
+) -> None:
     """Run a program to its end; when this call is cancelled, the child is killed.
 
     Args:
         program: its module.
         options: name -> value, without the dashes.
+        nice: how far it gives way; a caller that waits in a request gives none.
 
     Raises:
         InvalidInput: it refuses what it was given, in its own sentence, or takes too long.
@@ -42,7 +45,7 @@ async def run_program(program: str, options: Mapping[str, str | Path]) -> None:
     """
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", program, *given, "--nice", str(_NICE)),
+        *(sys.executable, "-m", program, *given, "--nice", str(nice)),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -81,7 +81,7 @@ async def merge_adapters(
     sources = [await adapters.resolve(source.model) for source in body.sources]
     for source in sources:
         await adapters.get_own(source.ref.adapter_id)
-    base_model = base_of(sources)
+    merging, base_model = draft_merging(body, sources, roster), base_of(sources)
     if body.adapter_id is not None:
         target = await adapters.get_own(body.adapter_id)
         if target.base_model != base_model:
@@ -91,7 +91,7 @@ async def merge_adapters(
     order = await orders.merge(
         body.adapter_id or new_adapter_id(),
         base_model,
-        draft_merging(body, sources, roster),
+        merging,
         max_open=settings.max_open_orders,
         max_total_bytes=settings.max_imported_bytes,
         idempotency=key,

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import workers.codecs
 import workers.merges  # noqa: F401
+from scheduler.artefact.coded_file import PREFIX
 from scheduler.domain.adapter import ARCHIVE_FILE, MANIFEST_FILE, AdapterManifest
 from scheduler.domain.adapter_order import Compression, MergeSource, Merging, OrderFolder
 from scheduler.domain.errors import InvalidInput
@@ -20,7 +21,7 @@ from scheduler.text import dataset
 from scheduler.text.dataset import EncodedDataset
 from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import TinyModel, make_model
-from workers.adapter_archive import PREFIX, pack_archive
+from workers.adapter_archive import pack_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_adapter, write_adapter
 from workers.adapter_folder import read_folder, write_archive_folder
 from workers.codec import CODECS

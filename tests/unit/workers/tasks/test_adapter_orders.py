@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn import functional
 
 import workers.codecs
 import workers.merges  # noqa: F401
+from scheduler.artefact.check import check_artefact
 from scheduler.artefact.coded_file import PREFIX
 from scheduler.domain.adapter import ARCHIVE_FILE, MANIFEST_FILE, AdapterManifest
 from scheduler.domain.adapter_order import Compression, MergeSource, Merging, OrderFolder
@@ -20,6 +22,7 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.text import dataset
 from scheduler.text.dataset import EncodedDataset
 from tests.unit.workers.packed_run import random_lora
+from tests.unit.workers.test_adapter_exchange import base_of, save_with_peft, token_ids
 from tests.unit.workers.tiny_models import TinyModel, make_model
 from workers.adapter_archive import pack_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_adapter, write_adapter
@@ -176,6 +179,26 @@ class TestCompress:
         compress(bench.order, bench.base)
 
         assert bench.recipe()["ratio_to_16_bit"] > 2
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+class TestPeft:
+    @pytest.mark.parametrize("use_rslora", [False, True])
+    def test_what_peft_saved_is_coded_without_loss_and_loaded_by_peft_again(
+        self, bench: Bench, tmp_path: Path, use_rslora: bool
+    ) -> None:
+        source = bench.order.source(0)
+        want = save_with_peft(bench.model, source, use_rslora=use_rslora)
+        (source / "README.md").unlink()
+        check_artefact(source, base_of(bench.model))
+        bench.ask(Compression(codec="none"))
+
+        compress(bench.order, bench.base)
+        expand_archive(bench.order.out, bench.base, tmp_path / "large")
+
+        loaded = PeftModel.from_pretrained(bench.model.oracle, str(tmp_path / "large"))
+        with torch.no_grad():
+            assert torch.equal(loaded(token_ids()).logits, want)
 
 
 class TestMerge:

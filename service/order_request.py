@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scheduler.domain.adapter_order import Compression, MergeSource, Merging
-from scheduler.domain.errors import InvalidInput
+from scheduler.domain.errors import InvalidInput, UnknownPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from scheduler.store.adapters import ResolvedAdapter
     from service.schemas.adapter_order import CompressOptions, MergeCreate
@@ -51,11 +52,10 @@ def draft_compression(
             "'search'.",
             param=f"{prefix}promote",
         )
-    if body.search is not None:
-        roster.check_options(base_model, "ladders", body.codec, body.search, f"{prefix}search")
-    else:
-        config = body.config or {}
-        roster.check_options(base_model, "codecs", body.codec, config, f"{prefix}config")
+    kind, given = ("codecs", "config") if body.search is None else ("ladders", "search")
+    options = body.search or body.config or {}
+    with _blaming(f"{prefix}codec"):
+        roster.check_options(base_model, kind, body.codec, options, f"{prefix}{given}")
     return Compression(
         codec=body.codec,
         config=body.config or {},
@@ -91,7 +91,8 @@ def draft_merging(
     if not all(math.isfinite(w) for w in weights if w is not None):
         raise InvalidInput("A weight is not a finite number.", param="sources")
     base_model = base_of(sources)
-    roster.check_options(base_model, "merges", body.method, body.config, "config")
+    with _blaming("method"):
+        roster.check_options(base_model, "merges", body.method, body.config, "config")
     return Merging(
         method=body.method,
         config=body.config,
@@ -118,3 +119,12 @@ def base_of(sources: Sequence[ResolvedAdapter]) -> str:
             param="sources",
         )
     return bases[0]
+
+
+@contextmanager
+def _blaming(param: str) -> Iterator[None]:
+    """Blame the field that names a plug-in, not the one with its options, for an unknown name."""
+    try:
+        yield
+    except UnknownPlugin as error:
+        raise UnknownPlugin(error.message, param=param) from None

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, func, insert, select
 
-from scheduler.domain.errors import QuotaExceeded
+from scheduler.domain.errors import Conflict, QuotaExceeded
+from scheduler.domain.job import JobStatus, is_final
 from scheduler.store.clock import DbNow
 from scheduler.store.ids import new_id
-from scheduler.store.tables import adapter_versions, adapters
+from scheduler.store.tables import adapter_versions, adapters, jobs
 from scheduler.store.versions import TRAINED, newest_version
 
 if TYPE_CHECKING:
@@ -95,6 +96,21 @@ async def insert_version(conn: AsyncConnection, adapter: Row[Any], stored: Store
         )
     )
     return version
+
+
+async def refuse_while_job_runs(conn: AsyncConnection, adapter: Row[Any]) -> None:
+    """A running job numbers its adapter's versions itself.
+
+    Raises:
+        Conflict: it runs.
+    """
+    status = await conn.scalar(select(jobs.c.status).where(jobs.c.id == adapter.job_id))
+    if status is not None and not is_final(JobStatus(status)):
+        raise Conflict(
+            f"Job {adapter.job_id} still makes versions of {adapter.model_name!r}; cancel it "
+            "first.",
+            param="model",
+        )
 
 
 async def check_room(

@@ -18,6 +18,7 @@ from scheduler.store.adapter_imports import (
     check_room,
     insert_adapter,
     insert_version,
+    refuse_while_job_runs,
 )
 from scheduler.store.adapter_order_record import Order, OrderWork
 from scheduler.store.clock import DbNow
@@ -115,6 +116,7 @@ class Orders:
         Raises:
             QuotaExceeded: the tenant holds too much.
             NotFound: the adapter that was to get it is gone.
+            Conflict: the adapter's job still runs.
         """
         async with self._db.begin() as conn:
             tenant = await lock_tenant(conn, work.tenant_id)
@@ -124,6 +126,7 @@ class Orders:
             if name is not None:
                 await insert_adapter(conn, work.adapter_id, tenant, name, work.base_model)
             adapter = await _adapter(conn, work)
+            await refuse_while_job_runs(conn, adapter)
             version = await insert_version(conn, adapter, stored)
             if promote and adapter.live_version in (None, work.version):
                 await adapter_pointers.promote(conn, adapter, version)

@@ -8,6 +8,7 @@ from sqlalchemy import Row, delete, func, insert, select
 
 from scheduler.domain.adapter_order import OrderKind, OrderStatus
 from scheduler.domain.errors import Conflict, NotFound, QuotaExceeded
+from scheduler.store.adapter_imports import refuse_while_job_runs
 from scheduler.store.adapter_order_record import Order, order_of
 from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
@@ -103,6 +104,7 @@ class TenantOrders:
 
         Raises:
             NotFound: the tenant owns no such version.
+            Conflict: the adapter's job still runs.
             QuotaExceeded: `max_open` orders of it are not over.
             IdempotencyMismatch: the key came with another body.
         """
@@ -110,6 +112,7 @@ class TenantOrders:
             order_id, earlier = await self._open(conn, max_open, idempotency)
             if earlier is not None:
                 return earlier
+            await self._check_idle(conn, adapter_id)
             return await self._insert(
                 conn,
                 id=order_id,
@@ -134,6 +137,7 @@ class TenantOrders:
         """Have versions merged, as the next version of an adapter or the first of a new one.
 
         Raises:
+            Conflict: the job of the adapter that gets the version still runs.
             QuotaExceeded: `max_open` orders of the tenant are not over.
             IdempotencyMismatch: the key came with another body.
         """
@@ -141,6 +145,7 @@ class TenantOrders:
             order_id, earlier = await self._open(conn, max_open, idempotency)
             if earlier is not None:
                 return earlier
+            await self._check_idle(conn, adapter_id)
             return await self._insert(
                 conn,
                 id=order_id,
@@ -151,22 +156,18 @@ class TenantOrders:
                 max_total_bytes=max_total_bytes,
             )
 
-    # ---- any order -----------------------------------------------------------------------
-
     async def get(self, order_id: str) -> Order:
-        """Raises NotFound when the tenant has no such order."""
+        """A compression or a merge. Raises NotFound when the tenant has no such order."""
         async with self._db.read() as conn:
             row = await self._find(conn, order_id)
-        if row is None:
+        if row is None or row.kind == OrderKind.EXPORT:
             raise NotFound(f"No order {order_id!r}.", param="order_id")
         return order_of(row)
 
-    async def delete(self, order_id: str) -> Order:
-        """Forget an order; the caller then removes what it exported. Raises NotFound."""
-        order = await self.get(order_id)
+    async def delete(self, order: Order) -> None:
+        """Forget an order; the caller then removes what it exported."""
         async with self._db.begin() as conn:
-            await conn.execute(delete(adapter_orders).where(self._is_mine(order_id)))
-        return order
+            await conn.execute(delete(adapter_orders).where(self._is_mine(order.id)))
 
     # ---- inside --------------------------------------------------------------------------
 
@@ -214,6 +215,17 @@ class TenantOrders:
             orders.tenant_id == self._tenant_id, orders.kind.in_(kinds)
         )
         return int(await conn.scalar(query if where is None else query.where(where)) or 0)
+
+    async def _check_idle(self, conn: AsyncConnection, adapter_id: str) -> None:
+        """The adapter, if there is one yet, gets no versions from a job.
+
+        Raises:
+            Conflict: it does.
+        """
+        query = select(adapters).where(adapters.c.id == adapter_id)
+        adapter = (await conn.execute(query)).one_or_none()
+        if adapter is not None:
+            await refuse_while_job_runs(conn, adapter)
 
     async def _base_of(self, conn: AsyncConnection, adapter_id: str, version: int) -> str:
         """Base model of a version that the tenant owns."""

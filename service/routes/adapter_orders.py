@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from scheduler.domain.errors import (
+    Conflict,
     InvalidInput,
     ModelNotFound,
     NotFound,
@@ -30,7 +31,8 @@ OrderId = Annotated[str, Path(max_length=64)]
 @router.post(
     "/{adapter_id}/versions/{version}/compress",
     responses=errors(
-        NotFound, PermissionDenied, InvalidInput, UnknownPlugin, QuotaExceeded, Overloaded
+        *(NotFound, PermissionDenied, InvalidInput, UnknownPlugin, Conflict),
+        *(QuotaExceeded, Overloaded),
     ),
 )
 async def compress_version(
@@ -64,7 +66,7 @@ async def compress_version(
     "/merges",
     responses=errors(
         *(ModelNotFound, NotFound, PermissionDenied, InvalidInput, UnknownPlugin),
-        *(QuotaExceeded, Overloaded),
+        *(Conflict, QuotaExceeded, Overloaded),
     ),
 )
 async def merge_adapters(
@@ -108,5 +110,5 @@ async def retrieve_order(order_id: OrderId, orders: OrdersDep) -> OrderRead:
 @router.delete("/orders/{order_id}", responses=errors(NotFound))
 async def delete_order(order_id: OrderId, orders: OrdersDep) -> Deleted:
     """Take an order back, or forget one that is over; a version that was made stays."""
-    await orders.delete(order_id)
+    await orders.delete(await orders.get(order_id))
     return Deleted(id=order_id, object="adapter.order")

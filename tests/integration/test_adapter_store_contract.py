@@ -498,7 +498,7 @@ class TestExports:
         await mine.export(adapter.id, 2, max_kept=2)
         with pytest.raises(QuotaExceeded):
             await mine.export(adapter.id, 3, max_kept=2)
-        await mine.delete(f"{adapter.id}@2")
+        await mine.delete(await mine.exported(adapter.id, 2))
         await mine.export(adapter.id, 3, max_kept=2)
         work = await orders.begin(f"{adapter.id}@1")
         assert work is not None
@@ -558,6 +558,22 @@ class TestMadeVersions:
         assert (new.job_id, new.base_model, new.published_version) == (None, "m", 1)
         assert await world.number_of(new.model_name) == 1
 
+    async def test_a_full_model_is_no_order_of_these(self, world: World) -> None:
+        adapter = await world.imported()
+        mine = Orders(world.db).for_tenant(world.owner.id)
+        exported = await mine.export(adapter.id, 1)
+
+        with pytest.raises(NotFound):
+            await mine.get(exported.id)
+
+    async def test_nothing_is_made_of_what_a_job_still_makes(self, world: World) -> None:
+        leased = await world.leased()
+        await Leases(world.db).commit_checkpoint(leased.job_id, leased.epoch, commit(5))
+        mine = Orders(world.db).for_tenant(world.owner.id)
+
+        with pytest.raises(Conflict, match="still makes versions"):
+            await mine.compress(leased.adapter_id, 1, Compression())
+
     async def test_a_late_process_makes_no_version(self, world: World) -> None:
         adapter = await world.imported()
         mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
@@ -594,7 +610,7 @@ class TestMadeVersions:
             await mine.compress(adapter.id, 1, Compression(), max_open=1)
 
         assert again == first
-        await mine.delete(first.id)
+        await mine.delete(first)
         assert await mine.compress(adapter.id, 1, Compression(), max_open=1)
 
     async def test_others_neither_compress_nor_see_it(self, world: World) -> None:
@@ -609,7 +625,6 @@ class TestMadeVersions:
             for call in (
                 theirs.compress(adapter.id, 1, Compression()),
                 theirs.get(mine.id),
-                theirs.delete(mine.id),
             ):
                 with pytest.raises(NotFound):
                     await call

@@ -80,7 +80,7 @@ class TestCompress:
     @pytest.mark.parametrize(
         ("body", "param"),
         [
-            ({"codec": "zip"}, "config"),
+            ({"codec": "zip"}, "codec"),
             ({"config": {"density": 2}}, "config.density"),
             ({"config": {"speed": 1}}, "config"),
             ({"config": {}, "search": {}}, "search"),
@@ -148,7 +148,7 @@ class TestMerge:
         [
             ({"name": None}, "name"),
             ({"adapter_id": "x"}, "name"),
-            ({"method": "soup"}, "config"),
+            ({"method": "soup"}, "method"),
             ({"config": {"rank": 1}}, "config"),
             ({"sources": []}, "sources"),
             ({"sources": [{"model": "{name}", "weight": 1}, {"model": "{name}"}]}, "sources"),

@@ -112,7 +112,7 @@ class JobDesk:
     def advance(self, host: ModelHost) -> None:
         """Give jobs whose pack is done their next one; optimizer steps happen here."""
         for job_id, active in list(host.trainer.active.items()):
-            if active.pack.cursor.is_done:
+            if active.pack is not None and active.pack.cursor.is_done:
                 with self._boundary(job_id, active.job.order.epoch):
                     host.trainer.advance(job_id)
 

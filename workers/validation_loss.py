@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scheduler.domain.errors import InvalidInput
+from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
@@ -20,12 +21,16 @@ from workers.batch import ForwardBatch, TrainWindow
 from workers.cpu_attention import pack_attention
 from workers.decoder import Decoder
 from workers.kernels.cpu_kernels import cpu_kernels
+from workers.kv_cache import KVCache
 from workers.loss import window_loss
 from workers.model import DecoderConfig
+from workers.pack_layout import PackLayout
 from workers.train_data import pack_examples
 from workers.train_pack import LossSums, PackTokens, TrainPack
+from workers.training_memory import TrainingMemory
 
 PACK_TOKENS = 512
+BLOCK_TOKENS = 16
 MAX_TOKENS = 32_768  # of the first examples: each trial of a search reads all of them
 
 
@@ -49,6 +54,9 @@ class ValidationLoss:
         self._decoder = Decoder(config, weights, AdapterArena(config, max_rank, dtype, device))
         self._spec = ActivationSpec.of(config, dtype)
         self._packs = first_packs(data, config)
+        self._memory = self._room_for(
+            max(self._layout(p.num_tokens).num_bytes for p in self._packs)
+        )
 
     @torch.inference_mode()
     def of(self, adapter: LoadedAdapter) -> float:
@@ -69,13 +77,27 @@ class ValidationLoss:
         arena.clear(columns)
         return sums.loss / sums.weight
 
+    def _layout(self, num_tokens: int) -> PackLayout:
+        layers = self._decoder.config.num_layers
+        return PackLayout(self._spec, SaveLevel.INPUTS, num_tokens, layers, trains=False)
+
+    def _room_for(self, num_bytes: int) -> TrainingMemory:
+        """Memory that holds one pack at a time."""
+        config, dtype = self._decoder.config, self._spec.dtype
+        num_blocks = -(-num_bytes // KVCache.bytes_per_block(config, BLOCK_TOKENS, dtype)) + 1
+        cache = KVCache(config, num_blocks, BLOCK_TOKENS, dtype, self._decoder.weights.device)
+        return TrainingMemory(BlockPool(num_blocks, BLOCK_TOKENS), cache, cache.storage.nbytes)
+
     def _pack_loss(self, tokens: PackTokens, run: AdapterRun) -> LossSums:
+        """The loss of one pack, whose keys and values are forgotten afterwards."""
         config, n = self._decoder.config, tokens.num_tokens
+        layout = self._layout(n)
+        loan = self._memory.try_borrow(self._memory.blocks_for(layout.num_bytes))
+        assert loan is not None
         cursor = PackCursor.begin(
             n, config.num_layers, trains=False, window_tokens=n, range_tokens=n
         )
-        device = torch.device("cpu")
-        pack = TrainPack.allocate(tokens, cursor, self._spec, SaveLevel.INPUTS, device)
+        pack = TrainPack.within(loan, layout, tokens, cursor)
         window = TrainWindow(pack, 0, n, 0, pack.layers)
         cos, sin = self._decoder.rotary.at(tokens.positions)
         batch = ForwardBatch(
@@ -90,6 +112,7 @@ class ValidationLoss:
         sums, _ = window_loss(
             self._decoder, hidden, tokens.targets, tokens.weights, wants_grad=False
         )
+        loan.end()
         return sums
 
 

@@ -108,6 +108,12 @@ class PackCursor:
         return self.window_layer > 0
 
     @property
+    def has_begun_backward(self) -> bool:
+        """Whether a unit has added to the job's gradient, or may have."""
+        is_below = self.backward_layer < self.num_layers - 1 or self.recompute_layer > 0
+        return self.trains and (is_below or self.range_stop < self.num_tokens)
+
+    @property
     def is_done(self) -> bool:
         """Whether neither forward nor backward work is left."""
         return self.num_loss_tokens == self.num_tokens and self.backward_layer < 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.latency import LatencyLaw
@@ -54,6 +55,16 @@ class TrainingShare:
     def saved_ms(self) -> float:
         """How much sooner it is done than it would be apart: 0 for units that take their turn."""
         return self.work_ms - self.expected_ms
+
+
+class Training(Protocol):
+    """Those who train, as the scheduler sees them; they borrow blocks that serving leaves free."""
+
+    def demands(self, lendable_blocks: int) -> list[TrainDemand]:
+        """What each job could run next; up to `lendable_blocks` more may be borrowed for it."""
+
+    def give_back(self, num_blocks: int) -> None:
+        """Free at least so many borrowed blocks at once, or all there are."""
 
 
 def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:

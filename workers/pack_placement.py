@@ -89,6 +89,7 @@ class PackPlacement:
             range_tokens=self.limits.range_tokens,
             loss_tokens=self._loss_tokens(),
             is_window_outer=level is SaveLevel.WINDOW_OUTER,
+            bounds=work.tokens.bounds,
         )
 
     def _loss_tokens(self) -> int:

@@ -8,12 +8,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from scheduler.domain.errors import InvalidInput
+from scheduler.processes import EXIT_REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_REFUSED = 1  # a program's exit status when what it was given cannot be used
 TASK_NICE = 10
 _MAX_SENTENCE_CHARS = 500
 MAX_RUN_S = 540.0  # below the time that Celery gives a task
@@ -58,7 +58,7 @@ async def run_program(
         if child.returncode is None:
             child.kill()
             await child.wait()
-    if child.returncode == _REFUSED:
+    if child.returncode == EXIT_REFUSED:
         last_line = said.decode(errors="replace").strip().rpartition("\n")[2]
         raise InvalidInput(last_line[:_MAX_SENTENCE_CHARS])
     if child.returncode != 0:

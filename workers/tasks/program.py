@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from scheduler.domain.errors import DomainError
+from scheduler.processes import EXIT_REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ def run_program(
     options: Mapping[str, Callable[[str], object]],
     arguments: list[str] | None = None,
 ) -> int:
-    """Run with the command line's options; what is refused is one sentence and exit status 1.
+    """Run with the command line's options; what is refused is one sentence and its exit status.
 
     Args:
         run: the work.
@@ -35,5 +36,5 @@ def run_program(
         run(given)
     except DomainError as error:
         sys.stderr.write(f"{error.message}\n")
-        return 1
+        return EXIT_REFUSED
     return 0

@@ -42,6 +42,13 @@ async def test_a_child_that_dies_is_no_verdict(program: Path) -> None:
         await run_program("stand_in", {})
 
 
+async def test_a_bug_in_a_program_is_no_verdict(program: Path) -> None:
+    program.write_text("raise AttributeError\n")
+
+    with pytest.raises(OSError, match="status 1"):
+        await run_program("stand_in", {})
+
+
 async def test_a_program_that_takes_too_long_is_ended(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

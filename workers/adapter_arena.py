@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scheduler.domain.errors import InvalidInput
 from workers.kernels.cpu_kernels import MAX_PROJECTIONS, AdaptedLinear
 from workers.model import DecoderConfig, FusedLinear, fused_linears
 
@@ -72,6 +71,7 @@ class AdapterArena:
         self, config: DecoderConfig, num_columns: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_columns = num_columns
+        self.dtype = dtype
         self.linears = fused_linears(config)
         self.num_layers = config.num_layers
 
@@ -135,15 +135,20 @@ class AdapterArena:
             if columns.targets(linear)
         }
 
-    def check_finite(self, columns: AdapterColumns) -> None:
-        """Refuse, and wipe, an adapter that is not finite in the arena's dtype.
-
-        Raises:
-            InvalidInput: a weight is NaN, infinite, or overflows.
-        """
-        if not are_finite(self.terms(columns)):
-            self.clear(columns)
-            raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
+    def empty_terms(self, rank: int, modules: frozenset[str]) -> dict[tuple[int, int], Term]:
+        """Zeroed terms such as `terms` gives for a slot, on the CPU and outside of the arena."""
+        columns = AdapterColumns(0, rank, modules)
+        return {
+            (layer, index): Term(
+                torch.zeros(rank * len(linear.slices), linear.in_features, dtype=self.dtype),
+                tuple(
+                    torch.zeros(rank, part.num_features, dtype=self.dtype) for part in linear.slices
+                ),
+            )
+            for layer in range(self.num_layers)
+            for index, linear in enumerate(self.linears)
+            if columns.targets(linear)
+        }
 
     def clear(self, columns: AdapterColumns) -> None:
         """Zero all rows of the columns, targeted or not."""

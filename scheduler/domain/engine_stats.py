@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.message import Message
 from scheduler.domain.request import FinishReason
 
@@ -93,8 +94,8 @@ class EngineStats(Message):
     num_free_blocks: int
     num_blocks: int
     num_preemptions: int
-    resident_adapters: tuple[str, ...]
     active_jobs: tuple[str, ...]
+    adapter_tiers: tuple[AdapterTier, ...] = ()
     steps: tuple[StepSample, ...] = ()
     requests: tuple[RequestSample, ...] = ()
     prompt_tokens: int = Field(0, description="Total since the engine started.")

@@ -98,9 +98,13 @@ class ScriptedConnection:
     def _adapter(self, index: int, load: Load) -> tuple[AdapterRef | None, str | None]:
         if not load.num_adapters:
             return None, None
-        place = index % load.num_adapters
+        place = self.place(index, load)
         folder = str(self.adapters[place])
         return AdapterRef(adapter_id=f"a{place}", version=1, digest=folder, uri=folder), folder
+
+    def place(self, index: int, load: Load) -> int:
+        """Which adapter a request names: all take turns."""
+        return index % load.num_adapters
 
     def _sleep(self, timeout_s: float) -> None:
         """As a real pipe would: until the next order, or until the time is over."""

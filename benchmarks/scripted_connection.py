@@ -79,7 +79,7 @@ class ScriptedConnection:
         """The next request of a load, or the one of a given index; counted as sent."""
         place = next(self._ids)
         index = place if index is None else index
-        prompt_tokens, own_tokens = lengths(index)
+        prompt_tokens, own_tokens = self.lengths(index)
         adapter, folder = self._adapter(index, load)
         body = RequestBody(
             request_id=f"r{place}",
@@ -101,6 +101,10 @@ class ScriptedConnection:
         place = self.place(index, load)
         folder = str(self.adapters[place])
         return AdapterRef(adapter_id=f"a{place}", version=1, digest=folder, uri=folder), folder
+
+    def lengths(self, index: int) -> tuple[int, int]:
+        """Prompt and output tokens of a request."""
+        return lengths(index)
 
     def place(self, index: int, load: Load) -> int:
         """Which adapter a request names: all take turns."""

@@ -28,7 +28,8 @@ from workers.live_request import LiveRequest
 from workers.model_host import ModelHost
 from workers.sampler import SampledToken
 
-MAX_COPYING_S = 4e-3  # of one step, while others run: what comes on top waits for the next
+MIN_COPYING_S = 4e-3  # of a step, while others run: what comes on top waits for the next
+COPYING_SHARE = 0.1  # and of a long step this share of the time since the one before
 
 
 class RequestDesk:
@@ -45,7 +46,8 @@ class RequestDesk:
         self.connection = connection
         self.meter = meter
         self.loader = loader
-        self._copied_s = 0.0
+        self._may_copy_s = MIN_COPYING_S
+        self._collected_s = time.perf_counter()
         self.live: dict[str, LiveRequest] = {}
         self.is_closed = False
 
@@ -72,7 +74,9 @@ class RequestDesk:
 
     def collect_adapters(self) -> None:
         """Queue the requests whose adapter has come, refuse those whose adapter cannot come."""
-        self._copied_s = 0.0
+        now_s = time.perf_counter()
+        self._may_copy_s = max(MIN_COPYING_S, COPYING_SHARE * (now_s - self._collected_s))
+        self._collected_s = now_s
         for load in self.loader.collect():
             self.meter.count_load(load)
             for live in [self.live[request_id] for request_id in sorted(load.waiters)]:
@@ -211,13 +215,13 @@ class RequestDesk:
             return None
         assert live.load is not None
         assert live.load.adapter is not None
-        if self._copied_s > MAX_COPYING_S and live.host.scheduler.running:
+        if self._may_copy_s < 0 and live.host.scheduler.running:
             return None
         began_s = time.perf_counter()
         slot = live.host.adapters.try_load(
             adapter.digest, live.load.adapter, is_pinned=adapter.is_pinned
         )
-        self._copied_s += time.perf_counter() - began_s
+        self._may_copy_s -= time.perf_counter() - began_s
         return slot
 
     def _leave_load(self, live: LiveRequest) -> None:

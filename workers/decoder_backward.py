@@ -71,7 +71,7 @@ class DecoderBackward:
         if unit.layer == 0:
             names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
             pack.range_layers = [
-                LayerActivations(self.spec, names, unit.stop - unit.start, device)
+                LayerActivations.allocate(self.spec, names, unit.stop - unit.start, device)
                 for _ in range(self.decoder.config.num_layers)
             ]
             pack.hidden = self.decoder.embed(pack.tokens.token_ids[unit.start : unit.stop])
@@ -109,7 +109,7 @@ class DecoderBackward:
         if pack.level is SaveLevel.WINDOW_OUTER:
             return pack.range_layers[unit.layer].buffers
         names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
-        scratch = LayerActivations(self.spec, names, unit.stop - unit.start, device)
+        scratch = LayerActivations.allocate(self.spec, names, unit.stop - unit.start, device)
         batch = self._range_batch(unit, [scratch] * self.decoder.config.num_layers)
         self.decoder.forward_layer(unit.layer, saved["x"][tokens].clone(), batch)
         return scratch.buffers

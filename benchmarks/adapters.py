@@ -144,7 +144,7 @@ class Crowd:
         self.connection.popularity = cell.popularity
         self.bench.start(Load(STREAMS, cell.num_adapters), 0)
         self.meter.loads_ms = {"disk": [], "ram": []}
-        before, began_cpu_s = self._tiers(), time.process_time()
+        before, began_s, began_cpu_s = self._tiers(), time.perf_counter(), time.process_time()
         result = self.bench.measure(StopRule(seconds))
         after, cpu_s = self._tiers(), time.process_time() - began_cpu_s
         self.bench.stop([])
@@ -152,7 +152,7 @@ class Crowd:
             "output_tokens_per_s": result.output_tokens_per_s,
             "output_tokens_per_cpu_s": result.output_tokens_per_s * result.seconds / cpu_s,
             "tpot_ms": shares(result.tpot_ms),
-            "ttft_ms": shares(result.ttft_ms),
+            "ttft_ms": shares([r.ttft_ms for r in result.requests if r.sent_s >= began_s]),
             "load_ms": {tier: shares(ms) for tier, ms in self.meter.loads_ms.items()},
             "tiers": {name: after[name] - before[name] for name in after},
             "shelf_bytes": self.bench.engine.loader.shelf.policy.num_bytes,

@@ -23,6 +23,8 @@ from torch import Tensor
 from workers.kernels.cpu_kernels import MAX_PROJECTIONS, AdaptedLinear
 from workers.model import DecoderConfig, FusedLinear, fused_linears
 
+MAX_KEPT_TERMS = 256  # places in the arena whose views are kept
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -88,6 +90,7 @@ class AdapterArena:
             for linear in self.linears
         ]
 
+        self._terms: dict[AdapterColumns, dict[tuple[int, int], Term]] = {}
         self._adapted = {
             (layer, index): self._describe(layer, index)
             for layer in layers
@@ -124,7 +127,18 @@ class AdapterArena:
         return [matrix for layers in self.shrink for matrix in layers] + expands
 
     def terms(self, columns: AdapterColumns) -> dict[tuple[int, int], Term]:
-        """An adapter's own rows of every fused linear it targets, as views to write into."""
+        """An adapter's own rows of every fused linear it targets, as views to write into.
+
+        A slot is filled and cleared between two steps, and making a hundred views takes as long as
+        copying what goes into them: views are kept.
+        """
+        if columns not in self._terms:
+            if len(self._terms) >= MAX_KEPT_TERMS:
+                self._terms.clear()
+            self._terms[columns] = self._views(columns)
+        return self._terms[columns]
+
+    def _views(self, columns: AdapterColumns) -> dict[tuple[int, int], Term]:
         return {
             (layer, index): Term(
                 self.shrink[index][layer][columns.rows(linear)],
@@ -151,13 +165,8 @@ class AdapterArena:
         }
 
     def clear(self, columns: AdapterColumns) -> None:
-        """Zero all rows of the columns, targeted or not."""
-        for index, linear in enumerate(self.linears):
-            rows = columns.rows(linear)
-            for layer in range(self.num_layers):
-                self.shrink[index][layer][rows] = 0
-                for expand in self.expand[index][layer]:
-                    expand[columns.own] = 0
+        """Zero all that an adapter has written: what it does not target was never anything else."""
+        torch._foreach_zero_([m for term in self.terms(columns).values() for m in term.matrices()])
 
 
 def are_finite(terms: dict[tuple[int, int], Term]) -> bool:

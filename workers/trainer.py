@@ -23,11 +23,12 @@ from workers.active_job import ActiveJob
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import JOB_PREFIX, AdapterPool, AdapterSlot
 from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
 from workers.decoder import Decoder
-from workers.decoder_backward import BackwardUnit, DecoderBackward
+from workers.decoder_backward import DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.loss import window_loss

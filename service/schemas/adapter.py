@@ -1,6 +1,6 @@
 """/v1/adapters."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import Field
@@ -9,6 +9,7 @@ from scheduler.domain.adapter_tier import Tier
 from service.schemas.base import Body, Read
 
 MAX_VERSION = 2**31 - 1
+Origin = Literal["job", "import", "compress", "merge"]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 
 
@@ -21,7 +22,7 @@ class AdapterVersionRead(Read):
     digest: str = Field(description="Of its content; equal content has an equal digest.")
     bytes: int
     created_at: int
-    origin: Literal["job", "import"] | None = None
+    origin: Origin | None = None
     base_digest: str | None = Field(None, description="Digest of the base weights it belongs to.")
     method: str | None = None
     job_id: str | None = None
@@ -29,7 +30,10 @@ class AdapterVersionRead(Read):
         default_factory=dict, description="SHA-256 of the training files, by role."
     )
     metrics: dict[str, float] = Field(default_factory=dict)
-    parent_version: int | None = Field(None, description="The version that training went on from.")
+    parent_version: int | None = Field(None, description="The version that it was made of.")
+    recipe: dict[str, Any] | None = Field(
+        None, description="How it was compressed or merged, and what that did to its quality."
+    )
 
 
 class AdapterRead(Read):

@@ -57,7 +57,7 @@ class Callers:
         orders: list[ToEngine] = []
         while len(self.asked) < IN_FLIGHT and self.num_sent < self.num_requests:
             orders.append(self._request())
-        if self.asked and self.random.random() < ABORTED_SHARE:
+        if self.asked and self.num_aborted < ABORTED_SHARE * (self.num_sent - IN_FLIGHT):
             name = self.random.choice(sorted(self.asked))
             del self.asked[name], self.answers[name]
             self.num_aborted += 1

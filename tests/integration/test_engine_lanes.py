@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scheduler.domain.messages import ToEngine
     from scheduler.policy.pack_cursor import Unit
-    from workers.decoder_backward import BackwardUnit
+    from workers.backward_unit import BackwardUnit
 
 
 class FreeLane(LatencyLaw):

@@ -79,7 +79,7 @@ class ScriptedConnection:
         """The next request of a load, or the one of a given index; counted as sent."""
         place = next(self._ids)
         index = place if index is None else index
-        prompt_tokens, own_tokens = lengths(index)
+        prompt_tokens, own_tokens = self.lengths(index)
         adapter, folder = self._adapter(index, load)
         body = RequestBody(
             request_id=f"r{place}",
@@ -98,9 +98,17 @@ class ScriptedConnection:
     def _adapter(self, index: int, load: Load) -> tuple[AdapterRef | None, str | None]:
         if not load.num_adapters:
             return None, None
-        place = index % load.num_adapters
+        place = self.place(index, load)
         folder = str(self.adapters[place])
         return AdapterRef(adapter_id=f"a{place}", version=1, digest=folder, uri=folder), folder
+
+    def lengths(self, index: int) -> tuple[int, int]:
+        """Prompt and output tokens of a request."""
+        return lengths(index)
+
+    def place(self, index: int, load: Load) -> int:
+        """Which adapter a request names: all take turns."""
+        return index % load.num_adapters
 
     def _sleep(self, timeout_s: float) -> None:
         """As a real pipe would: until the next order, or until the time is over."""

@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+import workers.codecs
+import workers.merges
 import workers.models
 import workers.optimizers
 import workers.peft_methods  # noqa: F401
@@ -28,14 +31,20 @@ from scheduler.domain.messages import (
     WorkerCapabilities,
 )
 from scheduler.domain.plan import Span, StepPlan
+from scheduler.domain.registry import Registry
 from scheduler.domain.request import Sequence
 from scheduler.policy.fairness import FairShare
+from workers.adapter_loader import AdapterLoader
+from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter
+from workers.codec import CODECS
+from workers.codecs.search import Ladder
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
+from workers.merge import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS
@@ -43,6 +52,7 @@ from workers.request_desk import RequestDesk
 from workers.settings import EngineSettings
 
 IDLE_POLL_S = 0.25  # how long an engine without work sleeps between two looks at the clock
+LOADING_POLL_S = 1e-3  # and while adapters are on their way
 
 LANE_SWITCH_S = 5e-4  # how long one lane's Python may hold up the other's
 
@@ -61,7 +71,8 @@ class EngineLoop:
             for model_id, folder in settings.model_dirs().items()
         }
         self.meter = EngineMeter()
-        self.requests = RequestDesk(self.hosts, connection, self.meter)
+        self.loader = AdapterLoader(AdapterShelf(settings.adapter_ram_bytes))
+        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader)
         self.jobs = JobDesk(self.hosts, self.writer)
         self.pending: list[ToEngine] = []
         self.is_draining = False
@@ -76,12 +87,18 @@ class EngineLoop:
         while not (self.is_draining and not self.requests.live):
             self.turn()
             if self.meter.is_due():
-                self.connection.send(self.meter.report(list(self.hosts.values())))
+                self._report()
         self.writer.close()
+
+    def _report(self) -> None:
+        hosts, requests = list(self.hosts.values()), self.requests
+        stats = self.meter.report(hosts, requests.adapter_tiers(), requests.num_loading)
+        self.connection.send(stats)
 
     def turn(self) -> None:
         """Handle the orders that have arrived, then one step of every base model."""
         self._take_orders()
+        self.requests.collect_adapters()
         self.jobs.drop_failed()
         for host in self.hosts.values():
             if host.has_work:
@@ -91,11 +108,12 @@ class EngineLoop:
         """What this engine can do, for the gateway to validate against."""
         return WorkerCapabilities(
             base_models=tuple(host.info for host in self.hosts.values()),
-            peft_methods={
-                n: PEFT_METHODS[n].Config.model_json_schema() for n in PEFT_METHODS.names()
-            },
-            optimizers={n: OPTIMIZERS[n].Config.model_json_schema() for n in OPTIMIZERS.names()},
+            peft_methods=_schemas(PEFT_METHODS),
+            optimizers=_schemas(OPTIMIZERS),
             objectives={"supervised": {}},
+            codecs=_schemas(CODECS),
+            ladders={"compeft": Ladder.model_json_schema()},
+            merges=_schemas(MERGES),
             max_rank=self.settings.max_rank,
             max_num_sequences=self.settings.max_num_sequences,
             service_classes=self.settings.service_classes(),
@@ -138,7 +156,8 @@ class EngineLoop:
         """Handle what has arrived; sleep when there is nothing to do at all."""
         orders, self.pending = self.pending, []
         has_work = bool(orders) or any(host.has_work for host in self.hosts.values())
-        orders += self.connection.poll(0.0 if has_work else IDLE_POLL_S)
+        idle_s = LOADING_POLL_S if self.loader.is_busy else IDLE_POLL_S
+        orders += self.connection.poll(0.0 if has_work else idle_s)
         for order in orders:
             self._handle(order)
 
@@ -159,10 +178,15 @@ class EngineLoop:
                 self.jobs.close()
 
     def _nobody_new(self) -> bool:
-        """Look for orders between two units; the lane yields to any."""
+        """Look for orders and adapters between two units; the lane yields to any."""
         if not self.pending:
             self.pending = self.connection.poll(0.0)
-        return not self.pending
+        return not self.pending and not self.loader.has_news
+
+
+def _schemas(registry: Registry[Any]) -> dict[str, dict[str, Any]]:
+    """Name -> JSON Schema of the plug-in's options."""
+    return {name: registry[name].Config.model_json_schema() for name in registry.names()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from itertools import pairwise
 from scheduler.domain.engine_stats import RequestSample
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
 from scheduler.domain.request import FinishReason, Sequence
-from workers.adapter_file import LoadedAdapter
+from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
 from workers.model_host import ModelHost
 from workers.sampler import SampledToken
@@ -19,7 +19,8 @@ class LiveRequest:
     """State of one request from arrival to its last frame.
 
     Attributes:
-        adapter: read from disk, on its way into a slot.
+        load: its adapter on the way to a slot, while it has none.
+        is_queued: its sequences are with the scheduler; those of a cold adapter come later.
         slot: held while any sequence is alive.
         frames: all frames so far, for a gateway that asks for a replay.
         prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
@@ -30,7 +31,8 @@ class LiveRequest:
     order: Generate
     host: ModelHost
     sequences: list[Sequence]
-    adapter: LoadedAdapter | None = None
+    load: Load | None = None
+    is_queued: bool = False
     slot: AdapterSlot | None = None
     frames: list[TokenFrame] = field(default_factory=list)
     prompt_scores: list[TokenLogprobs] = field(default_factory=list)

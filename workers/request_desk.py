@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
+from scheduler.domain.adapter import AdapterKey, AdapterRef
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.errors import (
     ContextTooLong,
     DomainError,
@@ -18,23 +19,35 @@ from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFram
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
-from workers.adapter_file import LoadedAdapter, read_adapter
+from workers.adapter_loader import AdapterLoader
+from workers.adapter_pool import AdapterSlot
+from workers.adapter_tiers import ram_tier, slot_tier
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.live_request import LiveRequest
 from workers.model_host import ModelHost
 from workers.sampler import SampledToken
 
+MIN_COPYING_S = 4e-3  # of a step, while others run: what comes on top waits for the next
+COPYING_SHARE = 0.1  # and of a long step this share of the time since the one before
+
 
 class RequestDesk:
     """All live requests of an engine, over all its base models."""
 
     def __init__(
-        self, hosts: Mapping[str, ModelHost], connection: Connection, meter: EngineMeter
+        self,
+        hosts: Mapping[str, ModelHost],
+        connection: Connection,
+        meter: EngineMeter,
+        loader: AdapterLoader,
     ) -> None:
         self.hosts = hosts
         self.connection = connection
         self.meter = meter
+        self.loader = loader
+        self._may_copy_s = MIN_COPYING_S
+        self._collected_s = time.perf_counter()
         self.live: dict[str, LiveRequest] = {}
         self.is_closed = False
 
@@ -56,8 +69,21 @@ class RequestDesk:
             self.connection.send(Frames(reply_to=order.reply_to, frames=(frame,)))
             return
         self.live[order.request.request_id] = request
-        for sequence in request.sequences:
-            request.host.scheduler.add(sequence)
+        if request.order.request.adapter is None or self._find_adapter(request):
+            self._enqueue(request)
+
+    def collect_adapters(self) -> None:
+        """Queue the requests whose adapter has come, refuse those whose adapter cannot come."""
+        now_s = time.perf_counter()
+        self._may_copy_s = max(MIN_COPYING_S, COPYING_SHARE * (now_s - self._collected_s))
+        self._collected_s = now_s
+        for load in self.loader.collect():
+            self.meter.count_load(load)
+            for live in [self.live[request_id] for request_id in sorted(load.waiters)]:
+                if load.error is not None:
+                    self._refuse(live, load.error)
+                elif not live.is_queued:
+                    self._enqueue(live)
 
     def abort(self, order: Abort) -> None:
         """The caller has left: end a request, or one of its answers."""
@@ -88,6 +114,18 @@ class RequestDesk:
         if live.admitted_s is None:
             live.admitted_s = time.monotonic()
         return True
+
+    @property
+    def num_loading(self) -> int:
+        """Sequences that wait for their adapter."""
+        return sum(len(live.sequences) for live in self.live.values() if not live.is_queued)
+
+    def adapter_tiers(self) -> tuple[AdapterTier, ...]:
+        """Where the engine keeps adapters."""
+        return (
+            slot_tier([host.adapters for host in self.hosts.values()]),
+            ram_tier(self.loader.shelf),
+        )
 
     def columns(self, sequence: Sequence) -> AdapterColumns | None:
         """Arena columns of a running sequence's adapter."""
@@ -122,16 +160,38 @@ class RequestDesk:
         if self.is_closed:
             raise Overloaded("This worker is shutting down; try again.")
         check_request(request, host)
-        live = LiveRequest.of(order, host, time.monotonic())
-        if request.adapter is not None and host.adapters.get(request.adapter.digest) is None:
-            live.adapter = self._read_adapter(live)
-        return live
-
-    @staticmethod
-    def _read_adapter(live: LiveRequest) -> LoadedAdapter:
-        if live.order.adapter_dir is None:
+        if request.adapter is not None and order.adapter_dir is None:
             raise InvalidInput("The request names an adapter but came without its files.")
-        return read_adapter(Path(live.order.adapter_dir), live.host.runner.decoder.config)
+        return LiveRequest.of(order, host, time.monotonic())
+
+    def _find_adapter(self, live: LiveRequest) -> bool:
+        """Whether the adapter is in a slot or at hand for one; otherwise it is sent for."""
+        request, pool = live.order.request, live.host.adapters
+        assert request.adapter is not None
+        digest, is_pinned = request.adapter.digest, request.adapter.is_pinned
+        in_slot = pool.find(digest, is_pinned=is_pinned) is not None
+        key = AdapterKey(request.base_model, digest)
+        self.loader.shelf.count(key, in_slot=in_slot, is_pinned=is_pinned)
+        return in_slot or self._is_at_hand(live)
+
+    def _is_at_hand(self, live: LiveRequest) -> bool:
+        """Whether the adapter can be copied into a slot; it is sent for if it cannot."""
+        if live.load is None:
+            decoder = live.host.runner.decoder
+            live.load = self.loader.ask(live.order, decoder.config, decoder.arena)
+        return live.load.adapter is not None
+
+    def _enqueue(self, live: LiveRequest) -> None:
+        live.is_queued = True
+        for sequence in live.sequences:
+            if sequence.finish_reason is None:
+                live.host.scheduler.add(sequence)
+
+    def _withdraw(self, live: LiveRequest) -> None:
+        live.is_queued = False
+        for sequence in live.sequences:
+            if sequence.finish_reason is None:
+                live.host.scheduler.remove(sequence)
 
     def _hold_adapter(self, live: LiveRequest) -> bool:
         """Hold the adapter's slot; only from here on, so that waiting requests block no columns."""
@@ -140,12 +200,34 @@ class RequestDesk:
             return True
         slot = pool.get(adapter.digest)
         if slot is None:
-            slot = pool.try_load(adapter.digest, live.adapter or self._read_adapter(live))
+            slot = self._fill_slot(live, adapter)
         if slot is None:
             return False
         pool.acquire(slot)
-        live.slot, live.adapter = slot, None
+        live.slot = slot
+        self._leave_load(live)
         return True
+
+    def _fill_slot(self, live: LiveRequest, adapter: AdapterRef) -> AdapterSlot | None:
+        """Copy the adapter into columns, unless others have to wait too long for it."""
+        if not self._is_at_hand(live):  # it had a slot when it was queued, and has lost it since
+            self._withdraw(live)
+            return None
+        assert live.load is not None
+        assert live.load.adapter is not None
+        if self._may_copy_s < 0 and live.host.scheduler.running:
+            return None
+        began_s = time.perf_counter()
+        slot = live.host.adapters.try_load(
+            adapter.digest, live.load.adapter, is_pinned=adapter.is_pinned
+        )
+        self._may_copy_s -= time.perf_counter() - began_s
+        return slot
+
+    def _leave_load(self, live: LiveRequest) -> None:
+        if live.load is not None:
+            self.loader.leave(live.load, live.order.request.request_id)
+            live.load = None
 
     def _refuse(self, live: LiveRequest, error: DomainError) -> None:
         """End a request that waits, with the reason."""
@@ -192,7 +274,8 @@ class RequestDesk:
 
     def _end(self, live: LiveRequest, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
-        live.host.scheduler.remove(sequence)
+        if live.is_queued:
+            live.host.scheduler.remove(sequence)
         live.notice_training()
         targets = live.host.scheduler.classes[sequence.request.service_class]
         self.meter.count_request(live.sample(sequence, time.monotonic()), targets)
@@ -200,6 +283,7 @@ class RequestDesk:
     def _forget_if_done(self, live: LiveRequest) -> None:
         if live.is_done:
             del self.live[live.order.request.request_id]
+            self._leave_load(live)
             if live.slot is not None:
                 live.host.adapters.release(live.slot)
 

@@ -14,6 +14,7 @@ import msgpack
 from pydantic import Field, TypeAdapter
 
 from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.adapter_tier import AdapterTier, Tier
 from scheduler.domain.engine_stats import EngineStats, RequestSample, StepSample
 from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.message import Message
@@ -170,6 +171,9 @@ class WorkerCapabilities(Message):
     optimizers: dict[str, dict[str, Any]]
     objectives: dict[str, dict[str, Any]]
     kv_policies: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    codecs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    ladders: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    merges: dict[str, dict[str, Any]] = Field(default_factory=dict)
     max_rank: int
     max_num_sequences: int
     service_classes: dict[str, ClassTargets] = Field(
@@ -247,6 +251,17 @@ class WorkerInfo(Message):
     boot_id: str = Field(description="New at every start, part of the inbox's name.")
     capabilities: WorkerCapabilities
     stats: EngineStats | None = None
+    disk: AdapterTier | None = None
+
+    @property
+    def adapter_tiers(self) -> tuple[AdapterTier, ...]:
+        """Where the worker keeps adapters, nearest to the device first."""
+        engine = () if self.stats is None else self.stats.adapter_tiers
+        return engine if self.disk is None else (*engine, self.disk)
+
+    def nearest_tier(self, digest: str) -> Tier | None:
+        """The first tier that is told to hold an adapter."""
+        return next((t.tier for t in self.adapter_tiers if t.holds(digest)), None)
 
     @property
     def inbox(self) -> str:

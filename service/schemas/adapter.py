@@ -1,13 +1,15 @@
 """/v1/adapters."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import Field
 
+from scheduler.domain.adapter_tier import Tier
 from service.schemas.base import Body, Read
 
 MAX_VERSION = 2**31 - 1
+Origin = Literal["job", "import", "compress", "merge"]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 
 
@@ -20,7 +22,7 @@ class AdapterVersionRead(Read):
     digest: str = Field(description="Of its content; equal content has an equal digest.")
     bytes: int
     created_at: int
-    origin: Literal["job", "import"] | None = None
+    origin: Origin | None = None
     base_digest: str | None = Field(None, description="Digest of the base weights it belongs to.")
     method: str | None = None
     job_id: str | None = None
@@ -28,7 +30,10 @@ class AdapterVersionRead(Read):
         default_factory=dict, description="SHA-256 of the training files, by role."
     )
     metrics: dict[str, float] = Field(default_factory=dict)
-    parent_version: int | None = Field(None, description="The version that training went on from.")
+    parent_version: int | None = Field(None, description="The version that it was made of.")
+    recipe: dict[str, Any] | None = Field(
+        None, description="How it was compressed or merged, and what that did to its quality."
+    )
 
 
 class AdapterRead(Read):
@@ -47,6 +52,22 @@ class AdapterRead(Read):
     shared_by: str | None = Field(description="Its owner, when it is another tenant's.")
     shared_with: list[str] = Field(description="Tenants that may call it; empty for borrowers.")
     versions: list[AdapterVersionRead]
+
+
+class ResidencyRead(Read):
+    """A version on a worker, in the nearest tier to the device that holds it."""
+
+    worker: str
+    version: int
+    tier: Tier
+
+
+class AdapterDetail(AdapterRead):
+    """An adapter, and where it lies at the moment."""
+
+    residency: list[ResidencyRead] = Field(
+        description="Seconds old; empty for borrowers, and beyond a worker's 1024 newest of a tier."
+    )
 
 
 class VersionChoice(Body):

@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+from pydantic import Field
+
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.engine_stats import SloTotals
 from scheduler.domain.service_class import ClassTargets
 from service.schemas.base import Read
@@ -16,7 +19,6 @@ class WorkerLoad(Read):
     training_usage: float
     num_preemptions: int
     active_jobs: tuple[str, ...]
-    resident_adapters: tuple[str, ...]
 
 
 class WorkerRead(Read):
@@ -28,4 +30,5 @@ class WorkerRead(Read):
     base_models: list[str]
     service_classes: dict[str, ClassTargets]
     load: WorkerLoad | None
+    adapter_tiers: tuple[AdapterTier, ...] = Field(description="Nearest to the device first.")
     slo: tuple[SloTotals, ...]

@@ -216,7 +216,6 @@ def _stats() -> EngineStats:
         num_free_blocks=3,
         num_blocks=4,
         num_preemptions=0,
-        resident_adapters=(),
         active_jobs=(),
     )
 

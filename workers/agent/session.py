@@ -188,9 +188,10 @@ class EngineSession:
 
     async def _announce(self) -> None:
         while True:
+            disk = await asyncio.to_thread(self._adapters.tier)
             try:
                 await self._channel.announce(
-                    self._announcement.take(), self._settings.announce_ttl_s
+                    self._announcement.take(disk), self._settings.announce_ttl_s
                 )
             except ChannelDown:
                 log.warning("channel_down", doing="announce")

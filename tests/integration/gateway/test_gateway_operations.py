@@ -90,7 +90,6 @@ def test_metrics_use_vllms_names(service: Service, client: OpenAI) -> None:
         f'tandem_step_tokens_total{{engine="w1",kind="decode",model_name="{BASE}"}} 60.0',
         f'tandem_slo_requests_total{{engine="w1",model_name="{BASE}",outcome="within",'
         'service_class="gold",target="tpot",training="true"} 99.0',
-        'tandem_resident_adapters{engine="w1"} 1.0',
         f'vllm:time_to_first_token_seconds_count{{model_name="{BASE}"}}',
         f'vllm:inter_token_latency_seconds_count{{model_name="{BASE}"}}',
         f'vllm:request_time_per_output_token_seconds_count{{model_name="{BASE}"}}',

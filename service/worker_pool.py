@@ -125,9 +125,11 @@ class WorkerPool:
         return Counter(live.inbox for live, _ in self._live.values())
 
     def num_answering(self, adapter_id: str) -> int:
-        """Unfinished requests of this gateway that an adapter answers."""
-        adapters = (live.body.adapter for live, _ in self._live.values())
-        return sum(adapter is not None and adapter.adapter_id == adapter_id for adapter in adapters)
+        """Unfinished requests of this gateway that an adapter answers, alone or with others."""
+        return sum(
+            any(adapter.adapter_id == adapter_id for adapter in live.body.adapters)
+            for live, _ in self._live.values()
+        )
 
     @property
     def num_waiting(self) -> int:

@@ -83,6 +83,11 @@ class RequestBody(BaseModel):
         return self.mixture or (WeightedModel(adapter=self.adapter, weight=1.0),)
 
     @property
+    def num_sequences(self) -> int:
+        """Sequences that an engine computes for it: one for each answer and member."""
+        return self.n * len(self.members)
+
+    @property
     def adapters(self) -> tuple[AdapterRef, ...]:
         """The adapters of all members."""
         return tuple(part.adapter for part in self.members if part.adapter is not None)

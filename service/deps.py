@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Request
@@ -21,6 +22,8 @@ from service.catalogue import Catalogue, ServedModel
 from service.coded_adapters import CodedAdapters
 from service.gateway import Gateway
 from service.generation import Engines
+from service.logit_arithmetic import with_terms
+from service.schemas.logit_arithmetic import LogitTerm
 from service.settings import ServiceSettings
 from service.worker_roster import WorkerRoster
 
@@ -164,13 +167,20 @@ class ModelDoor:
         self.bound_to = name
         self._catalogue = catalogue
 
-    async def find(self, name: str) -> ServedModel:
+    async def find(self, name: str, terms: Sequence[LogitTerm] | None = None) -> ServedModel:
         """What answers to `name`; under an adapter's own URL it is always the adapter.
+
+        Names in `terms` mean what they mean everywhere, also there.
 
         Raises:
             ModelNotFound: no such model for this tenant.
+            InvalidInput: a term's model has another base.
         """
-        return await self._catalogue.find(self.bound_to or name, self.adapters)
+        served = await self._catalogue.find(self.bound_to or name, self.adapters)
+        return await with_terms(served, terms or (), self._find_any)
+
+    async def _find_any(self, name: str) -> ServedModel:
+        return await self._catalogue.find(name, self.adapters)
 
 
 def adapter_path(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from scheduler.domain.adapter import AdapterKey
+from scheduler.domain.adapter import AdapterKey, AdapterRef
 from scheduler.domain.errors import DomainError
 from scheduler.domain.messages import Generate
 from workers.adapter_arena import AdapterArena
@@ -79,16 +79,17 @@ class AdapterLoader:
         """Whether `collect` would return anything."""
         return any(load.arriving and load.arriving.done() for load in self._arriving)
 
-    def ask(self, order: Generate, config: DecoderConfig, arena: AdapterArena) -> Load:
-        """Have the adapter of a request brought; its load may be over at once."""
+    def ask(
+        self, order: Generate, adapter: AdapterRef, config: DecoderConfig, arena: AdapterArena
+    ) -> Load:
+        """Have an adapter of a request brought; its load may be over at once."""
         request = order.request
-        assert request.adapter is not None
-        assert order.adapter_dir is not None
-        key = AdapterKey(request.base_model, request.adapter.digest)
+        key = AdapterKey(request.base_model, adapter.digest)
         load = self._loads.get(key)
         if load is None:
-            read = partial(read_shelved, Path(order.adapter_dir), config, arena)
-            load = self._open(key, read, arena, is_pinned=request.adapter.is_pinned)
+            folder = Path(order.adapter_dirs[adapter.digest])
+            read = partial(read_shelved, folder, config, arena)
+            load = self._open(key, read, arena, is_pinned=adapter.is_pinned)
         load.waiters.add(request.request_id)
         if load.adapter is None and load.arriving is None:
             self._lines.setdefault(request.tenant_id, deque()).append(load)

@@ -125,6 +125,11 @@ class AdapterPool:
         assert slot.num_users == 0
         self._drop(slot)
 
+    def evict_idle(self) -> None:
+        """Drop every adapter that nobody holds: one between two free ranges would part them."""
+        while self._evict_one():
+            pass
+
     def _evict_one(self) -> bool:
         """Drop the least recently used adapter that nobody holds, pinned ones after all others.
 

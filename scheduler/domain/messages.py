@@ -107,12 +107,14 @@ ToGateway = Annotated[Frames, Field()]
 
 
 class Generate(Message):
-    """A request, with its adapter's artefact already on this machine."""
+    """A request, with its adapters' artefacts already on this machine."""
 
     type: Literal["generate"] = "generate"
     request: RequestBody
     reply_to: str
-    adapter_dir: str | None = None
+    adapter_dirs: dict[str, str] = Field(
+        default_factory=dict, description="Digest of an adapter -> folder of its artefact."
+    )
 
 
 class StartJob(Message):

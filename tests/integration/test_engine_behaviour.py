@@ -287,7 +287,7 @@ def test_what_cannot_be_answered_is_refused_and_the_rest_goes_on(engine: TinyEng
         generate("r3", prompt(1, 5), gone),
         generate("r4", [1, VOCAB_SIZE, 2]),
         generate("r5", prompt(1, 5), logit_bias={VOCAB_SIZE: 1.0}),
-        homeless.model_copy(update={"adapter_dir": None}),
+        homeless.model_copy(update={"adapter_dirs": {}}),
         generate("r7", [1, -1, 2]),
         generate("r8", prompt(1, 5), engine.adapter("wide", 65, ("q_proj",)), n=2),
         good,

@@ -62,7 +62,12 @@ def order(
     body = RequestBody(
         request_id=name, tenant_id=tenant_id, base_model="tiny", adapter=ref, prompt_token_ids=(1,)
     )
-    return Generate(request=body, reply_to="gateway", adapter_dir=str(folder))
+    return Generate(request=body, reply_to="gateway", adapter_dirs={ref.digest: str(folder)})
+
+
+def ask(loader: AdapterLoader, wanted: Generate, arena: AdapterArena) -> Load:
+    (adapter,) = wanted.request.adapters
+    return loader.ask(wanted, adapter, CONFIG, arena)
 
 
 def arrived(loader: AdapterLoader, load: Load) -> Load:
@@ -86,9 +91,9 @@ def test_a_plain_adapter_arrives_as_it_is_and_is_at_hand_the_next_time(tmp_path:
     loader, space = AdapterLoader(AdapterShelf(RAM)), arena()
     adapter = plain(tmp_path / "a")
 
-    first = arrived(loader, loader.ask(order(tmp_path / "a", "r1"), CONFIG, space))
+    first = arrived(loader, ask(loader, order(tmp_path / "a", "r1"), space))
     loader.leave(first, "r1")
-    again = loader.ask(order(tmp_path / "a", "r2"), CONFIG, space)
+    again = ask(loader, order(tmp_path / "a", "r2"), space)
 
     assert_equal(first.adapter, LoweredAdapter.of(adapter, space))
     assert again.adapter is first.adapter
@@ -104,10 +109,10 @@ def test_an_archive_arrives_as_it_decodes_from_the_disk_and_from_memory(
     coded(tmp_path / "a", codec)
     key = AdapterKey("tiny", "a")
 
-    cold = arrived(loader, loader.ask(order(tmp_path / "a", "r1"), CONFIG, space))
+    cold = arrived(loader, ask(loader, order(tmp_path / "a", "r1"), space))
     loader.leave(cold, "r1")
     (tmp_path / "a" / ARCHIVE_FILE).unlink()
-    warm = arrived(loader, loader.ask(order(tmp_path / "a", "r2"), CONFIG, space))
+    warm = arrived(loader, ask(loader, order(tmp_path / "a", "r2"), space))
 
     assert isinstance(shelf.get(key), CompactAdapter)
     assert cold.adapter is not None
@@ -119,7 +124,7 @@ def test_compeft_stays_in_memory_in_two_bits_a_number(tmp_path: Path) -> None:
     loader, space = AdapterLoader(AdapterShelf(RAM)), arena()
     adapter = coded(tmp_path / "a", "compeft")
 
-    arrived(loader, loader.ask(order(tmp_path / "a"), CONFIG, space))
+    arrived(loader, ask(loader, order(tmp_path / "a"), space))
 
     shelved = loader.shelf.get(AdapterKey("tiny", "a"))
     assert shelved is not None
@@ -133,10 +138,10 @@ def test_a_damaged_adapter_is_an_error_each_time_and_stays_nowhere(tmp_path: Pat
     whole = (tmp_path / "a" / TENSORS).read_bytes()
     (tmp_path / "a" / TENSORS).write_bytes(whole[:-9])
 
-    torn = arrived(loader, loader.ask(order(tmp_path / "a", "r1"), CONFIG, space))
+    torn = arrived(loader, ask(loader, order(tmp_path / "a", "r1"), space))
     loader.leave(torn, "r1")
     (tmp_path / "a" / TENSORS).write_bytes(whole)
-    mended = arrived(loader, loader.ask(order(tmp_path / "a", "r2"), CONFIG, space))
+    mended = arrived(loader, ask(loader, order(tmp_path / "a", "r2"), space))
 
     assert torn.error is not None
     assert "not a readable safetensors file" in torn.error.message
@@ -147,7 +152,7 @@ def test_requests_for_one_adapter_share_a_load(tmp_path: Path) -> None:
     loader, space = AdapterLoader(AdapterShelf(RAM)), arena()
     plain(tmp_path / "a")
 
-    loads = [loader.ask(order(tmp_path / "a", f"r{i}"), CONFIG, space) for i in range(3)]
+    loads = [ask(loader, order(tmp_path / "a", f"r{i}"), space) for i in range(3)]
     arrived(loader, loads[0])
 
     assert loads[0] is loads[1] is loads[2]
@@ -160,10 +165,10 @@ def test_only_so_many_are_brought_ahead_and_tenants_take_turns(tmp_path: Path) -
     for i in range(1, MAX_AHEAD + 8):
         (tmp_path / f"a{i}").symlink_to(tmp_path / "a0")
     greedy = [
-        loader.ask(order(tmp_path / f"a{i}", f"r{i}", "greedy"), CONFIG, space)
+        ask(loader, order(tmp_path / f"a{i}", f"r{i}", "greedy"), space)
         for i in range(MAX_AHEAD + 7)
     ]
-    modest = loader.ask(order(tmp_path / f"a{MAX_AHEAD + 7}", "m", "modest"), CONFIG, space)
+    modest = ask(loader, order(tmp_path / f"a{MAX_AHEAD + 7}", "m", "modest"), space)
     for load in greedy[:MAX_AHEAD]:
         arrived(loader, load)
 
@@ -181,9 +186,7 @@ def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> None:
     plain(tmp_path / "a0")
     for i in range(1, MAX_AHEAD + 1):
         (tmp_path / f"a{i}").symlink_to(tmp_path / "a0")
-    loads = [
-        loader.ask(order(tmp_path / f"a{i}", f"r{i}"), CONFIG, space) for i in range(MAX_AHEAD + 1)
-    ]
+    loads = [ask(loader, order(tmp_path / f"a{i}", f"r{i}"), space) for i in range(MAX_AHEAD + 1)]
 
     loader.leave(loads[-1], f"r{MAX_AHEAD}")
     arrived(loader, loads[0])

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from scheduler.domain.errors import DomainError
 from scheduler.store.adapter_merges import Merges
 from scheduler.store.adapters import Adapters
+from scheduler.store.board import Board
 from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database, migrate
 from scheduler.store.files import Files
@@ -36,10 +37,12 @@ from service.generation import Engines
 from service.metrics import GatewayMetrics
 from service.middleware import Boundary
 from service.routes import (
+    account,
     adapter_exports,
     adapter_pointers,
     adapters,
     admin,
+    board,
     capabilities,
     chat,
     completions,
@@ -120,14 +123,15 @@ async def open_gateway(settings: ServiceSettings) -> AsyncIterator[Gateway]:
         channel = connect_channel(settings.channel_url)
         stack.push_async_callback(channel.close)
         pool = WorkerPool(channel, settings)
-        meter = UsageMeter(Usage(db))
+        usage = Usage(db)
+        meter = UsageMeter(usage)
         await stack.enter_async_context(meter.running())
         await stack.enter_async_context(pool.running())
-        yield _assemble(settings, db, pool, meter)
+        yield _assemble(settings, db, pool, usage, meter)
 
 
 def _assemble(
-    settings: ServiceSettings, db: Database, pool: WorkerPool, meter: UsageMeter
+    settings: ServiceSettings, db: Database, pool: WorkerPool, usage: Usage, meter: UsageMeter
 ) -> Gateway:
     model_dirs = settings.model_dirs()
     tokenizers = {name: load_tokenizer(folder) for name, folder in model_dirs.items()}
@@ -141,6 +145,8 @@ def _assemble(
         jobs=Jobs(db),
         adapters=Adapters(db),
         merges=Merges(db),
+        usage=usage,
+        board=Board(db),
         idempotency=Idempotency(db),
         objects=ObjectStore(settings.object_store_url),
         catalogue=Catalogue(tokenizers, pool.roster, created_at),
@@ -161,7 +167,7 @@ def _operation_id(route: APIRoute) -> str:
 def _add_routes(app: FastAPI) -> None:
     for module in (
         *(files, fine_tuning, adapters, adapter_pointers, adapter_exports, capabilities),
-        *(admin, workers, health),
+        *(account, admin, board, workers, health),
     ):
         app.include_router(module.router)
     for module in (chat, completions, models):

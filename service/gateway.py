@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scheduler.store.adapter_merges import Merges
     from scheduler.store.adapters import Adapters
+    from scheduler.store.board import Board
     from scheduler.store.database import Database
     from scheduler.store.files import Files
     from scheduler.store.idempotency import Idempotency
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from scheduler.store.keys import Keys
     from scheduler.store.objects import ObjectStore
     from scheduler.store.tenants import Tenants
+    from scheduler.store.usage import Usage
     from service.catalogue import Catalogue
     from service.generation import Engines
     from service.settings import ServiceSettings
@@ -32,6 +34,8 @@ class Gateway:
     jobs: Jobs
     adapters: Adapters
     merges: Merges
+    usage: Usage
+    board: Board
     idempotency: Idempotency
     objects: ObjectStore
     catalogue: Catalogue

@@ -50,6 +50,11 @@ def test_an_admin_creates_tenants_and_keys_that_work_until_revoked(service: Serv
         ("DELETE", "/keys/key-1"),
         ("GET", "/workers"),
         ("GET", "/workers/w1/steps"),
+        ("GET", "/jobs"),
+        ("GET", "/jobs/ftjob-1/curve"),
+        ("GET", "/adapters"),
+        ("GET", "/usage"),
+        ("GET", "/outbox"),
     ],
 )
 def test_other_tenants_may_not_administer(service: Service, method: str, path: str) -> None:

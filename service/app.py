@@ -29,6 +29,7 @@ from scheduler.store.tenants import Tenants
 from scheduler.store.usage import Usage
 from scheduler.text.tokenizer import load_tokenizer
 from service.catalogue import Catalogue
+from service.dashboard.files import DashboardFiles
 from service.deps import adapter_path
 from service.errors import domain_response, plain_response, validation_response
 from service.event_stream import CLIENT_CLOSED, ClientLeft
@@ -177,6 +178,7 @@ def _add_routes(app: FastAPI) -> None:
             prefix="/adapters/{adapter_id}/v1",
             dependencies=[Depends(adapter_path)],
         )
+    app.mount("/dashboard", DashboardFiles(), name="dashboard")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

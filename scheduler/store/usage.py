@@ -13,6 +13,8 @@ from scheduler.store.upsert import upsert
 if TYPE_CHECKING:
     from datetime import date
 
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from scheduler.store.database import Database
 
 COUNTERS = ("prompt_tokens", "output_tokens", "trained_tokens")
@@ -41,6 +43,21 @@ class ModelUsage(UsageTotal):
     model: str
 
 
+async def add_usage(
+    conn: AsyncConnection, tenant_id: str, day: date, model: str, **tokens: int
+) -> None:
+    """Add `tokens`, by names of COUNTERS, in the caller's transaction."""
+    added = dict.fromkeys(COUNTERS, 0) | tokens
+    await conn.execute(
+        upsert(conn, usage)
+        .values(tenant_id=tenant_id, day=day, model=model, **added)
+        .on_conflict_do_update(
+            index_elements=["tenant_id", "day", "model"],
+            set_={name: usage.c[name] + count for name, count in added.items()},
+        )
+    )
+
+
 class Usage:
     """Counters that only grow."""
 
@@ -58,19 +75,15 @@ class Usage:
         trained_tokens: int = 0,
     ) -> None:
         """Add to the counters of one day and model; gateways batch before they call."""
-        added = {
-            "prompt_tokens": prompt_tokens,
-            "output_tokens": output_tokens,
-            "trained_tokens": trained_tokens,
-        }
         async with self._db.begin() as conn:
-            await conn.execute(
-                upsert(conn, usage)
-                .values(tenant_id=tenant_id, day=day, model=model, **added)
-                .on_conflict_do_update(
-                    index_elements=["tenant_id", "day", "model"],
-                    set_={name: usage.c[name] + count for name, count in added.items()},
-                )
+            await add_usage(
+                conn,
+                tenant_id,
+                day,
+                model,
+                prompt_tokens=prompt_tokens,
+                output_tokens=output_tokens,
+                trained_tokens=trained_tokens,
             )
 
     async def total(self, tenant_id: str) -> UsageTotal:

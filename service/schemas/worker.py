@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from scheduler.domain.engine_stats import SloTotals
 from scheduler.domain.service_class import ClassTargets
 from service.schemas.base import Read
@@ -14,6 +16,8 @@ class WorkerLoad(Read):
     num_waiting: int
     kv_usage: float
     num_preemptions: int
+    generation_tokens: int = Field(description="Total since the engine started.")
+    trained_tokens: int = Field(description="Total since the engine started.")
     active_jobs: tuple[str, ...]
     resident_adapters: tuple[str, ...]
 

@@ -115,3 +115,17 @@ async def test_usage_is_summed_over_days_by_tenant_and_model(world: World) -> No
     assert [(row.tenant, row.num_tokens) for row in rows] == [("rival", 100), ("acme", 22)]
     assert mine == rows[1]
     assert (mine.prompt_tokens, mine.output_tokens, mine.trained_tokens) == (2, 20, 0)
+
+
+@pytest.mark.parametrize("ending", ["succeeds", "is cancelled"])
+async def test_what_a_job_trained_is_usage_once_it_has_ended(world: World, ending: str) -> None:
+    held = await world.running()
+    await world.leases.record_progress(progress(held.job_id, held.epoch, 3))  # 30 tokens
+    assert (await Usage(world.db).total(world.tenant.id)).trained_tokens == 0
+
+    if ending == "succeeds":
+        await world.leases.finish(held.job_id, held.epoch, commit(3))
+    else:
+        await world.leases.confirm_cancel(held.job_id, held.epoch)
+
+    assert (await Usage(world.db).total(world.tenant.id)).trained_tokens == 30

@@ -26,7 +26,7 @@ export class StepChart {
 
   constructor() {
     this.#buildPlot();
-    this.readout = element("p", { class: "readout", "aria-live": "polite" });
+    this.readout = element("p", { class: "readout" });
     this.element = element("div", { class: "steps" }, legend(), this.plot, this.readout);
     new ResizeObserver(() => this.#draw()).observe(this.plot);
   }
@@ -73,6 +73,7 @@ export class StepChart {
 
   #choose(index) {
     this.#chosen = index;
+    this.readout.ariaLive = index === null ? "off" : "polite"; // news are not read out by themselves
     this.#draw();
   }
 

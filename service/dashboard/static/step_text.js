@@ -10,7 +10,7 @@ export function stepText(step) {
   const slack = step.slack_ms === null ? "nobody waits" : `slack ${milliseconds(step.slack_ms)}`;
   return [
     `Step ${step.index} at ${clock(step.began_at)}`,
-    tokens ? `${tokens} tokens` : "no tokens",
+    tokens ? `${tokens} tokens` : "units only",
     `${milliseconds(step.step_ms)}, predicted ${milliseconds(step.predicted_ms)}`,
     slack,
     step.jobs.length ? `${step.jobs.length} jobs, ${step.num_units} units` : "no training",

@@ -8,8 +8,8 @@ export class AdaptersPanel extends Panel {
   #residents;
 
   /**
-   * `residents`: a function that gives content digest -> ids of the workers that hold it, or null
-   * for a viewer who may not know.
+   * `residents`: a function that gives a resident's key (content digest, or `job:ID` of one in
+   * training) -> ids of the workers that hold it; null for a viewer who may not know.
    */
   constructor(residents = null) {
     super("adapters", "Adapters", "newest first");
@@ -26,7 +26,7 @@ export class AdaptersPanel extends Panel {
         [
           ["Name", (row) => row.name],
           isOperator ? ["Tenant", (row) => row.tenant] : null,
-          ["Answers", (row) => row.answers],
+          ["Answers as", (row) => row.answers],
           ["Versions", (row) => row.numVersions, true],
           isOperator ? ["Resident", (row) => row.resident] : null,
           ["Size", (row) => row.size, true],
@@ -44,15 +44,18 @@ function rowOf(adapter, residents) {
   return {
     name: adapter.model,
     tenant: adapter.tenant,
-    answers: answering === null ? "checkpoints only" : `@${answering}`,
+    answers: answering === null ? "none yet" : `@${answering}`,
     numVersions: String(adapter.versions.length),
-    resident: residents && residence(adapter.versions, residents),
+    resident: residents && residence(adapter, residents),
     size: newest ? bytes(newest.bytes) : UNKNOWN,
   };
 }
 
-function residence(versions, residents) {
-  const held = versions.filter((version) => residents.has(version.digest));
-  const places = held.map((version) => `@${version.version} on ${residents.get(version.digest)}`);
-  return places.join(", ") || UNKNOWN;
+/** The versions that workers hold, and the one in training, which has no number yet. */
+function residence(adapter, residents) {
+  const keys = adapter.versions.map((version) => [version.digest, `@${version.version}`]);
+  const held = [...keys, [`job:${adapter.job_id}`, "in training"]]
+    .filter(([key]) => residents.has(key))
+    .map(([key, name]) => `${name} on ${residents.get(key).join(", ")}`);
+  return held.join("; ") || UNKNOWN;
 }

@@ -76,12 +76,12 @@ export class OperatorView {
     this.usage.update(await this.#api.list("/admin/usage"), true);
   }
 
-  /** Content digest -> ids of the workers that hold it. */
+  /** Key of a resident adapter -> ids of the workers that hold it. */
   #residents() {
     const held = new Map();
     for (const worker of this.#workers) {
-      for (const digest of worker.load?.resident_adapters ?? []) {
-        held.set(digest, [...(held.get(digest) ?? []), worker.id]);
+      for (const key of worker.load?.resident_adapters ?? []) {
+        held.set(key, [...(held.get(key) ?? []), worker.id]);
       }
     }
     return held;

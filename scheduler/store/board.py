@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Select, case, func, select
 
 from scheduler.domain.errors import NotFound
+from scheduler.domain.job import JobStatus
 from scheduler.store.adapter_record import Adapter, whole_adapters
 from scheduler.store.clock import DbNow
 from scheduler.store.job_curve import CurvePoint, fetch_curve
@@ -16,6 +17,8 @@ from scheduler.store.tables import adapters, jobs, outbox, tenants
 
 if TYPE_CHECKING:
     from scheduler.store.database import Database
+
+_LEASE_LEFT_S = (jobs.c.lease_until - DbNow()).label("lease_left_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,24 @@ class OutboxBacklog:
     oldest_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningJob:
+    """A job that a worker holds, and its newest step; None before the first."""
+
+    job_id: str
+    tenant: str
+    lease: Lease
+    newest: CurvePoint | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTally:
+    """How many jobs there are by status, 0 included; how many of them have outlived their lease."""
+
+    by_status: dict[JobStatus, int]
+    num_expired: int
+
+
 class Board:
     """Reads across tenants; for admin routes only."""
 
@@ -68,15 +89,49 @@ class Board:
 
     async def jobs(self, limit: int) -> list[BoardJob]:
         """The newest jobs, newest first."""
-        left = (jobs.c.lease_until - DbNow()).label("lease_left_s")
         query = (
-            select(jobs, tenants.c.name.label("tenant_name"), left)
+            select(jobs, tenants.c.name.label("tenant_name"), _LEASE_LEFT_S)
             .join(tenants, tenants.c.id == jobs.c.tenant_id)
             .order_by(jobs.c.seq.desc())
             .limit(limit)
         )
         async with self._db.read() as conn:
             return [_job(row) for row in await conn.execute(query)]
+
+    async def running(self) -> list[RunningJob]:
+        """The jobs that workers hold, each with its newest step."""
+        query: Select[Any] = (
+            select(
+                *(jobs.c.id, jobs.c.lease_owner, jobs.c.epoch, _LEASE_LEFT_S),
+                tenants.c.name.label("tenant_name"),
+            )
+            .join(tenants, tenants.c.id == jobs.c.tenant_id)
+            .where(jobs.c.lease_owner.is_not(None), jobs.c.status == JobStatus.RUNNING)
+        )
+        async with self._db.read() as conn:
+            rows = (await conn.execute(query)).all()
+            curves = [await fetch_curve(conn, row.id, max_points=1) for row in rows]
+        return [
+            RunningJob(
+                job_id=row.id,
+                tenant=row.tenant_name,
+                lease=_lease(row),
+                newest=curve[-1] if curve else None,
+            )
+            for row, curve in zip(rows, curves, strict=True)
+        ]
+
+    async def tally(self) -> JobTally:
+        """How many jobs there are."""
+        is_expired = case((jobs.c.lease_until < DbNow(), 1), else_=0)
+        query = select(jobs.c.status, func.count(), func.sum(is_expired)).group_by(jobs.c.status)
+        async with self._db.read() as conn:
+            counted = (await conn.execute(query)).all()
+        found = {JobStatus(status): count for status, count, _ in counted}
+        return JobTally(
+            by_status={status: found.get(status, 0) for status in JobStatus},
+            num_expired=sum(int(num_expired) for _, _, num_expired in counted),
+        )
 
     async def curve(self, job_id: str, *, max_points: int) -> tuple[CurvePoint, ...]:
         """The losses of any tenant's job, oldest first. Raises NotFound: there is no such job."""
@@ -112,9 +167,11 @@ class Board:
 
 
 def _job(row: Row[Any]) -> BoardJob:
-    lease = None
-    if row.lease_owner is not None:
-        lease = Lease(owner=row.lease_owner, epoch=row.epoch, left_s=row.lease_left_s)
+    lease = None if row.lease_owner is None else _lease(row)
     return BoardJob(
         job=job_of(row), tenant=row.tenant_name, lease=lease, num_crashes=row.num_crashes
     )
+
+
+def _lease(row: Row[Any]) -> Lease:
+    return Lease(owner=row.lease_owner, epoch=row.epoch, left_s=row.lease_left_s)

@@ -1,12 +1,16 @@
 """/v1/admin: jobs, adapters, usage and the outbox of all tenants, for admin keys only."""
 
+from datetime import date
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
 
 from scheduler.domain.errors import InvalidInput, NotFound, PermissionDenied
 from scheduler.store.board import BoardAdapter, BoardJob
 from service.adapter_read import read_adapter
+from service.board_metrics import BoardReport
 from service.deps import AdminBoard, AdminUsage
 from service.errors import errors
 from service.job_read import read_curve, read_job
@@ -60,6 +64,22 @@ async def list_all_adapters(board: AdminBoard, limit: Limit = 50) -> ListPage[Bo
 async def list_all_usage(usage: AdminUsage, days: Days = DEFAULT_DAYS) -> ListPage[ModelUsageRead]:
     """List all tenants' tokens by tenant and model, most first."""
     return read_usage(await usage.since(first_of(days)))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=errors(PermissionDenied) | {200: {"content": {"text/plain": {}}}},
+)
+async def board_metrics(board: AdminBoard, usage: AdminUsage) -> Response:
+    """Prometheus series that name tenants and jobs; those without names are at /metrics."""
+    report = BoardReport(
+        usage=await usage.since(date.min),
+        running=await board.running(),
+        tally=await board.tally(),
+        outbox=await board.outbox(),
+    )
+    return Response(report.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/outbox", responses=errors(PermissionDenied))

@@ -89,3 +89,30 @@ def test_an_admin_sees_all_jobs_with_leases_adapters_and_the_outbox(service: Ser
     assert (adapter["tenant"], adapter["versions"][0]["digest"]) == (tenant.name, f"{1:064x}")
     assert outbox["num_unsent"] > 0
     assert outbox["oldest_s"] >= 0
+
+
+def test_the_boards_series_name_tenants_and_ask_for_an_admins_key(service: Service) -> None:
+    tenant, key = service.tenant()
+    job_id = _job(service, key)
+    epoch = training.start(service, job_id)
+    training.report(service, job_id, epoch, 4)
+    service.client(key).completions.create(model=BASE, prompt="abc", max_tokens=4)
+    service.thread.run(service.gateway.engines.meter.flush())
+    admin = service.tenant(is_admin=True)[1]
+
+    text = service.http.get("/v1/admin/metrics", headers={"authorization": f"Bearer {admin}"}).text
+
+    job = f'job="{job_id}",tenant="{tenant.name}"'
+    for line in (
+        f'tandem_tenant_tokens_total{{kind="output",tenant="{tenant.name}"}} 4.0',
+        f"tandem_job_loss{{{job}}} 0.25",
+        f"tandem_job_tokens_per_second{{{job}}} 50.0",
+        f"tandem_job_progress_ratio{{{job}}} 0.4",
+        f'tandem_lease_left_seconds{{engine="w1",{job}}} ',
+        'tandem_jobs{status="failed"} ',
+        "tandem_leases_expired 0.0",
+        "tandem_outbox_unsent ",
+        "tandem_outbox_oldest_seconds ",
+    ):
+        assert f"\n{line}" in text
+    assert tenant.name not in service.http.get("/metrics").text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.domain.errors import NotFound
+from scheduler.domain.job import JobStatus
 from scheduler.store.board import Board
 from scheduler.store.jobs import Jobs
 from scheduler.store.usage import Usage
@@ -129,3 +130,25 @@ async def test_what_a_job_trained_is_usage_once_it_has_ended(world: World, endin
         await world.leases.confirm_cancel(held.job_id, held.epoch)
 
     assert (await Usage(world.db).total(world.tenant.id)).trained_tokens == 30
+
+
+async def test_running_jobs_come_with_their_newest_step_and_are_tallied(world: World) -> None:
+    held, expired = await world.running(), await world.running()
+    await create_job(world.db, world.rival)
+    await world.leases.record_progress(*(progress(held.job_id, held.epoch, n) for n in (1, 2)))
+    await world.expire_lease(expired.job_id)
+
+    running = {job.job_id: job for job in await Board(world.db).running()}
+    tally = await Board(world.db).tally()
+
+    assert set(running) == {held.job_id, expired.job_id}
+    newest = running[held.job_id].newest
+    assert newest is not None
+    assert newest.step == 2
+    assert running[expired.job_id].newest is None
+    assert tally.by_status == {
+        **dict.fromkeys(JobStatus, 0),
+        JobStatus.RUNNING: 2,
+        JobStatus.VALIDATING_FILES: 1,
+    }
+    assert tally.num_expired == 1

@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test check lint browser e2e chaos bench gpu postgres docs-check clean
+.PHONY: install demo test check lint browser prometheus e2e chaos bench gpu postgres docs-check clean
 
 install: $(INSTALLED)
 
@@ -40,11 +40,14 @@ lint: install
 
 check: lint test e2e
 
-# The dashboard's tests drive a browser; a machine without one gets Debian's.
+# Tests drive a browser, and a Prometheus; a machine without them gets Debian's.
 browser:
 	$(if $(CHROMIUM),,apt-get update -q && apt-get install -qy --no-install-recommends chromium)
 
-e2e: install browser
+prometheus:
+	$(if $(shell command -v prometheus),,apt-get update -q && apt-get install -qy --no-install-recommends prometheus)
+
+e2e: install browser prometheus
 	$(PYTEST) -m e2e tests/e2e
 
 chaos: install

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.e2e.load import answer, callers
 from tests.e2e.service import BASE_MODEL, PATIENCE_S, RunningService, start, start_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from openai import OpenAI
     from playwright.sync_api import Browser, Page, Route
 
 pytestmark = pytest.mark.e2e
@@ -72,33 +70,6 @@ def _enter(page: Page, service: RunningService, key: str) -> None:
     page.get_by_role("button", name="Look").click()
 
 
-def _answer(client: OpenAI) -> None:
-    """An answer that is as long as it may be."""
-    client.completions.create(
-        model=BASE_MODEL, prompt="question 1", max_tokens=32, extra_body={"ignore_eos": True}
-    )
-
-
-@contextmanager
-def _callers(*clients: OpenAI) -> Iterator[None]:
-    """One answer after the other for each of them, for as long as the block lasts."""
-    over = threading.Event()
-
-    def call(client: OpenAI) -> None:
-        while not over.is_set():
-            _answer(client)
-
-    threads = [threading.Thread(target=call, args=(client,)) for client in clients]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(PATIENCE_S)
-
-
 def test_an_operator_sees_the_ring_move_a_loss_fall_and_the_targets_kept(
     service: RunningService, page: Page
 ) -> None:
@@ -106,7 +77,7 @@ def test_an_operator_sees_the_ring_move_a_loss_fall_and_the_targets_kept(
     job = start_job(acme, examples=64, epochs=50, batch=1, suffix="tickets")
     _enter(page, service, service.admin_key)
 
-    with _callers(acme, rival):
+    with callers(acme, rival):
         readout = page.locator("#steps .readout")
         expect(readout).to_contain_text("Step ", timeout=PATIENCE_MS)
         earlier = readout.inner_text()
@@ -132,7 +103,7 @@ def test_an_operator_sees_the_ring_move_a_loss_fall_and_the_targets_kept(
 
 
 def test_steps_can_be_walked_through_with_the_keyboard(service: RunningService, page: Page) -> None:
-    _answer(service.tenant("walker"))
+    answer(service.tenant("walker"))
     _enter(page, service, service.admin_key)
     readout = page.locator("#steps .readout")
     expect(readout).to_contain_text("Step ", timeout=PATIENCE_MS)

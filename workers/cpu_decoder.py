@@ -152,6 +152,7 @@ class PreparedBatch:
                 blocks=rows.blocks_T.data_ptr(),
                 offsets=rows.offsets_T.data_ptr(),
                 page_tokens=batch.cache.block_size,
+                page_stride=batch.cache.keys.stride(1),
             )
 
     def _hold(self, name: str, tensor: Tensor) -> None:

@@ -108,7 +108,8 @@ class CacheRows(Structure):
 
     _fields_ = (
         *(("row", c_int64), ("count", c_int64), ("blocks", c_void_p), ("offsets", c_void_p)),
-        *(("keys", c_void_p), ("values", c_void_p), ("page_tokens", c_int64)),
+        *(("keys", c_void_p), ("values", c_void_p)),
+        *(("page_tokens", c_int64), ("page_stride", c_int64)),
     )
 
 

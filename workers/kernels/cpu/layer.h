@@ -46,7 +46,7 @@ struct CacheRows {
     int64_t row, count;
     const int64_t *blocks, *offsets;
     T *keys, *values;
-    int64_t page_tokens;
+    int64_t page_tokens, page_stride;
 };
 
 template <class T>
@@ -189,8 +189,8 @@ struct LayerForward {
             const T* k = batch.heads + i * (queries + keys) + queries;
             const T* v = batch.qkv + i * (queries + 2 * keys) + queries + keys;
             for (int64_t h = 0; h < batch.shape.kv_heads; h++) {
-                int64_t page = cache.blocks[at] * batch.shape.kv_heads + h;
-                int64_t place = (page * cache.page_tokens + cache.offsets[at]) * dim();
+                int64_t page = cache.blocks[at] * cache.page_stride;
+                int64_t place = page + (h * cache.page_tokens + cache.offsets[at]) * dim();
                 memcpy(cache.keys + place, k + h * dim(), size_t(dim()) * sizeof(T));
                 memcpy(cache.values + place, v + h * dim(), size_t(dim()) * sizeof(T));
             }

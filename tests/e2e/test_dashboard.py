@@ -195,5 +195,36 @@ def test_a_key_outlives_a_reload_but_not_forgetting(service: RunningService, pag
     assert page.evaluate("document.cookie") == ""
 
 
+def test_a_page_without_its_gateway_says_so_and_recovers(
+    service: RunningService, page: Page, problems: list[str]
+) -> None:
+    _enter(page, service, service.admin_key)
+    expect(page.locator("#pulse")).to_have_text("Live", timeout=PATIENCE_MS)
+
+    page.route("**/v1/**", lambda route: route.abort())
+    expect(page.locator("#pulse")).to_contain_text("Not fresh")
+    expect(page.locator("#workers")).to_contain_text(BASE_MODEL)  # what was known stays
+    page.unroute("**/v1/**")
+
+    expect(page.locator("#pulse")).to_have_text("Live", timeout=PATIENCE_MS)
+    assert all("ERR_FAILED" in problem for problem in problems)
+    problems.clear()
+
+
+def test_a_key_that_is_revoked_while_the_page_is_open_ends_the_view(
+    service: RunningService, page: Page, problems: list[str]
+) -> None:
+    client = service.tenant("leaver")
+    _enter(page, service, client.api_key)
+    expect(page.locator("#jobs")).to_contain_text("No job yet", timeout=PATIENCE_MS)
+
+    service.revoke_keys("leaver")
+
+    expect(page.get_by_label("Your key")).to_be_visible(timeout=PATIENCE_MS)
+    assert page.evaluate("sessionStorage.length") == 0
+    assert all("401" in problem for problem in problems)
+    problems.clear()
+
+
 def _index(readout: str) -> int:
     return int(readout.split()[1])

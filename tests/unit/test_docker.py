@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from workers.settings import WorkerSettings
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana/dashboards/tandem.json").read_text())
 WATCHING = {name: s for name, s in COMPOSE["services"].items() if s.get("profiles") == ["watch"]}
 OURS = {name: s for name, s in COMPOSE["services"].items() if name not in {"redis", *WATCHING}}
 
@@ -86,3 +88,38 @@ def test_the_image_takes_its_base_as_an_argument_and_does_not_run_as_root() -> N
 
     assert "ARG BASE_IMAGE=python:3.11-slim" in lines
     assert [line for line in lines if line.startswith("USER")] == ["USER tandem"]
+
+
+def test_grafana_finds_its_data_source_and_its_dashboard() -> None:
+    provisioning = DOCKER / "grafana/provisioning"
+    source = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())
+    provider = yaml.safe_load((provisioning / "dashboards/tandem.yaml").read_text())
+
+    (prometheus,) = source["datasources"]
+    assert prometheus["url"] == "http://prometheus:9090"
+    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {prometheus["uid"]}
+    mounts = COMPOSE["services"]["grafana"]["volumes"]
+    assert f"./grafana/dashboards:{provider['providers'][0]['options']['path']}:ro" in mounts
+
+
+def test_panels_have_ids_and_titles_of_their_own_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+
+    cells = [cell for panel in panels for cell in _cells(panel["gridPos"])]
+    assert len(cells) == len(set(cells))
+    for name in ("id", "title"):
+        assert len({panel[name] for panel in panels}) == len(panels)
+
+
+def _cells(place: dict[str, int]) -> list[tuple[int, int]]:
+    columns = range(place["x"], place["x"] + place["w"])
+    assert columns[-1] < 24  # as wide as Grafana's grid
+    return [(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])]
+
+
+def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
+    groups = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())["groups"]
+
+    for rule in groups[0]["rules"]:
+        assert set(rule["annotations"]) == {"summary", "action"}, rule["alert"]
+        assert rule["labels"]["severity"] in ("warning", "critical")

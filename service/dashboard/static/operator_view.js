@@ -51,7 +51,7 @@ export class OperatorView {
 
   /** Keep it fresh: `poll` runs each part at its pace. */
   start(poll) {
-    poll.every(1000, () => this.#refreshWorkers());
+    poll.every(2000, () => this.#refreshWorkers()); // workers report as often
     poll.every(2000, () => this.#refreshJobs());
     poll.every(5000, () => this.#refreshStores());
   }

@@ -103,9 +103,7 @@ class EngineLoop:
 
     def step(self, host: ModelHost) -> None:
         """Run one co-serving iteration of a base model."""
-        plan = host.scheduler.schedule(
-            time.monotonic(), host.trainer.demands(), self.requests.admit
-        )
+        plan = host.scheduler.schedule(time.monotonic(), self.requests.admit)
         began_s = time.perf_counter()
         lanes = self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:

@@ -15,6 +15,7 @@ class WorkerLoad(Read):
     num_running: int
     num_waiting: int
     kv_usage: float
+    training_usage: float
     num_preemptions: int
     generation_tokens: int = Field(description="Total since the engine started.")
     trained_tokens: int = Field(description="Total since the engine started.")

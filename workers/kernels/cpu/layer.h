@@ -15,6 +15,18 @@ struct LinearWeights {
     AdaptedLinear adapted;
 };
 
+// x through a frozen linear, `inputs` to `outputs`: a member's share of the outputs.
+template <class T>
+void multiply(Member member, const LinearWeights& held, int64_t inputs, int64_t outputs, const T* x, int64_t rows,
+              T* y, bool accumulate, const Addend<T>& more = {}) {
+    Panels panels{held.panels, inputs, outputs};
+    Output<T> out{y, outputs, static_cast<const T*>(held.bias), accumulate};
+    if constexpr (sizeof(T) == sizeof(float)) {
+        if (!held.is_narrow) return multiply<T, float>(member, x, rows, panels, out, more);
+    }
+    multiply<T, bf16>(member, x, rows, panels, out, more);
+}
+
 enum { QKV, OUT, GATE_UP, DOWN, NUM_LINEARS };
 
 template <class T>
@@ -131,14 +143,7 @@ struct LayerForward {
 
     void linear(int index, const T* x, T* y, bool accumulate) const {
         const LinearWeights& held = weights.linears[index];
-        Panels panels{held.panels, held.adapted.in_features, held.adapted.out_features};
-        Output<T> out{y, panels.out_features, static_cast<const T*>(held.bias), accumulate};
-        if constexpr (sizeof(T) == sizeof(float)) {
-            if (held.is_narrow) multiply<T, bf16>(member, x, batch.rows, panels, out);
-            else multiply<T, float>(member, x, batch.rows, panels, out);
-        } else {
-            multiply<T, bf16>(member, x, batch.rows, panels, out);
-        }
+        multiply(member, held, held.adapted.in_features, held.adapted.out_features, x, batch.rows, y, accumulate);
         if (!batch.num_runs) return;
         shrink(member, held.adapted, batch.runs, batch.num_runs, x, batch.shrunk, batch.shrunk_width);
         member.barrier();

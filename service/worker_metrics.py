@@ -17,12 +17,13 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
     from scheduler.domain.engine_stats import EngineStats, HistogramTotals
     from scheduler.domain.messages import WorkerInfo
+    from scheduler.domain.service_class import ClassTargets
     from service.worker_pool import WorkerPool
 
     Reports = list[tuple[WorkerInfo, EngineStats]]
@@ -95,6 +96,7 @@ class WorkerCollector(Collector):
         yield _tokens_by_kind(reports)
         yield _slo(reports)
         yield from _adapter_tiers(reports)
+        yield _targets(self._pool.roster.service_classes)
         yield from self._counted(reports)
 
     def _counted(self, reports: Reports) -> Iterator[Metric]:
@@ -179,4 +181,17 @@ def _slo(reports: Reports) -> Metric:
             labels = [row.service_class, row.target, str(row.training_active).lower()]
             for outcome, count in (("within", row.num_within), ("over", row.num_over)):
                 metric.add_metric([*_labels(worker), *labels, outcome], count)
+    return metric
+
+
+def _targets(classes: Mapping[str, ClassTargets]) -> Metric:
+    metric = GaugeMetricFamily(
+        "tandem_slo_target_seconds",
+        "Targets of the service classes; a class without one has no series.",
+        labels=["service_class", "target"],
+    )
+    for name, targets in classes.items():
+        for target, limit_ms in (("ttft", targets.ttft_ms), ("tpot", targets.tpot_ms)):
+            if limit_ms is not None:
+                metric.add_metric([name, target], limit_ms / 1e3)
     return metric

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from itertools import islice
 
 from scheduler.domain.adapter_tier import AdapterTier
@@ -144,7 +144,7 @@ def step_sample(index: int, plan: StepPlan, units: list[Unit], step_ms: float) -
         train_backward_tokens=_at_first_layer(backward),
         train_backward_token_layers=sum(u.num_tokens for u in backward),
         num_units=len(units),
-        was_cut=len(units) < sum(lane.count for lane in plan.units),
+        was_cut=len(units) < sum(lane.count for lane in (*plan.beside, *plan.units)),
         jobs=_job_shares(plan),
         step_ms=step_ms,
         predicted_ms=plan.predicted_ms,
@@ -159,8 +159,10 @@ def _at_first_layer(units: list[Unit]) -> int:
 
 def _job_shares(plan: StepPlan) -> tuple[JobShare, ...]:
     windows = {window.job_id: window.count for window in plan.windows}
-    units = {lane.job_id: lane.count for lane in plan.units}
+    units: Counter[str] = Counter()
+    for lane in (*plan.beside, *plan.units):
+        units[lane.job_id] += lane.count
     return tuple(
-        JobShare(job_id=job, window_tokens=windows.get(job, 0), num_units=units.get(job, 0))
+        JobShare(job_id=job, window_tokens=windows.get(job, 0), num_units=units[job])
         for job in dict.fromkeys([*windows, *units])
     )

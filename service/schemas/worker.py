@@ -18,6 +18,8 @@ class WorkerLoad(Read):
     kv_usage: float
     training_usage: float
     num_preemptions: int
+    generation_tokens: int = Field(description="Total since the engine started.")
+    trained_tokens: int = Field(description="Total since the engine started.")
     active_jobs: tuple[str, ...]
 
 

@@ -47,6 +47,14 @@ class CacheRows:
 
 
 @dataclass(slots=True)
+class HeadRows:
+    """Rows of compressed sequences, and the slots of their heads: (L, T, K)."""
+
+    rows: slice
+    slots_LTK: Tensor
+
+
+@dataclass(slots=True)
 class ForwardBatch:
     """Everything a forward pass needs beside the weights.
 
@@ -63,6 +71,7 @@ class ForwardBatch:
     groups: Sequence[Attends]
     cache: KVCache | None = None
     cache_rows: CacheRows | None = None
+    head_rows: HeadRows | None = None
     prepared: Any = None
 
     @property
@@ -85,3 +94,6 @@ class ForwardBatch:
             self.cache.write(
                 layer, place.blocks_T, place.offsets_T, k_TKD[place.rows], v_TKD[place.rows]
             )
+        if self.cache is not None and self.head_rows is not None:
+            rows = self.head_rows.rows
+            self.cache.write_slots(self.head_rows.slots_LTK[layer], k_TKD[rows], v_TKD[rows])

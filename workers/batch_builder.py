@@ -11,11 +11,13 @@ from scheduler.domain.request import Sequence
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import Attends, Extent
-from workers.batch import CacheRows, ForwardBatch, TrainWindow
+from workers.batch import CacheRows, ForwardBatch, HeadRows, TrainWindow
 from workers.decoder import Decoder
 from workers.device_copy import upload
+from workers.head_attention import HeadSpan
+from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
-from workers.span_attention import pack_attention, paged_attention
+from workers.span_attention import head_attention, pack_attention, paged_attention
 from workers.train_pack import TrainPack
 
 
@@ -57,6 +59,7 @@ class BatchBuilder:
         self.extents: list[Extent] = []
         self.tables: list[list[int]] = []
         self.places: list[tuple[int, int]] = []
+        self.compressed: list[HeadSpan] = []
 
     def add_window(self, window: PackWindow) -> None:
         """Rows of a pack; all windows come before all spans."""
@@ -71,14 +74,25 @@ class BatchBuilder:
 
     def add_row(self, row: InferenceRow) -> None:
         """Rows of a sequence, and the pages that take their K and V."""
-        span, table, size = row.span, row.sequence.block_table, self.cache.block_size
+        span, layout = row.span, row.sequence.layout
         positions = range(span.start, span.start + span.count)
         self.token_ids += row.sequence.token_ids[span.start : span.start + span.count]
         self.positions += positions
-        self.places += [(table[position // size], position % size) for position in positions]
-        self.extents.append(Extent(self.num_rows, span.count, span.start))
-        self.tables.append(table)
+        extent = Extent(self.num_rows, span.count, span.start)
+        if layout is None:
+            self._add_uniform(extent, row.sequence.block_table, positions)
+        else:
+            assert isinstance(layout, HeadPages)
+            layout.reserve(extent.num_keys, row.sequence.block_table)
+            self.compressed.append(HeadSpan(extent, layout))
         self._add_run(span.count, row.columns)
+
+    def _add_uniform(self, extent: Extent, table: list[int], positions: range) -> None:
+        assert not self.compressed
+        size = self.cache.block_size
+        self.places += [(table[position // size], position % size) for position in positions]
+        self.extents.append(extent)
+        self.tables.append(table)
 
     def build(self) -> ForwardBatch:
         """The batch as tensors on the decoder's device."""
@@ -88,6 +102,7 @@ class BatchBuilder:
         for window in self.windows:
             groups += pack_attention(window, self.decoder.config)
         groups += paged_attention(self.extents, self.tables, self.cache, self.decoder.config)
+        groups += head_attention(self.compressed, self.cache, self.decoder.config)
         return ForwardBatch(
             token_ids=upload(self.token_ids, torch.int64, device),
             cos=cos,
@@ -97,13 +112,22 @@ class BatchBuilder:
             groups=groups,
             cache=self.cache,
             cache_rows=self._cache_rows(device),
+            head_rows=self._head_rows(device),
         )
 
     def _cache_rows(self, device: torch.device) -> CacheRows | None:
         if not self.places:
             return None
         blocks, offsets = upload(self.places, torch.int64, device).T.contiguous()
-        return CacheRows(slice(self.num_rows - len(self.places), self.num_rows), blocks, offsets)
+        first = self.extents[0].row
+        return CacheRows(slice(first, first + len(self.places)), blocks, offsets)
+
+    def _head_rows(self, device: torch.device) -> HeadRows | None:
+        if not self.compressed:
+            return None
+        slots = [s.pages.slots(s.extent.start, s.extent.num_queries) for s in self.compressed]
+        first = self.compressed[0].extent.row
+        return HeadRows(slice(first, self.num_rows), torch.cat(slots, dim=1).to(device))
 
     def _add_run(self, count: int, columns: AdapterColumns | None) -> None:
         """Count rows on; join them to the run before if that is of the same adapter."""
@@ -117,6 +141,7 @@ class BatchBuilder:
             self.runs.append(AdapterRun(start, self.num_rows, columns))
 
 
-def placement(row: InferenceRow) -> int:
-    """Spans of one adapter side by side, so that runs are long."""
-    return -1 if row.columns is None else row.columns.offset
+def placement(row: InferenceRow) -> tuple[bool, int]:
+    """Compressed sequences last; spans of one adapter side by side, so that runs are long."""
+    offset = -1 if row.columns is None else row.columns.offset
+    return row.sequence.layout is not None, offset

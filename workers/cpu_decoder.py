@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workers.adapter_arena import AdapterArena
 from workers.adapter_rows import run_table
-from workers.batch import ForwardBatch, TrainWindow
+from workers.batch import ForwardBatch, HeadRows, TrainWindow
 from workers.cpu_attention import CpuSpans, supported
 from workers.kernels.cpu_kernels import (
     AttentionShape,
@@ -27,6 +27,8 @@ from workers.kernels.cpu_kernels import (
     SpanGroup,
     Window,
 )
+from workers.kernels.cpu_kernels import HeadRows as KernelRows
+from workers.kv_cache import KVCache
 from workers.model import DecoderConfig, DecoderWeights
 from workers.model import LayerWeights as FrozenLayer
 
@@ -109,6 +111,8 @@ class PreparedBatch:
         if batch.cache is not None and batch.cache_rows is not None:
             described.cache.keys = batch.cache.keys[layer].data_ptr()
             described.cache.values = batch.cache.values[layer].data_ptr()
+        if batch.head_rows is not None:
+            described.compressed.slots = batch.head_rows.slots_LTK[layer].data_ptr()
         for place, group in zip(self.described_groups, self.groups, strict=True):
             place.source, place.next = group.source(layer), 0
         for place, window in zip(self.windows, batch.windows, strict=True):
@@ -160,10 +164,25 @@ class PreparedBatch:
                 page_tokens=batch.cache.block_size,
                 page_stride=batch.cache.keys.stride(1),
             )
+        if batch.cache is not None and batch.head_rows is not None:
+            described.compressed = _described_rows(batch.head_rows, batch.cache)
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         self.held.append(tensor)
         setattr(self.described, name, tensor.data_ptr())
+
+
+def _described_rows(compressed: HeadRows, cache: KVCache) -> KernelRows:
+    """Rows of compressed sequences as the kernels read them, but for the slots of a layer."""
+    assert compressed.slots_LTK.is_contiguous()
+    pages = cache.storage
+    values = cache.values_after * pages[0, 0, 0, 0].numel() * pages.element_size()
+    return KernelRows(
+        row=compressed.rows.start,
+        count=compressed.rows.stop - compressed.rows.start,
+        keys=pages.data_ptr(),
+        values=pages.data_ptr() + values,
+    )
 
 
 def point_at_buffers(place: Window, layer: int, window: TrainWindow) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -93,6 +94,17 @@ class RequestBody(BaseModel):
         return tuple(part.adapter for part in self.members if part.adapter is not None)
 
 
+class HeadLayout(Protocol):
+    """Where a compressed sequence lies: its K/V heads hold less than its tokens, each its own."""
+
+    @property
+    def num_dropped(self) -> int:
+        """How many fewer slots than tokens a head holds, on average."""
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold the sequence when it has `num_tokens`."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Running state of one answer by one model: counters only, no phase.
@@ -112,6 +124,7 @@ class Sequence:
         token_ids: prompt and output so far.
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
+        layout: where they lie in there once they are compressed; None: side by side.
         arrival_s: monotonic time at which the engine took the request in.
         member: which of the request's members computes it; the first leads the group.
         weight: factor of its logits.
@@ -125,6 +138,7 @@ class Sequence:
     arrival_s: float
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    layout: HeadLayout | None = None
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0

@@ -12,6 +12,7 @@ from workers.activations import LayerActivations
 from workers.adapter_rows import AdapterRows
 from workers.attention import Attends
 from workers.kv_cache import KVCache
+from workers.prompt_watch import WatchedRows
 from workers.train_pack import TrainPack
 
 
@@ -60,6 +61,7 @@ class ForwardBatch:
 
     Attributes:
         cos, sin: (T, 1, head_dim / 2) of the rows' positions.
+        watched: rows of prompts whose queries a KV policy wants to see.
         prepared: the batch as a kernel reads it, once one has.
     """
 
@@ -72,6 +74,7 @@ class ForwardBatch:
     cache: KVCache | None = None
     cache_rows: CacheRows | None = None
     head_rows: HeadRows | None = None
+    watched: Sequence[WatchedRows] = ()
     prepared: Any = None
 
     @property
@@ -97,3 +100,9 @@ class ForwardBatch:
         if self.cache is not None and self.head_rows is not None:
             rows = self.head_rows.rows
             self.cache.write_slots(self.head_rows.slots_LTK[layer], k_TKD[rows], v_TKD[rows])
+
+    def show_queries(self, layer: int, q_THD: Tensor) -> None:
+        """Let KV policies see a layer's rotated queries; the keys are stored by now."""
+        for rows in self.watched:
+            assert self.cache is not None
+            rows.see(layer, q_THD, self.cache)

@@ -17,17 +17,23 @@ from workers.device_copy import upload
 from workers.head_attention import HeadSpan
 from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
+from workers.prompt_watch import PromptWatch, WatchedRows
 from workers.span_attention import head_attention, pack_attention, paged_attention
 from workers.train_pack import TrainPack
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRow:
-    """A span with its sequence and the arena columns of its adapter."""
+    """A span with its sequence and the arena columns of its adapter.
+
+    Attributes:
+        watch: sees the span's queries, for a KV policy.
+    """
 
     span: Span
     sequence: Sequence
     columns: AdapterColumns | None
+    watch: PromptWatch | None = None
 
     @property
     def completes(self) -> bool:
@@ -60,6 +66,7 @@ class BatchBuilder:
         self.tables: list[list[int]] = []
         self.places: list[tuple[int, int]] = []
         self.compressed: list[HeadSpan] = []
+        self.watched: list[WatchedRows] = []
 
     def add_window(self, window: PackWindow) -> None:
         """Rows of a pack; all windows come before all spans."""
@@ -85,7 +92,15 @@ class BatchBuilder:
             assert isinstance(layout, HeadPages)
             layout.reserve(extent.num_keys, row.sequence.block_table)
             self.compressed.append(HeadSpan(extent, layout))
+        if row.watch is not None:
+            self._watch(row.watch, extent, row.sequence.block_table)
         self._add_run(span.count, row.columns)
+
+    def _watch(self, watch: PromptWatch, extent: Extent, table: list[int]) -> None:
+        used = table[: -(-extent.num_keys // self.cache.block_size)]
+        tables = upload([used], torch.int64, self.decoder.weights.device)
+        rows = slice(extent.row, extent.row + extent.num_queries)
+        self.watched.append(WatchedRows(watch, rows, tables, extent.num_keys))
 
     def _add_uniform(self, extent: Extent, table: list[int], positions: range) -> None:
         assert not self.compressed
@@ -113,6 +128,7 @@ class BatchBuilder:
             cache=self.cache,
             cache_rows=self._cache_rows(device),
             head_rows=self._head_rows(device),
+            watched=self.watched,
         )
 
     def _cache_rows(self, device: torch.device) -> CacheRows | None:

@@ -70,11 +70,16 @@ class CpuDecoder:
             batch.prepared = PreparedBatch(self.config, self.arena, batch, x)
         batch.prepared.enter(layer, x, batch)
         self.kernels.forward_layer(self.layers[layer], batch.prepared.described)
+        batch.show_queries(layer, batch.prepared.queries)
         return x
 
 
 class PreparedBatch:
-    """A batch as the kernels read it, with its scratch; moved from layer to layer."""
+    """A batch as the kernels read it, with its scratch; moved from layer to layer.
+
+    Attributes:
+        queries: rotated queries of the last layer that ran, (T, H, D).
+    """
 
     def __init__(
         self, config: DecoderConfig, arena: AdapterArena, batch: ForwardBatch, x: Tensor
@@ -128,8 +133,12 @@ class PreparedBatch:
             "gate_up": 2 * config.intermediate_size,
             "activated": config.intermediate_size,
         }
+        scratch: dict[str, Tensor] = {}
         for name in LayerBatch.SCRATCH:
-            self._hold(name, x.new_empty(rows, widths[name]))
+            scratch[name] = x.new_empty(rows, widths[name])
+            self._hold(name, scratch[name])
+        heads = scratch["heads"][:, : config.q_size]
+        self.queries = heads.unflatten(1, (config.num_heads, config.head_dim))
         self._hold("lse", torch.empty(rows if wants_lse else 0, config.num_heads))
         self.described.wants_lse = wants_lse
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import workers.codecs
+import workers.kv_policies
 import workers.merges
 import workers.models
 import workers.optimizers
@@ -40,10 +41,12 @@ from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter
 from workers.codec import CODECS
 from workers.codecs.search import Ladder
+from workers.compaction import compress_prompts
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
+from workers.kv_policy import KV_POLICIES
 from workers.merge import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizer import OPTIMIZERS
@@ -111,6 +114,7 @@ class EngineLoop:
             peft_methods=_schemas(PEFT_METHODS),
             optimizers=_schemas(OPTIMIZERS),
             objectives={"supervised": {}},
+            kv_policies=_schemas(KV_POLICIES),
             codecs=_schemas(CODECS),
             ladders={"compeft": Ladder.model_json_schema()},
             merges=_schemas(MERGES),
@@ -148,9 +152,11 @@ class EngineLoop:
         self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
         host.trainer.finish_windows(plan.windows, result.hidden)
         host.scheduler.observe_forward(plan, (time.perf_counter() - began_s) * 1e3)
+        compress_prompts(host, rows)
 
     def _row(self, span: Span, sequence: Sequence) -> InferenceRow:
-        return InferenceRow(span, sequence, self.requests.columns(sequence))
+        columns = self.requests.columns(sequence)
+        return InferenceRow(span, sequence, columns, self.requests.watch(sequence, span.start))
 
     def _take_orders(self) -> None:
         """Handle what has arrived; sleep when there is nothing to do at all."""

@@ -11,7 +11,9 @@ from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
+from workers.kv_policy import KvPolicy
 from workers.model_host import ModelHost
+from workers.prompt_watch import PromptWatch
 from workers.sampler import SampledToken
 
 
@@ -48,6 +50,8 @@ class LiveRequest:
         prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
         token_times_s: by sequence index, when each output token left.
         saw_training: a job trained on its base model while it was served.
+        policy: compresses the K/V of its sequences when their prompts are computed.
+        watches: by sequence id, what the policy has seen of its prompt.
     """
 
     order: Generate
@@ -60,15 +64,19 @@ class LiveRequest:
     token_times_s: dict[int, list[float]] = field(default_factory=dict)
     admitted_s: float | None = None
     saw_training: bool = False
+    policy: KvPolicy | None = None
+    watches: dict[str, PromptWatch] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, order: Generate, host: ModelHost, now_s: float) -> LiveRequest:
+    def of(
+        cls, order: Generate, host: ModelHost, now_s: float, policy: KvPolicy | None = None
+    ) -> LiveRequest:
         """A request that has just arrived."""
         request = order.request
         sequences = [_answer(request, index, now_s) for index in range(request.n)]
         refs = [part.adapter for part in request.members]
         members = [None if ref is None else WantedAdapter(ref) for ref in refs]
-        return cls(order, host, sequences, members)
+        return cls(order, host, sequences, members, policy=policy)
 
     @property
     def adapters(self) -> list[WantedAdapter]:
@@ -109,11 +117,30 @@ class LiveRequest:
                 else None
             ),
             finish_reason=sequence.finish_reason,
+            num_kept_tokens=self._num_kept(sequence),
             error=error,
             error_code=error_code,
         )
         self.frames.append(frame)
         return frame
+
+    def watch(self, sequence: Sequence, start: int) -> PromptWatch | None:
+        """What is to see the sequence's queries from `start` on; None: nobody wants to.
+
+        A prompt that is computed again is watched anew.
+        """
+        length = sequence.num_prompt_tokens
+        if self.policy is None or start >= length or self.policy.keeps_all(length):
+            return None
+        if start == 0:
+            num_layers = self.host.runner.decoder.config.num_layers
+            self.watches[sequence.id] = PromptWatch(self.policy, num_layers)
+        return self.watches[sequence.id]
+
+    def _num_kept(self, sequence: Sequence) -> int | None:
+        if self.policy is None:
+            return None
+        return sequence.num_prompt_tokens - sequence.num_dropped_tokens
 
     def notice_training(self) -> None:
         """Remember whether a job trains beside the request."""

@@ -25,6 +25,8 @@ from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.live_request import LiveRequest, WantedAdapter
 from workers.model_host import ModelHost
+from workers.prompt_watch import PromptWatch
+from workers.request_policy import request_policy
 from workers.sampler import SampledToken
 
 MIN_COPYING_S = 4e-3  # of a step, while others run: what comes on top waits for the next
@@ -132,6 +134,10 @@ class RequestDesk:
         wanted = self.live[sequence.request.request_id].members[sequence.member]
         return None if wanted is None or wanted.slot is None else wanted.slot.columns
 
+    def watch(self, sequence: Sequence, start: int) -> PromptWatch | None:
+        """What is to see the queries of a running sequence from token `start` on."""
+        return self.live[sequence.request.request_id].watch(sequence, start)
+
     def keep_prompt_scores(
         self, sequence: Sequence, start: int, scores: list[TokenLogprobs]
     ) -> None:
@@ -162,7 +168,8 @@ class RequestDesk:
         check_request(request, host)
         if any(adapter.digest not in order.adapter_dirs for adapter in request.adapters):
             raise InvalidInput("The request names an adapter but came without its files.")
-        return LiveRequest.of(order, host, time.monotonic())
+        policy = request_policy(request, host.runner.decoder.config)
+        return LiveRequest.of(order, host, time.monotonic(), policy)
 
     def _find_adapter(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
         """Whether the adapter is in a slot or at hand for one; otherwise it is sent for."""

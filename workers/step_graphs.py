@@ -52,6 +52,7 @@ class StepGraphs:
             row.span.count == 1
             and row.completes
             and row.sequence.layout is None
+            and row.watch is None
             and not row.sequence.request.sampling.prompt_logprobs
             and (row.columns is None or row.columns.rank <= RANKS[-1])
             for row in rows

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` tokens of an inference sequence from position `start`."""
+    """`count` tokens of an inference sequence from position `start`.
+
+    Attributes:
+        num_dropped: tokens before it that the cache does not hold any more.
+    """
 
     sequence_id: str
     start: int
     count: int
+    num_dropped: int = 0
+
+    @property
+    def num_keys(self) -> int:
+        """Keys that its last token attends to."""
+        return self.start + self.count - self.num_dropped
 
 
 @dataclass(frozen=True, slots=True)

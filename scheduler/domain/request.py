@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -53,6 +53,15 @@ class WeightedModel(BaseModel):
     weight: float = Field(allow_inf_nan=False)
 
 
+class KvPolicyChoice(BaseModel):
+    """How a prompt's K/V are compressed once it is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str = Field(description="Name of a KV policy.")
+    options: dict[str, Any] = Field(description="Its configuration.")
+
+
 class RequestBody(BaseModel):
     """One request as it travels from a gateway to an engine. Never changes."""
 
@@ -67,6 +76,7 @@ class RequestBody(BaseModel):
     n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
     tenant_weight: float = Field(1.0, gt=0)
     service_class: str = DEFAULT
+    kv_policy: KvPolicyChoice | None = None
     mixture: tuple[WeightedModel, ...] = Field(
         (), description="Models whose weighted logits are added up; empty: `adapter` alone."
     )
@@ -125,6 +135,7 @@ class Sequence:
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
         layout: where they lie in there once they are compressed; None: side by side.
+        num_dropped_tokens: tokens of its prompt that a KV head does not hold, on average.
         arrival_s: monotonic time at which the engine took the request in.
         member: which of the request's members computes it; the first leads the group.
         weight: factor of its logits.
@@ -139,6 +150,7 @@ class Sequence:
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     layout: HeadLayout | None = None
+    num_dropped_tokens: int = 0
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
@@ -171,6 +183,13 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens whose K/V are not in the cache yet."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_next_tokens(self) -> int:
+        """Uncomputed tokens that one step may run; a prompt that will be compressed comes first."""
+        if self.request.kv_policy is None or self.num_computed_tokens >= self.num_prompt_tokens:
+            return self.num_uncomputed_tokens
+        return self.num_prompt_tokens - self.num_computed_tokens
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from scheduler.domain.plan import Span, StepPlan
-from scheduler.domain.request import Sequence
+from scheduler.domain.request import HeadLayout, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
 from scheduler.policy.latency import ForwardShape, LatencyLaw
@@ -145,6 +145,20 @@ class IterationScheduler:
         lanes = replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
         return max(share, lanes, key=TrainingShare.saved_ms) if lanes.beside else share
 
+    def lay_out(self, sequence: Sequence, layout: HeadLayout) -> tuple[int, ...]:
+        """Give a running sequence blocks of its own for `layout`, in place of all it has now.
+
+        The kept slots are no more than the tokens, so what is freed is enough.
+
+        Returns:
+            The new blocks, which hold what a former owner left.
+        """
+        self.pool.free(sequence.id, sequence.block_table)
+        needed = layout.blocks_for(sequence.num_computed_tokens)
+        sequence.block_table = self.pool.allocate(sequence.id, needed)
+        sequence.layout, sequence.num_dropped_tokens = layout, layout.num_dropped
+        return self.pool.take_fresh()
+
     def commit(self, plan: StepPlan) -> None:
         """Count a step's tokens as computed, and charge their tenants."""
         by_id = {sequence.id: sequence for sequence in self.running}
@@ -164,12 +178,12 @@ class IterationScheduler:
         self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]
     ) -> ForwardShape:
         """Cost features of a packed forward; windows are (start, count) pairs."""
-        long = [(s.start, s.count) for s in spans if s.count > 1] + list(windows)
+        pairs = sum(s.count * s.num_keys for s in spans if s.count > 1)
         return ForwardShape(
             num_rows=sum(s.count for s in spans) + sum(count for _, count in windows),
             num_spans=len(spans) + len(windows),
-            context_tokens=sum(s.start + 1 for s in spans if s.count == 1),
-            score_pairs=sum(count * (start + count) for start, count in long),
+            context_tokens=sum(s.num_keys for s in spans if s.count == 1),
+            score_pairs=pairs + sum(count * (start + count) for start, count in windows),
         )
 
     def _charge(self, sequence: Sequence, span: Span) -> None:
@@ -210,12 +224,12 @@ class IterationScheduler:
         for lead in sorted(self._leads(), key=lambda s: s.num_uncomputed_tokens > 1):
             if lead not in self.running:
                 continue  # preempted by one before it
-            count = min(lead.num_uncomputed_tokens, budget // len(lead.group))
+            count = min(lead.num_next_tokens, budget // len(lead.group))
             if count > 0 and self._make_room(lead, count):
                 budget -= count * len(lead.group)
                 yield from _spans_of(lead, count)
         while (admitted := self._next_admitted(admit, budget)) is not None:
-            count = min(admitted.num_uncomputed_tokens, budget // len(admitted.group))
+            count = min(admitted.num_next_tokens, budget // len(admitted.group))
             budget -= count * len(admitted.group)
             yield from _spans_of(admitted, count)
 
@@ -256,14 +270,18 @@ class IterationScheduler:
         return True
 
     def _grow(self, lead: Sequence, count: int) -> bool:
-        needed = self.pool.blocks_for(lead.num_computed_tokens + count)
-        missing = needed - len(lead.block_table)
-        if missing > 0:
-            if not self._have_free(missing * len(lead.group)):
+        missing = [self._missing(s, s.num_computed_tokens + count) for s in lead.group]
+        if any(missing):
+            if not self._have_free(sum(missing)):
                 return False
-            for sequence in lead.group:
-                sequence.block_table += self.pool.allocate(sequence.id, missing)
+            for sequence, number in zip(lead.group, missing, strict=True):
+                sequence.block_table += self.pool.allocate(sequence.id, number)
         return True
+
+    def _missing(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that a sequence lacks to hold `num_tokens`."""
+        blocks_for = (sequence.layout or self.pool).blocks_for
+        return max(0, blocks_for(num_tokens) - len(sequence.block_table))
 
     # ---- memory that training borrows ------------------------------------------------------
 
@@ -284,12 +302,7 @@ class IterationScheduler:
             self._lends_from_s, self._is_recalling = now_s + LENDING_PAUSE_S, False
         if now_s < self._lends_from_s:
             return 0
-        size = self.pool.block_size
-        growth = sum(
-            self.pool.blocks_for(len(s.token_ids) + GROWTH_TOKENS) - len(s.block_table)
-            for s in self.running
-            if len(s.block_table) * size < len(s.token_ids) + GROWTH_TOKENS
-        )
+        growth = sum(self._missing(s, len(s.token_ids) + GROWTH_TOKENS) for s in self.running)
         next_in_line = sum(map(self._blocks_to_begin, self.waiting.heads()))
         return max(0, self.pool.num_free - growth - next_in_line)
 
@@ -299,7 +312,7 @@ class IterationScheduler:
     def _preempt(self, lead: Sequence) -> None:
         self._stop(lead)
         for sequence in lead.group:
-            sequence.num_computed_tokens = 0
+            sequence.num_computed_tokens = sequence.num_dropped_tokens = 0
             sequence.num_preemptions += 1
             self.num_preemptions += 1
         self.waiting.put_back(lead)
@@ -308,10 +321,11 @@ class IterationScheduler:
         for sequence in lead.group:
             self.running.remove(sequence)
             self.pool.free(sequence.id, sequence.block_table)
-            sequence.block_table = []
+            sequence.block_table, sequence.layout = [], None
 
 
 def _spans_of(lead: Sequence, count: int) -> Iterator[Span]:
     """The same tokens for every sequence of a group."""
     for sequence in lead.group:
-        yield Span(sequence.id, sequence.num_computed_tokens, count)
+        computed, dropped = sequence.num_computed_tokens, sequence.num_dropped_tokens
+        yield Span(sequence.id, computed, count, dropped)

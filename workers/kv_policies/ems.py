@@ -18,16 +18,17 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from workers.kv_observation import LayerObservation, attention, group_mean, pool
-from workers.kv_policy import KV_POLICIES, KeptHead, KvPolicy, Ranking
+from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
+from workers.sum_score import SumScore
 
 POOLED_TOKENS = 5
 
 
 @KV_POLICIES.register("ems")
-class Ems(KvPolicy):
+class Ems(SumScore):
     """Global-local score; merging with a zero class and a count of what was merged."""
 
-    class Config(KvPolicy.Config):
+    class Config(SumScore.Config):
         """Options of EMS."""
 
         threshold: float = Field(

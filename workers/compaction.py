@@ -30,6 +30,8 @@ def _compress(host: ModelHost, sequence: Sequence, watch: PromptWatch) -> None:
     with host.runner.device:
         kept = watch.policy.compress(WatchedPrompt(watch, cache, tables, num_tokens))
     layout = lay_out(kept, num_tokens, cache.block_size)
-    cache.clear(list(host.scheduler.lay_out(sequence, layout)))
-    store_kept(kept, layout, sequence.block_table, cache)
+    fresh = host.scheduler.lay_out(sequence, layout)
+    if fresh is not None:
+        cache.clear(list(fresh))
+        store_kept(kept, layout, sequence.block_table, cache)
     watch.forget()

@@ -128,15 +128,17 @@ class EngineLoop:
         plan = host.scheduler.schedule(time.monotonic(), self.requests.admit)
         began_s = time.perf_counter()
         lanes = self.jobs.begin_beside(host, plan)
+        rows: list[InferenceRow] = []
         if plan.spans or plan.windows:
             with threads(self.num_threads - self.num_threads // 2 if lanes else self.num_threads):
-                self._forward(host, plan)
+                rows = self._forward(host, plan)
         units = self.jobs.finish_beside(host, plan, lanes)
+        compress_prompts(host, rows)
         units += self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)
         self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3)
 
-    def _forward(self, host: ModelHost, plan: StepPlan) -> None:
+    def _forward(self, host: ModelHost, plan: StepPlan) -> list[InferenceRow]:
         """The packed forward; tokens leave before any backward begins."""
         began_s = time.perf_counter()
         by_id = {sequence.id: sequence for sequence in host.scheduler.running}
@@ -152,11 +154,11 @@ class EngineLoop:
         self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
         host.trainer.finish_windows(plan.windows, result.hidden)
         host.scheduler.observe_forward(plan, (time.perf_counter() - began_s) * 1e3)
-        compress_prompts(host, rows)
+        return rows
 
     def _row(self, span: Span, sequence: Sequence) -> InferenceRow:
         columns = self.requests.columns(sequence)
-        return InferenceRow(span, sequence, columns, self.requests.watch(sequence, span.start))
+        return InferenceRow(span, sequence, columns, self.requests.watch(sequence, span))
 
     def _take_orders(self) -> None:
         """Handle what has arrived; sleep when there is nothing to do at all."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.engine_stats import RequestSample
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
+from scheduler.domain.plan import Span
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
@@ -124,18 +125,21 @@ class LiveRequest:
         self.frames.append(frame)
         return frame
 
-    def watch(self, sequence: Sequence, start: int) -> PromptWatch | None:
-        """What is to see the sequence's queries from `start` on; None: nobody wants to.
+    def watch(self, sequence: Sequence, span: Span) -> PromptWatch | None:
+        """What is to see the queries of a sequence's span; None: nobody wants to.
 
         A prompt that is computed again is watched anew.
         """
         length = sequence.num_prompt_tokens
-        if self.policy is None or start >= length or self.policy.keeps_all(length):
+        if self.policy is None or span.start >= length or self.policy.keeps_all(length):
             return None
-        if start == 0:
+        watch = self.watches.get(sequence.id)
+        if watch is None or watch.stop != span.start:
             num_layers = self.host.runner.decoder.config.num_layers
-            self.watches[sequence.id] = PromptWatch(self.policy, num_layers)
-        return self.watches[sequence.id]
+            watch = PromptWatch(self.policy, num_layers, span.start)
+            self.watches[sequence.id] = watch
+        watch.stop += span.count
+        return watch
 
     def _num_kept(self, sequence: Sequence) -> int | None:
         if self.policy is None:

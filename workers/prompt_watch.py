@@ -14,10 +14,15 @@ from workers.kv_policy import KvPolicy
 
 
 class PromptWatch:
-    """One sequence under one policy, from its first token to the last of its prompt."""
+    """One sequence under one policy, from the first token that is computed to its prompt's last.
 
-    def __init__(self, policy: KvPolicy, num_layers: int) -> None:
+    Attributes:
+        stop: the token that it sees next.
+    """
+
+    def __init__(self, policy: KvPolicy, num_layers: int, start: int) -> None:
         self.policy = policy
+        self.stop = start
         window, stride = policy.config.window, policy.query_stride
         self.layers = [AttentionSums(window, stride) for _ in range(num_layers)]
 

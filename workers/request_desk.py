@@ -16,6 +16,7 @@ from scheduler.domain.errors import (
     Overloaded,
 )
 from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFrame, TokenLogprobs
+from scheduler.domain.plan import Span
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
@@ -134,9 +135,9 @@ class RequestDesk:
         wanted = self.live[sequence.request.request_id].members[sequence.member]
         return None if wanted is None or wanted.slot is None else wanted.slot.columns
 
-    def watch(self, sequence: Sequence, start: int) -> PromptWatch | None:
-        """What is to see the queries of a running sequence from token `start` on."""
-        return self.live[sequence.request.request_id].watch(sequence, start)
+    def watch(self, sequence: Sequence, span: Span) -> PromptWatch | None:
+        """What is to see the queries of a running sequence's span."""
+        return self.live[sequence.request.request_id].watch(sequence, span)
 
     def keep_prompt_scores(
         self, sequence: Sequence, start: int, scores: list[TokenLogprobs]

@@ -145,16 +145,21 @@ class IterationScheduler:
         lanes = replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
         return max(share, lanes, key=TrainingShare.saved_ms) if lanes.beside else share
 
-    def lay_out(self, sequence: Sequence, layout: HeadLayout) -> tuple[int, ...]:
+    def lay_out(self, sequence: Sequence, layout: HeadLayout) -> tuple[int, ...] | None:
         """Give a running sequence blocks of its own for `layout`, in place of all it has now.
 
-        The kept slots are no more than the tokens, so what is freed is enough.
+        It needs no more than it has, and finds too little only where others share what it frees.
 
         Returns:
-            The new blocks, which hold what a former owner left.
+            The new blocks, which hold what a former owner left; None: it was preempted.
         """
         self.pool.free(sequence.id, sequence.block_table)
+        sequence.block_table = []
         needed = layout.blocks_for(sequence.num_computed_tokens)
+        while not self._have_free(needed):
+            self._preempt(self._latest())
+            if sequence not in self.running:
+                return None
         sequence.block_table = self.pool.allocate(sequence.id, needed)
         sequence.layout, sequence.num_dropped_tokens = layout, layout.num_dropped
         return self.pool.take_fresh()
@@ -263,11 +268,15 @@ class IterationScheduler:
     def _make_room(self, lead: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
         while not self._grow(lead, count):
-            victim = max(self._leads(), key=lambda s: (s.arrival_s, s.id))  # never a tie
+            victim = self._latest()
             self._preempt(victim)
             if victim is lead:
                 return False
         return True
+
+    def _latest(self) -> Sequence:
+        """The lead that arrived last; never a tie."""
+        return max(self._leads(), key=lambda s: (s.arrival_s, s.id))
 
     def _grow(self, lead: Sequence, count: int) -> bool:
         missing = [self._missing(s, s.num_computed_tokens + count) for s in lead.group]

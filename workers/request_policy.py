@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.domain.errors import InvalidInput
-from scheduler.domain.request import RequestBody
+from scheduler.domain.request import NO_KV_POLICY, RequestBody
 from workers.kv_policy import KV_POLICIES, KvPolicy
 from workers.model import DecoderConfig
 from workers.plugin_options import plugin_options
@@ -18,7 +18,7 @@ def request_policy(request: RequestBody, config: DecoderConfig) -> KvPolicy | No
             their tokens are in it cannot be told once slots have moved.
     """
     choice = request.kv_policy
-    if choice is None:
+    if choice is None or choice.type == NO_KV_POLICY:
         return None
     policy = KV_POLICIES[choice.type]
     options = plugin_options(policy.Config, choice.options)

@@ -53,12 +53,15 @@ class WeightedModel(BaseModel):
     weight: float = Field(allow_inf_nan=False)
 
 
+NO_KV_POLICY = "none"  # asks for no compression, also where the worker has a default
+
+
 class KvPolicyChoice(BaseModel):
     """How a prompt's K/V are compressed once it is computed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: str = Field(description="Name of a KV policy.")
+    type: str = Field(description="Name of a KV policy, or `none`.")
     options: dict[str, Any] = Field(description="Its configuration.")
 
 

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from service.schemas.base import OpenBody
+from service.schemas.kv_policy import KvPolicyFields
 from service.schemas.logit_arithmetic import LogitTerms
 from service.service_tier import AskedTier
 
@@ -76,6 +77,10 @@ class SamplingFields(OpenBody):
     ignore_eos: bool | None = Field(None, description="Extension; generate beyond the end token.")
     logit_arithmetic: LogitTerms | None = Field(
         None, description="Extension; terms that are added to the logits of `model`."
+    )
+
+    kv_policy: KvPolicyFields | None = Field(
+        None, description="Extension; compresses the prompt's K/V once it is computed."
     )
 
     @property

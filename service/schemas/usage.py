@@ -1,5 +1,7 @@
 """Token counts of one answer."""
 
+from pydantic import Field
+
 from service.schemas.base import Read
 
 
@@ -9,6 +11,13 @@ class PromptTokensDetails(Read):
     cached_tokens: int = 0
 
 
+class KvTokens(Read):
+    """What a KV policy left of the prompts: tokens of a KV head, on average."""
+
+    kept: int
+    dropped: int
+
+
 class UsageRead(Read):
     """Tokens that went in and came out."""
 
@@ -16,3 +25,8 @@ class UsageRead(Read):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    kv_tokens: KvTokens | None = Field(
+        None,
+        exclude_if=lambda tokens: tokens is None,
+        description="Prompt tokens that the KV policy kept and dropped; absent without one.",
+    )

@@ -52,6 +52,7 @@ from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS
 from workers.request_desk import RequestDesk
+from workers.request_policy import default_policy
 from workers.settings import EngineSettings
 
 IDLE_POLL_S = 0.25  # how long an engine without work sleeps between two looks at the clock
@@ -75,7 +76,8 @@ class EngineLoop:
         }
         self.meter = EngineMeter()
         self.loader = AdapterLoader(AdapterShelf(settings.adapter_ram_bytes))
-        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader)
+        policy = default_policy(settings.kv_policy)
+        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader, policy)
         self.jobs = JobDesk(self.hosts, self.writer)
         self.pending: list[ToEngine] = []
         self.is_draining = False

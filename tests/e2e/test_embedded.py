@@ -90,6 +90,23 @@ def test_streamed_chunks_add_up_to_the_whole_answer(service: RunningService) -> 
     assert chunks[-1].usage.completion_tokens == 8 or chunks[-2].choices[0].finish_reason == "stop"
 
 
+def test_a_compressed_prompt_begins_its_answer_like_the_whole_one(
+    service: RunningService,
+) -> None:
+    client = service.tenant("compresses")
+    asked = {"model": BASE_MODEL, "prompt": "How are you? " * 20, "temperature": 0}
+    choice = {"kv_policy": {"type": "ems", "budget": 0.25, "window": 8}}
+
+    whole = client.completions.create(**asked, max_tokens=1)
+    short = client.completions.create(**asked, max_tokens=8, extra_body=choice)
+
+    assert short.choices[0].text.startswith(whole.choices[0].text)
+    assert short.usage is not None
+    kept, prompt = short.usage.model_extra["kv_tokens"]["kept"], short.usage.prompt_tokens
+    assert kept == int(prompt * 0.25)
+    assert short.usage.model_extra["kv_tokens"]["dropped"] == prompt - kept
+
+
 def test_a_tenant_cannot_see_what_belongs_to_another(service: RunningService) -> None:
     owner, stranger = service.tenant("owner"), service.tenant("stranger")
     job = finished(owner, start_job(owner))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import workers.kv_policies  # noqa: F401
+from scheduler.domain.errors import InvalidInput
 from scheduler.domain.messages import Abort
 from scheduler.domain.request import KvPolicyChoice, WeightedModel
 from tests.integration.engine_driver import (
@@ -225,3 +226,34 @@ def test_what_cannot_be_compressed_is_refused_in_a_sentence(
     (frame,) = script.frames("r")
     assert frame.error is not None
     assert sentence in frame.error
+
+
+def test_a_workers_default_holds_for_requests_that_name_none(tmp_path: Path) -> None:
+    setting = {"type": "snapkv", "budget": BUDGET, "window": WINDOW}
+    engine = TinyEngine(tmp_path, kv_policy=setting)
+    own = policy("snapkv", num_sinks=0)
+    orders = [asked("plain"), asked("none", kv_policy=KvPolicyChoice(type="none", options={}))]
+
+    script = serve(engine, *orders)
+
+    compressed = serve(TinyEngine(tmp_path), asked("r", kv_policy=own))
+    assert script.tokens("plain") == compressed.tokens("r")
+    assert script.frames("plain")[-1].num_kept_tokens == BUDGET
+    uncompressed = serve(TinyEngine(tmp_path), asked("r"))
+    assert scores(script, "none") == pytest.approx(scores(uncompressed, "r"), abs=1e-4)
+    assert script.frames("none")[-1].num_kept_tokens is None
+
+
+def test_a_default_passes_models_by_that_cannot_be_compressed(tmp_path: Path) -> None:
+    engine = TinyEngine(tmp_path, "mistral_wide", kv_policy={"type": "snapkv", "budget": 0.5})
+
+    script = serve(engine, asked("r"))
+
+    assert script.frames("r")[-1].num_kept_tokens is None
+
+
+def test_a_default_that_is_wrong_stops_the_worker(tmp_path: Path) -> None:
+    engine = TinyEngine(tmp_path, kv_policy={"type": "snapkv", "budget": 2})
+
+    with pytest.raises(InvalidInput, match="budget must hold the window"):
+        serve(engine, asked("r"))

@@ -72,9 +72,8 @@ class KvPolicy(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    @property
-    def query_stride(self) -> int | None:
-        """Column sums count one of so many queries; None: the policy does not read them."""
+    def query_stride(self, num_tokens: int) -> int | None:  # noqa: ARG002
+        """Column sums of a prompt count one of so many queries; None: the policy reads none."""
         return None
 
     def keeps_all(self, num_tokens: int) -> bool:

@@ -136,7 +136,7 @@ class LiveRequest:
         watch = self.watches.get(sequence.id)
         if watch is None or watch.stop != span.start:
             num_layers = self.host.runner.decoder.config.num_layers
-            watch = PromptWatch(self.policy, num_layers, span.start)
+            watch = PromptWatch(self.policy, num_layers, length, span.start)
             self.watches[sequence.id] = watch
         watch.stop += span.count
         return watch

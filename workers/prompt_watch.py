@@ -20,10 +20,10 @@ class PromptWatch:
         stop: the token that it sees next.
     """
 
-    def __init__(self, policy: KvPolicy, num_layers: int, start: int) -> None:
+    def __init__(self, policy: KvPolicy, num_layers: int, num_tokens: int, start: int) -> None:
         self.policy = policy
         self.stop = start
-        window, stride = policy.config.window, policy.query_stride
+        window, stride = policy.config.window, policy.query_stride(num_tokens)
         self.layers = [AttentionSums(window, stride) for _ in range(num_layers)]
 
     def forget(self) -> None:

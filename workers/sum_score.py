@@ -15,16 +15,15 @@ class SumScore(KvPolicy):
     class Config(KvPolicy.Config):
         """Options of the score."""
 
-        query_stride: int = Field(
-            16, ge=1, le=1024, description="One of so many queries is counted; 1: all of them."
+        num_queries: int = Field(
+            256, ge=16, le=2**20, description="Queries that are counted, evenly over the prompt."
         )
 
     config: Config
 
-    @property
-    def query_stride(self) -> int:
+    def query_stride(self, num_tokens: int) -> int:
         """See KvPolicy."""
-        return self.config.query_stride
+        return max(1, num_tokens // self.config.num_queries)
 
     def score(self, seen: LayerObservation) -> torch.Tensor:
         """See KvPolicy."""

@@ -110,7 +110,7 @@ def test_tokens_are_those_of_transformers_with_the_dropped_ones_masked(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_company_and_training_change_nothing(tmp_path: Path, name: str) -> None:
-    order = asked("r", kv_policy=policy(name, query_stride=5) if reads_sums(name) else policy(name))
+    order = asked("r", kv_policy=policy(name, num_queries=16) if reads_sums(name) else policy(name))
     roomy = TinyEngine(tmp_path)
     small = TinyEngine(tmp_path, max_batched_tokens=17)
     job = small.job("job", small.data("train", Random(3)), n_epochs=1)
@@ -131,7 +131,7 @@ def test_chunks_company_and_training_change_nothing(tmp_path: Path, name: str) -
 
 
 def reads_sums(name: str) -> bool:
-    return "query_stride" in KV_POLICIES[name].Config.model_fields
+    return "num_queries" in KV_POLICIES[name].Config.model_fields
 
 
 def waves() -> list[Generate]:

@@ -1,40 +1,42 @@
-"""What is still found when a prompt's K/V are compressed: accuracy against budget.
+"""What is still found when a prompt's K/V are compressed: exact answers against budget.
 
-    python -m benchmarks.kv_retrieval --out DIR [--seeds N] [--prompts N]
+    python -m benchmarks.kv_retrieval --out DIR [--prompts N] [--tokens N]
 
-Trains small models on needles (see `benchmarks.needles`), then asks the engine for one needle of
-each of many prompts, its key being the prompt's last token. The first value is drawn before
-anything is dropped and counts apart; the other two are what the kept slots give. Budgets include
-the window.
-Controls: no policy, random eviction, `streaming`.
+The shipped model, which was trained to look facts up, is asked for one of eight facts that are
+hidden in filler text; the question ends the prompt, inside the window. Every answer is a sentence
+whose first token says nothing, so all that counts is read from the kept slots. Budgets include the
+window. Controls: no policy, random eviction, `streaming`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import tempfile
+import random
+import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import workers.kv_policies  # noqa: F401
+from benchmarks.codec_tasks import EXAMPLES, Turn
 from benchmarks.machine import environment
-from benchmarks.needles import SEPARATOR, Haystack, haystack, train
 from scheduler.domain.messages import Frames, FromEngine, Generate, ToEngine
 from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
+from scheduler.text.tokenizer import load_tokenizer
 from workers.engine import EngineLoop
 from workers.kv_observation import LayerObservation
 from workers.kv_policy import KV_POLICIES, KvPolicy
 from workers.settings import EngineSettings
 
-BASE = "needles"
-LENGTH, WINDOW = 256, 8
-BUDGETS = (0.5, 0.25, 0.125, 0.0625)
-EVALUATION_SEED = 123
+from recall import NEEDLES, TOKENS_PER_QUESTION, haystack  # isort: skip  # see codec_tasks
+
+MODEL = EXAMPLES / "base_model" / "tandem-tiny"
+BASE = "tandem-tiny"
+WINDOW = 16
+BUDGETS = (0.5, 0.25, 0.125, 0.0625, 0.03)
+SEED = 123
 
 
 @KV_POLICIES.register("random")
@@ -69,89 +71,77 @@ class Answers:
 
 
 class Examiner:
-    """One trained model in an engine, and the prompts that it is asked."""
+    """The model in an engine, and the questions that it is asked."""
 
-    def __init__(self, folder: Path, num_prompts: int) -> None:
+    def __init__(self, num_prompts: int, num_tokens: int) -> None:
         self.answers = Answers()
-        settings = EngineSettings.model_validate(
-            {"base_models": [f"{BASE}={folder}"], "dtype": "float32", "page_tokens": 8}
-        )
+        settings = EngineSettings.model_validate({"base_models": [f"{BASE}={MODEL}"]})
         self.engine = EngineLoop(settings, self.answers)
-        generator = np.random.default_rng(EVALUATION_SEED)
-        self.haystacks = [haystack(generator, LENGTH) for _ in range(num_prompts)]
+        self.tokenizer = load_tokenizer(MODEL)
+        rng = random.Random(SEED)
+        self.turns = [_turn(rng, num_tokens) for _ in range(num_prompts)]
 
-    def accuracy(self, policy: KvPolicyChoice | None) -> tuple[float, float]:
-        """Share of right first values, and of right values after the first."""
-        self.answers.tokens = {}
-        self.answers.num_open = len(self.haystacks)
+    def accuracy(self, policy: KvPolicyChoice | None) -> float:
+        """Share of answers that are right to the last word."""
+        self.answers.tokens, self.answers.num_open = {}, len(self.turns)
         self.answers.orders += [
-            _question(number, hay, policy) for number, hay in enumerate(self.haystacks)
+            self._order(number, question, policy) for number, (question, _) in enumerate(self.turns)
         ]
         while self.answers.num_open:
             self.engine.turn()
-        told = np.array([self.answers.tokens[str(n)] for n in range(len(self.haystacks))])
-        right = told == np.array([hay.needles[0][1:] for hay in self.haystacks])
-        return float(right[:, 0].mean()), float(right[:, 1:].mean())
+        told = [self.tokenizer.decode(self.answers.tokens[str(n)]) for n in range(len(self.turns))]
+        right = [text.strip() == want for text, (_, want) in zip(told, self.turns, strict=True)]
+        return sum(right) / len(right)
+
+    def _order(self, number: int, question: str, policy: KvPolicyChoice | None) -> Generate:
+        body = RequestBody(
+            request_id=str(number),
+            tenant_id="bench",
+            base_model=BASE,
+            prompt_token_ids=tuple(
+                self.tokenizer.encode_chat([{"role": "user", "content": question}])
+            ),
+            sampling=SamplingParams(max_tokens=TOKENS_PER_QUESTION, temperature=0),
+            kv_policy=policy,
+        )
+        return Generate(request=body, reply_to="bench")
 
 
-def _question(number: int, hay: Haystack, policy: KvPolicyChoice | None) -> Generate:
-    key, *values = hay.needles[0]
-    body = RequestBody(
-        request_id=str(number),
-        tenant_id="bench",
-        base_model=BASE,
-        prompt_token_ids=(*hay.context, SEPARATOR, key),
-        sampling=SamplingParams(max_tokens=len(values), temperature=0, ignore_eos=True),
-        kv_policy=policy,
-    )
-    return Generate(request=body, reply_to="bench")
+def _turn(rng: random.Random, num_tokens: int) -> Turn:
+    """A context, a question about one of its facts, and the answer."""
+    hidden = haystack(rng, num_tokens - TOKENS_PER_QUESTION, NEEDLES)
+    question, answer = hidden.question(rng.choice(list(hidden.facts)), bare=False)
+    return f"{hidden.text} {question}", answer
 
 
-def examine(seed: int, num_prompts: int) -> list[dict[str, Any]]:
-    """Train one model; a line for each policy and budget."""
-    lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder), seed)
-        examiner = Examiner(Path(folder), num_prompts)
-        first, later = examiner.accuracy(None)
-        lines.append({"policy": "whole", "budget": 1.0, "first": first, "later": later})
-        for name in KV_POLICIES.names():
-            for budget in BUDGETS:
-                options = {"budget": budget, "window": WINDOW}
-                first, later = examiner.accuracy(KvPolicyChoice(type=name, options=options))
-                line = {"policy": name, "budget": budget, "first": first, "later": later}
-                lines.append(line)
-    return [line | {"seed": seed} for line in lines]
-
-
-def render(lines: list[dict[str, Any]]) -> str:
-    """Accuracy after the first value, mean over seeds: a row for each policy."""
-
-    def cell(policy: str, budget: float) -> str:
-        picked = [x["later"] for x in lines if (x["policy"], x["budget"]) == (policy, budget)]
-        return f"{statistics.mean(picked):6.3f}"
-
-    rows = ["".join(["budget    ", *(f"{budget:7}" for budget in BUDGETS)])]
-    rows += [f"{'whole':10} {cell('whole', 1.0)}"]
-    rows += [" ".join([f"{p:10}", *(cell(p, b) for b in BUDGETS)]) for p in KV_POLICIES.names()]
-    return "\n".join(rows)
+def examine(num_prompts: int, num_tokens: int) -> dict[str, Any]:
+    """Accuracy without a policy, and of each one at each budget."""
+    torch.manual_seed(SEED)  # of the random control
+    examiner = Examiner(num_prompts, num_tokens)
+    whole = examiner.accuracy(None)
+    print(f"{'whole':10} {whole:6.2f}", flush=True)
+    found: dict[str, list[float]] = {}
+    for name in KV_POLICIES.names():
+        options = [{"budget": budget, "window": WINDOW} for budget in BUDGETS]
+        found[name] = [examiner.accuracy(KvPolicyChoice(type=name, options=o)) for o in options]
+        print(f"{name:10} " + " ".join(f"{share:6.2f}" for share in found[name]), flush=True)
+    return {"whole": whole, "budgets": BUDGETS, "policies": found}
 
 
 def main() -> None:
-    """Train, ask and write down."""
+    """Ask and write down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=1024)
     arguments = parser.parse_args()
+    result = {"tokens": arguments.tokens, "prompts": arguments.prompts, "window": WINDOW}
+    result |= examine(arguments.prompts, arguments.tokens)
     machine = environment("")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"kv-retrieval-{machine['date']}-{machine['machine']}.json"
-    lines: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
-        lines += examine(seed, arguments.prompts)
-        print(render(lines), flush=True)
-        path.write_text(json.dumps({"environment": machine, "lines": lines}, indent=1) + "\n")
+    name = f"kv-retrieval-{arguments.tokens}-{time.strftime('%Y-%m-%d')}-{machine['machine']}.json"
+    text = json.dumps({"environment": machine, **result}, indent=1)
+    (arguments.out / name).write_text(text + "\n")
 
 
 if __name__ == "__main__":

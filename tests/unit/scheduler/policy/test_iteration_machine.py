@@ -190,7 +190,8 @@ class History(RuleBasedStateMachine):
             assert span.count > 0
             assert span.start == sequence.num_computed_tokens
             assert span.start + span.count <= len(sequence.token_ids)
-            assert len(sequence.block_table) * BLOCK_SIZE >= span.start + span.count
+            needed = (sequence.layout or self.scheduler.pool).blocks_for(span.start + span.count)
+            assert len(sequence.block_table) >= needed
         for sequence in self.scheduler.running:
             fresh = set(sequence.block_table) - before[sequence.id]
             assert fresh <= set(plan.fresh_blocks)

@@ -13,14 +13,24 @@ class Span:
     start: int
     count: int
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query of the span and a key that it sees."""
+        return self.count * self.start + self.count * (self.count + 1) // 2
+
 
 @dataclass(frozen=True, slots=True)
 class WindowSpan:
-    """`count` tokens of a job's pack from token `start`, forward through all layers."""
+    """`count` tokens of a job's pack from token `start`, forward through all layers.
+
+    Attributes:
+        num_pairs: pairs of a query of the window and a key that it sees.
+    """
 
     job_id: str
     start: int
     count: int
+    num_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from scheduler.domain.plan import Span, StepPlan
+from scheduler.domain.plan import Span, StepPlan, WindowSpan
 from scheduler.domain.request import Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
@@ -29,7 +29,7 @@ from scheduler.policy.waiting import WaitingLines
 
 GROWTH_TOKENS = 64  # room that is kept for each running sequence before anything is lent
 LENDING_PAUSE_S = 0.5
-LONG_TURN = 4.0  # a turn of so many times a lane's work: more credit than lanes can use
+LONG_TURN = 8.0  # a turn of so many times a lane's work: more credit than lanes can use
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
 
 
@@ -96,13 +96,14 @@ class IterationScheduler:
 
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
-        spans = self._spans(admit)
+        is_beside = self._goes_on_beside(now_s)
+        spans = self._spans(self._decode_only() if is_beside else self._serve(admit))
         shape = self.forward_shape(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
             [*self.running, *self.waiting], self.classes, now_s, inference_ms + self.law.margin_ms
         )
-        if self._goes_on_beside(shape, now_s):
+        if is_beside and self.training.lane_runs:
             return self._plan(spans, shape, TrainingShare(), slack_ms, is_beside=True)
         share = self._training_share(shape, inference_ms, slack_ms, now_s)
         if share.windows or share.units or share.beside:
@@ -133,14 +134,16 @@ class IterationScheduler:
             slack_ms=slack_ms,
         )
 
-    def _goes_on_beside(self, shape: ForwardShape, now_s: float) -> bool:
+    def _goes_on_beside(self, now_s: float) -> bool:
         """Whether to decode beside a lane that still runs; otherwise it is waited for.
 
-        Longer spans (prefill) use the whole machine: beside them nothing is gained.
+        Prompts wait with it: they use the whole machine, and beside a lane nothing is gained.
         """
         if not self.training.lane_runs:
             return False
-        if self.beside is not None and shape.num_rows and not shape.score_pairs:
+        decoding = [s.num_computed_tokens for s in self.running if s.num_uncomputed_tokens == 1]
+        if self.beside is not None and decoding:
+            shape = ForwardShape(len(decoding), len(decoding), sum(decoding) + len(decoding), 0)
             left_ms = (self._lane_ends_s - now_s) * 1e3
             if left_ms > WAIT_SHARE * self.beside.forward_ms(shape):
                 return True
@@ -179,20 +182,20 @@ class IterationScheduler:
 
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
-        windows = tuple((window.start, window.count) for window in plan.windows)
         law = self.beside if plan.is_beside and self.beside is not None else self.law
-        law.observe_forward(self.forward_shape(plan.spans, windows), elapsed_ms)
+        law.observe_forward(self.forward_shape(plan.spans, plan.windows), elapsed_ms)
 
     def forward_shape(
-        self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]
+        self, spans: tuple[Span, ...], windows: tuple[WindowSpan, ...]
     ) -> ForwardShape:
-        """Cost features of a packed forward; windows are (start, count) pairs."""
-        long = [(s.start, s.count) for s in spans if s.count > 1] + list(windows)
+        """Cost features of a packed forward."""
         return ForwardShape(
-            num_rows=sum(s.count for s in spans) + sum(count for _, count in windows),
+            num_rows=sum(s.count for s in spans) + sum(w.count for w in windows),
             num_spans=len(spans) + len(windows),
             context_tokens=sum(s.start + 1 for s in spans if s.count == 1),
-            score_pairs=sum(count * (start + count) for start, count in long),
+            score_pairs=sum(s.num_pairs for s in spans if s.count > 1)
+            + sum(w.num_pairs for w in windows),
+            num_window_rows=sum(w.count for w in windows),
         )
 
     def _charge(self, sequence: Sequence, span: Span) -> None:
@@ -207,23 +210,24 @@ class IterationScheduler:
             return True
         return slack_ms > 0 and now_s - self._training_ran_s > MAX_STANDSTILL_S
 
-    def _window_cost(self, shape: ForwardShape) -> Callable[[int], float]:
+    def _window_cost(self, shape: ForwardShape) -> Callable[[int, int], float]:
         base_ms = self.law.forward_ms(shape)
 
-        def cost_ms(count: int) -> float:
+        def cost_ms(count: int, num_pairs: int) -> float:
             wider = ForwardShape(
                 shape.num_rows + count,
                 shape.num_spans + 1,
                 shape.context_tokens,
-                shape.score_pairs + count * count,
+                shape.score_pairs + num_pairs,
+                count,
             )
             return max(0.0, self.law.forward_ms(wider) - base_ms) if count else 0.0
 
         return cost_ms
 
-    def _spans(self, admit: Callable[[Sequence], bool]) -> tuple[Span, ...]:
+    def _spans(self, served: Iterator[Span]) -> tuple[Span, ...]:
         """Spans of the step, without those of sequences that were preempted after their turn."""
-        spans = list(self._serve(admit))
+        spans = list(served)
         running = {sequence.id for sequence in self.running}
         return tuple(span for span in spans if span.sequence_id in running)
 
@@ -241,6 +245,16 @@ class IterationScheduler:
             count = min(admitted.num_uncomputed_tokens, budget // len(admitted.group))
             budget -= count * len(admitted.group)
             yield from _spans_of(admitted, count)
+
+    def _decode_only(self) -> Iterator[Span]:
+        """Spans of running groups that need one token each; prompts wait for the lane's end."""
+        for lead in self._leads():
+            if (
+                lead in self.running
+                and lead.num_uncomputed_tokens == 1
+                and self._make_room(lead, 1)
+            ):
+                yield from _spans_of(lead, 1)
 
     def _leads(self) -> list[Sequence]:
         return [sequence for sequence in self.running if sequence.member == 0]

@@ -105,13 +105,14 @@ def plan_training(
     demands: list[TrainDemand],
     budget_ms: float,
     law: LatencyLaw,
-    window_ms: Callable[[int], float] | None,
+    window_ms: Callable[[int, int], float] | None,
     *,
     must_advance: bool,
 ) -> TrainingShare:
     """Spend `budget_ms` on the demands, in order.
 
-    `window_ms` is the extra cost of a window of so many tokens in this step's packed forward; None
+    `window_ms` is the extra cost of so many tokens, and query-key pairs, in this step's packed
+    forward; None
     when the step has no inference rows to ride along with. `must_advance` runs one unit even if
     none is thought to fit, so that nothing starves and a wrong law meets an observation. Without a
     budget nothing runs, not even what a law in error thinks is free.
@@ -128,11 +129,13 @@ def plan_training(
         own_ms = min(left_ms, budget_ms * demand.max_share)
         if window_ms is not None and not windows and can_ride(demand):
             most = min(cursor.num_uncomputed_tokens, cursor.window_tokens)
-            count = affordable_tokens(own_ms, most, window_ms)
+            count = affordable_tokens(own_ms, most, _cost_of_next(cursor, window_ms))
             if count >= min(MIN_WINDOW_TOKENS, most):
-                windows.append(WindowSpan(demand.job_id, cursor.num_forward_tokens, count))
-                own_ms -= window_ms(count)
-                left_ms -= window_ms(count)
+                start = cursor.num_forward_tokens
+                pairs = cursor.num_pairs(start, start + count)
+                windows.append(WindowSpan(demand.job_id, start, count, pairs))
+                own_ms -= window_ms(count, pairs)
+                left_ms -= window_ms(count, pairs)
                 work_ms += window_work_ms(cursor, count, law)
                 cursor = cursor.after_window(count)
         count, spent_ms = affordable_units(cursor, own_ms, law, is_cold=is_cold and not units)
@@ -146,6 +149,14 @@ def plan_training(
     return TrainingShare(
         tuple(windows), tuple(units), expected_ms=affordable_ms - left_ms, work_ms=work_ms
     )
+
+
+def _cost_of_next(
+    cursor: PackCursor, window_ms: Callable[[int, int], float]
+) -> Callable[[int], float]:
+    """The extra cost of the pack's next so many tokens."""
+    start = cursor.num_forward_tokens
+    return lambda count: window_ms(count, cursor.num_pairs(start, start + count))
 
 
 def window_work_ms(cursor: PackCursor, count: int, law: LatencyLaw) -> float:

@@ -136,8 +136,7 @@ class FakeEngine:
     def step(self) -> StepPlan:
         """Plan a step and let it take exactly as long as predicted."""
         plan = self.scheduler.schedule(self.now_s, lambda _: True)
-        windows = tuple((window.start, window.count) for window in plan.windows)
-        shape = self.scheduler.forward_shape(plan.spans, windows)
+        shape = self.scheduler.forward_shape(plan.spans, plan.windows)
         forward_ms = self.scheduler.law.forward_ms(shape)
         end_s = self.now_s + max(plan.predicted_ms, forward_ms, 1.0) / 1e3
         self.now_s += forward_ms / 1e3

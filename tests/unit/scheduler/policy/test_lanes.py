@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.domain.plan import StepPlan
+from scheduler.domain.request import RequestBody, Sequence
+from scheduler.policy.blocks import BlockPool
+from scheduler.policy.fairness import FairShare
+from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.lanes import MAX_LANE_STEPS, WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor, Unit
 from scheduler.policy.training import TrainDemand, TrainingShare
+from tests.unit.scheduler.policy.fake_engine import CLASSES, Demands
 
 COSTS = RowCosts((1, 256), (1.0, 40.0))
 
@@ -88,6 +94,71 @@ def test_a_unit_of_two_steps_is_worth_their_longer_time() -> None:
     assert (lane.work_ms, lane.expected_ms) == (5.0, 3.0)
     assert lane.saved_share(4.0) == pytest.approx(2.0 / 13.0)
     assert TrainingShare(work_ms=4.0, expected_ms=4.0).saved_share(4.0) == 0
+
+
+class OneLane(Demands):
+    """Training whose lane runs from when a test says so until it is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_running = False
+
+    @property
+    def lane_runs(self) -> bool:
+        """What the test has set."""
+        return self.is_running
+
+    def finish_lane(self) -> None:
+        """It ends."""
+        self.is_running = False
+
+
+def ask(scheduler: IterationScheduler, name: str, prompt: int) -> Sequence:
+    body = RequestBody(
+        request_id=name,
+        tenant_id="t",
+        base_model="m",
+        prompt_token_ids=tuple(range(prompt)),
+        service_class="default",
+    )
+    sequence = Sequence(body, 0, list(body.prompt_token_ids), 0.0)
+    scheduler.add(sequence)
+    return sequence
+
+
+def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
+    training = OneLane()
+    scheduler = IterationScheduler(
+        BlockPool(40, 4),
+        StepLimits(64, 16),
+        Price(10.0),
+        CLASSES,
+        FairShare(),
+        training,
+        Price(11.0),
+    )
+    first = ask(scheduler, "first", 5)
+
+    def step(now_s: float) -> StepPlan:
+        plan = scheduler.schedule(now_s, lambda _: True)
+        scheduler.commit(plan)
+        first.token_ids.append(7)
+        return plan
+
+    step(0.0)
+    first.first_token_s = -0.06
+    training.now = [demand("job", 640)]
+    begins = step(0.0)
+    training.is_running = True
+    ask(scheduler, "second", 9)
+    during = step(0.001)
+    after = step(60.0)
+
+    assert begins.beside
+    assert (during.is_beside, during.beside) == (True, ())
+    assert [span.sequence_id for span in during.spans] == [first.id]
+    assert not training.is_running, "it was waited for"
+    assert sorted(span.count for span in after.spans) == [1, 9]
 
 
 def test_a_job_that_may_take_only_a_part_has_no_lane() -> None:

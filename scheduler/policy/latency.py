@@ -51,12 +51,14 @@ class ForwardShape:
         num_spans: inference spans and training windows.
         context_tokens: keys that single-token spans read.
         score_pairs: query-key pairs of longer spans and windows.
+        num_window_rows: rows of training windows, whose activations are kept.
     """
 
     num_rows: int
     num_spans: int
     context_tokens: int
     score_pairs: int
+    num_window_rows: int = 0
 
 
 class LatencyLaw:
@@ -65,7 +67,7 @@ class LatencyLaw:
     def __init__(self, costs: RowCosts, num_layers: int) -> None:
         self.costs = costs
         per_token_layer = costs.at(costs.rows[-1]) / costs.rows[-1] / num_layers
-        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01])
+        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01, 0.02])
         self._units = {
             direction: OnlineLeastSquares([0.1 * work, work * per_token_layer, 0.0, 0.0, 0.0])
             for direction, work in UNIT_WORK.items()
@@ -107,6 +109,7 @@ class LatencyLaw:
             float(shape.num_spans),
             shape.context_tokens / 1e3,
             shape.score_pairs / 1e3,
+            float(shape.num_window_rows),
         ]
 
 

@@ -35,6 +35,14 @@ class Demands:
         assert lendable_blocks >= 0
         return self.now
 
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
+
     def give_back(self, num_blocks: int) -> None:
         """Nothing was borrowed."""
         raise AssertionError(num_blocks)
@@ -113,6 +121,14 @@ class FakeEngine:
             for job_id, job in self.jobs.items()
         ]
 
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
+
     def give_back(self, num_blocks: int) -> None:
         """Nothing was borrowed."""
         raise AssertionError(num_blocks)
@@ -120,8 +136,7 @@ class FakeEngine:
     def step(self) -> StepPlan:
         """Plan a step and let it take exactly as long as predicted."""
         plan = self.scheduler.schedule(self.now_s, lambda _: True)
-        windows = tuple((window.start, window.count) for window in plan.windows)
-        shape = self.scheduler.forward_shape(plan.spans, windows)
+        shape = self.scheduler.forward_shape(plan.spans, plan.windows)
         forward_ms = self.scheduler.law.forward_ms(shape)
         end_s = self.now_s + max(plan.predicted_ms, forward_ms, 1.0) / 1e3
         self.now_s += forward_ms / 1e3

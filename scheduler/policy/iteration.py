@@ -234,6 +234,8 @@ class IterationScheduler:
     def _next_admitted(self, admit: Callable[[Sequence], bool], budget: int) -> Sequence | None:
         """Start the first head of a line, in fair order, whose adapters have room.
 
+        One whose prompt is just being computed by another sequence is passed over.
+
         Where the blocks do not suffice nobody is let past, or small prompts would starve long ones;
         nor where a group does not fit beside those that run.
         """
@@ -243,7 +245,7 @@ class IterationScheduler:
         for lead in self.waiting.heads():
             if len(lead.group) > room or not self._pin_if_it_fits(lead):
                 return None
-            if admit(lead):
+            if not self.prefixes.is_coming(lead, self.running) and admit(lead):
                 self.waiting.remove(lead)
                 self._start(lead)
                 return lead

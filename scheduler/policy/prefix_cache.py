@@ -8,6 +8,9 @@ rest, at least one token, from which the next one is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import takewhile
+
 from scheduler.domain.request import Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.prefix_chain import block_key, chain_root
@@ -43,6 +46,20 @@ class PrefixCache:
             member.block_table = blocks[:count]
             self.pool.share(member.id, member.block_table)
 
+    def is_coming(self, lead: Sequence, running: Iterable[Sequence]) -> bool:
+        """Whether half of what a pinned group lacks, or more, is what others are about to publish.
+
+        It then does better to wait: answers to one prompt compute it once.
+        """
+        if not self._may_find(lead):
+            return False
+        size, held = self.pool.block_size, len(lead.block_table)
+        coming = {key for other in running for key in self._unpublished(other)}
+        most = (len(lead.token_ids) - 1) // size
+        lacking = [self._keys(member, most)[held:] for member in lead.group]
+        count = min(sum(1 for _ in takewhile(coming.__contains__, keys)) for keys in lacking)
+        return 2 * count * size >= len(lead.token_ids) - held * size
+
     def begin(self, sequence: Sequence) -> None:
         """Count what a sequence was pinned as computed, now that it runs."""
         num_tokens = len(sequence.block_table) * self.pool.block_size
@@ -64,6 +81,14 @@ class PrefixCache:
 
     def _may_find(self, sequence: Sequence) -> bool:
         return self.is_on and not sequence.request.sampling.prompt_logprobs
+
+    def _unpublished(self, sequence: Sequence) -> list[bytes]:
+        """Keys of the blocks that the tokens of a running sequence are still to fill."""
+        if sequence.num_uncomputed_tokens == 1:
+            return []
+        size = self.pool.block_size
+        keys = self._keys(sequence, len(sequence.token_ids) // size)
+        return keys[sequence.num_computed_tokens // size :]
 
     def _keys(self, sequence: Sequence, count: int) -> list[bytes]:
         """Keys of the first `count` blocks."""

@@ -105,6 +105,22 @@ def test_a_prompt_that_is_known_is_read_from_its_last_block_on(tmp_path: Path) -
     assert [s.prefill_tokens for s in loop.meter.steps if s.prefill_tokens] == [200, 4]
 
 
+def test_many_answers_to_one_prompt_compute_it_once(tmp_path: Path) -> None:
+    engine = TinyEngine(tmp_path)
+    order = generate("r", prompt(1, 202), n=4, max_tokens=4, temperature=1.0, seed=1)
+    plain = TinyEngine(tmp_path, prefix_caching=False)
+    script = Script(one_by_one([order]))
+    loop = engine.start(script)
+
+    engine.finish(loop, script)
+    expected = plain.run(*one_by_one([order]))
+
+    assert sum(step.prefill_tokens for step in loop.meter.steps) == 202 + 3 * 2
+    assert cached(script, "r") == 0
+    for index in range(4):
+        assert script.tokens("r", index) == expected.tokens("r", index)
+
+
 def test_tenants_with_one_prompt_share_nothing(tmp_path: Path) -> None:
     engine = TinyEngine(tmp_path)
     folder = engine.adapter("a", 4, ("q_proj", "v_proj"))

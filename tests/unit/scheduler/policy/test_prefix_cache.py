@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.plan import StepPlan
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence, WeightedModel
@@ -116,18 +118,48 @@ def test_who_wants_scores_of_a_prompt_gets_all_of_it_computed_and_shares_it_then
     assert engine.scheduler.prefixes.num_queries == 40
 
 
-def test_answers_to_one_prompt_hold_its_blocks_together_once_it_is_computed() -> None:
+def test_answers_to_one_prompt_compute_it_once_and_hold_its_blocks_together() -> None:
     engine = FakeEngine()
     request = body("r", 21, n=3)
     answers = [submit(engine, request, index, output=50) for index in range(3)]
 
-    engine.step()
+    steps = [engine.step().spans, engine.step().spans]
 
+    first, second = ([(span.start, span.count) for span in spans] for spans in steps)
+    assert first == [(0, 21)]
+    assert second == [(21, 1), (20, 1), (20, 1)]
     assert len({tuple(a.block_table[:5]) for a in answers}) == 1
     assert len({a.block_table[5] for a in answers}) == 3
     pool = engine.scheduler.pool
     assert pool.num_blocks - pool.num_free == 5 + 3
     pool.check_conserved()
+
+
+@pytest.mark.parametrize(("alike", "waits"), [(20, True), (16, False)])  # of 40 tokens
+def test_a_prompt_waits_for_one_that_computes_half_of_it(alike: int, waits: bool) -> None:
+    engine = FakeEngine()
+    engine.ask("first", prompt=alike, output=50)
+    engine.ask("second", prompt=40)
+    engine.ask("stranger", prompt=4, tenant_id="u")
+
+    spans = {span.sequence_id: span.count for span in engine.step().spans}
+    after = {span.sequence_id: span.start for span in engine.step().spans}
+
+    assert spans.get("second/0") == (None if waits else 40)
+    assert after["second/0"] == (alike if waits else 40)
+    assert spans["stranger/0"] == 4
+
+
+def test_equal_blocks_that_were_computed_side_by_side_become_one() -> None:
+    engine = FakeEngine()
+    answers = [engine.ask(f"r{length}", prompt=length, output=50) for length in (13, 30)]
+
+    engine.step()
+
+    short, long = answers
+    assert long.num_cached_tokens == 0
+    assert short.block_table[:3] == long.block_table[:3]
+    engine.scheduler.pool.check_conserved()
 
 
 def test_a_mixture_takes_over_as_much_as_each_of_its_models_knows() -> None:

@@ -100,9 +100,11 @@ class EngineLoop:
         self._take_orders()
         self.requests.collect_adapters()
         self.jobs.drop_failed()
-        for host in self.hosts.values():
-            if host.has_work:
-                self.step(host)
+        busy = [host for host in self.hosts.values() if host.has_work]
+        for host in busy:
+            self.step(host)
+            if len(busy) > 1:
+                host.trainer.finish_lane()  # the next base model's step has all of the machine
 
     def capabilities(self) -> WorkerCapabilities:
         """What this engine can do, for the gateway to validate against."""
@@ -123,14 +125,15 @@ class EngineLoop:
         """Run one co-serving iteration of a base model."""
         plan = host.scheduler.schedule(time.monotonic(), self.requests.admit)
         began_s = time.perf_counter()
-        lanes = self.jobs.begin_beside(host, plan)
+        self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:
-            with threads(self.num_threads - self.num_threads // 2 if lanes else self.num_threads):
+            share = self.num_threads // 2 if plan.is_beside else 0
+            with threads(self.num_threads - share):
                 self._forward(host, plan)
-        units = self.jobs.finish_beside(host, plan, lanes)
-        units += self.jobs.run_lane(host, plan, self._nobody_new)
+        beside = self.jobs.take_beside(host)
+        units = self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)
-        self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3)
+        self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3, beside)
 
     def _forward(self, host: ModelHost, plan: StepPlan) -> None:
         """The packed forward; tokens leave before any backward begins."""

@@ -36,7 +36,9 @@ class StepPlan:
     """One step: a forward lane (spans and windows in one packed batch), and lanes of units.
 
     Attributes:
-        beside: units that run beside the packed forward, each on its share of the machine.
+        beside: units that begin beside the packed forward, on a share of the machine; they may
+            outlast the step.
+        is_beside: units run beside the packed forward, begun now or by a step before.
         units: units that run after it, on all of it.
         fresh_blocks: blocks handed out for this step, to be cleared before it runs.
         predicted_ms: what the latency law expects of the whole step.
@@ -46,6 +48,7 @@ class StepPlan:
     spans: tuple[Span, ...] = ()
     windows: tuple[WindowSpan, ...] = ()
     beside: tuple[LaneUnits, ...] = ()
+    is_beside: bool = False
     units: tuple[LaneUnits, ...] = ()
     fresh_blocks: tuple[int, ...] = ()
     predicted_ms: float = 0.0

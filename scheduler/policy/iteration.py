@@ -11,26 +11,26 @@ arXiv:2402.18789 (serving and training tokens in one step).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
+from scheduler.policy.lanes import WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import ForwardShape, LatencyLaw
 from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets, step_slack_ms
 from scheduler.policy.training import (
-    TrainDemand,
     Training,
     TrainingShare,
-    plan_beside,
     plan_training,
 )
 from scheduler.policy.waiting import WaitingLines
 
 GROWTH_TOKENS = 64  # room that is kept for each running sequence before anything is lent
 LENDING_PAUSE_S = 0.5
+LONG_TURN = 4.0  # a turn of so many times a lane's work: more credit than lanes can use
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
 
 
@@ -79,6 +79,7 @@ class IterationScheduler:
         self._training_ran_s = 0.0
         self._is_recalling = False
         self._lends_from_s = 0.0
+        self._lane_ends_s = 0.0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, with all that follow it."""
@@ -104,54 +105,76 @@ class IterationScheduler:
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
         spans = self._spans(admit)
-        demands = self.training.demands(self._lendable_blocks(now_s))
         shape = self.forward_shape(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
             [*self.running, *self.waiting], self.classes, now_s, inference_ms + self.law.margin_ms
         )
-        budget_ms = self.limits.idle_quantum_ms if slack_ms is None else slack_ms
-        share = plan_training(
-            demands,
-            budget_ms,
-            self.law,
-            self._window_cost(shape) if spans else None,
-            must_advance=self._is_starving(now_s, slack_ms),
-        )
-        if spans and slack_ms is not None:
-            share = self._better(share, demands, shape, inference_ms, inference_ms + slack_ms)
+        if self._goes_on_beside(shape, now_s):
+            return self._plan(spans, shape, TrainingShare(), slack_ms, is_beside=True)
+        share = self._training_share(shape, inference_ms, slack_ms, now_s)
         if share.windows or share.units or share.beside:
             self._training_ran_s = now_s
+            self._lane_ends_s = now_s + share.beside_ms / 1e3
+        return self._plan(spans, shape, share, slack_ms, is_beside=bool(share.beside))
+
+    def _plan(
+        self,
+        spans: tuple[Span, ...],
+        shape: ForwardShape,
+        share: TrainingShare,
+        slack_ms: float | None,
+        *,
+        is_beside: bool,
+    ) -> StepPlan:
+        expected_ms = self.law.forward_ms(shape) + share.expected_ms
+        if is_beside and self.beside is not None:
+            expected_ms = self.beside.forward_ms(shape)
         return StepPlan(
             spans=spans,
             windows=share.windows,
             beside=share.beside,
+            is_beside=is_beside,
             units=share.units,
             fresh_blocks=self.pool.take_fresh(),
-            predicted_ms=inference_ms + share.expected_ms,
+            predicted_ms=expected_ms,
             slack_ms=slack_ms,
         )
 
-    def _better(
-        self,
-        share: TrainingShare,
-        demands: list[TrainDemand],
-        shape: ForwardShape,
-        inference_ms: float,
-        step_ms: float,
-    ) -> TrainingShare:
-        """The share, or one beside the forward, whichever saves more time.
+    def _goes_on_beside(self, shape: ForwardShape, now_s: float) -> bool:
+        """Whether to decode beside a lane that still runs; otherwise it is waited for.
 
         Longer spans (prefill) use the whole machine: beside them nothing is gained.
         """
-        if self.beside is None or shape.score_pairs:
-            return share
-        lane_ms = self.beside.forward_ms(shape) + self.beside.margin_ms
-        if lane_ms > step_ms:
-            return share
-        lanes = plan_beside(demands, step_ms, lane_ms, self.law, self.beside)
-        lanes = replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
-        return max(share, lanes, key=TrainingShare.saved_ms) if lanes.beside else share
+        if not self.training.lane_runs:
+            return False
+        if self.beside is not None and shape.num_rows and not shape.score_pairs:
+            left_ms = (self._lane_ends_s - now_s) * 1e3
+            if left_ms > WAIT_SHARE * self.beside.forward_ms(shape):
+                return True
+        self.training.finish_lane()
+        return False
+
+    def _training_share(
+        self, shape: ForwardShape, inference_ms: float, slack_ms: float | None, now_s: float
+    ) -> TrainingShare:
+        """What training does in this step: in it and after it, or beside it."""
+        demands = self.training.demands(self._lendable_blocks(now_s))
+        turn = plan_training(
+            demands,
+            self.limits.idle_quantum_ms if slack_ms is None else slack_ms,
+            self.law,
+            self._window_cost(shape) if shape.num_rows else None,
+            must_advance=self._is_starving(now_s, slack_ms),
+        )
+        if self.beside is None or slack_ms is None or not shape.num_rows or shape.score_pairs:
+            return turn
+        beside_ms = self.beside.forward_ms(shape) + self.beside.margin_ms
+        step = DecodeStep(inference_ms, beside_ms)
+        lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
+        if turn.work_ms >= LONG_TURN * lane.work_ms:
+            return turn
+        return max(turn, lane, key=lambda share: share.saved_share(inference_ms))
 
     def commit(self, plan: StepPlan) -> None:
         """Count a step's tokens as computed, publish the blocks they fill, charge their tenants."""
@@ -166,7 +189,7 @@ class IterationScheduler:
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
         windows = tuple((window.start, window.count) for window in plan.windows)
-        law = self.beside if plan.beside and self.beside is not None else self.law
+        law = self.beside if plan.is_beside and self.beside is not None else self.law
         law.observe_forward(self.forward_shape(plan.spans, windows), elapsed_ms)
 
     def forward_shape(

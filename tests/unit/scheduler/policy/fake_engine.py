@@ -36,6 +36,14 @@ class Demands:
         assert lendable_blocks >= 0
         return self.now
 
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
+
     def give_back(self, num_blocks: int) -> None:
         """Nothing was borrowed."""
         raise AssertionError(num_blocks)
@@ -114,6 +122,14 @@ class FakeEngine:
             TrainDemand(job_id, job.cursor, served=self.fair.level(job.tenant_id))
             for job_id, job in self.jobs.items()
         ]
+
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
 
     def give_back(self, num_blocks: int) -> None:
         """Nothing was borrowed."""

@@ -50,6 +50,14 @@ class Borrower:
             self.loans.append(run)
         return [demand(self.num_tokens)] if self.num_tokens else []
 
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
+
     def give_back(self, num_blocks: int) -> None:
         """End loans until enough is free."""
         assert self.loans

@@ -66,6 +66,7 @@ class RequestBody(BaseModel):
     n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
     tenant_weight: float = Field(1.0, gt=0)
     service_class: str = DEFAULT
+    cache_salt: str = Field("", description="Only requests with the same one share K/V.")
     mixture: tuple[WeightedModel, ...] = Field(
         (), description="Models whose weighted logits are added up; empty: `adapter` alone."
     )

@@ -102,4 +102,4 @@ class PrefixCache:
         request = sequence.request
         adapter = request.members[sequence.member].adapter
         digest = None if adapter is None else adapter.digest
-        return chain_root(request.tenant_id, self.base_digest, digest)
+        return chain_root(request.tenant_id, request.cache_salt, self.base_digest, digest)

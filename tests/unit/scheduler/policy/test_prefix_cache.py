@@ -103,6 +103,19 @@ def test_a_tenant_finds_nothing_of_anothers() -> None:
     assert second.num_cached_tokens == third.num_cached_tokens == 0
 
 
+def test_requests_of_one_tenant_with_different_salts_find_nothing_of_each_other() -> None:
+    engine = FakeEngine()
+    first, second, third = (
+        submit(engine, body(f"r{place}", 40, cache_salt=salt))
+        for place, salt in enumerate(["one", "other", "one"])
+    )
+
+    for sequence in (first, second, third):
+        run(engine, sequence)
+
+    assert [s.num_cached_tokens for s in (first, second, third)] == [0, 0, 36]
+
+
 def test_who_wants_scores_of_a_prompt_gets_all_of_it_computed_and_shares_it_then() -> None:
     engine = FakeEngine()
     first = engine.ask("first", prompt=40, output=50)

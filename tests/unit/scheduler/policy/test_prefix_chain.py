@@ -7,14 +7,14 @@ from scheduler.policy.prefix_chain import block_key, chain_root
 PARTS = ("", "a", "ab", "b")
 
 
-def test_every_tenant_base_and_adapter_has_a_root_of_its_own() -> None:
-    roots = {chain_root(*parts) for parts in product(PARTS, repeat=3)}
+def test_every_tenant_salt_base_and_adapter_has_a_root_of_its_own() -> None:
+    roots = {chain_root(*parts) for parts in product(PARTS, repeat=4)}
 
-    assert len(roots) == len(PARTS) ** 3
+    assert len(roots) == len(PARTS) ** 4
 
 
 def test_a_key_tells_all_tokens_up_to_its_block_and_their_order() -> None:
-    root, other = chain_root("t", "base", None), chain_root("u", "base", None)
+    root, other = chain_root("t", "", "base", None), chain_root("u", "", "base", None)
 
     def last_key(start: bytes, *blocks: list[int]) -> bytes:
         for block in blocks:

@@ -69,7 +69,7 @@ async def start_chat(
     )
     service_class = class_of(body.service_tier, tenant)
     n = count_of(body, settings)
-    request = request_body(tenant, served, token_ids, sampling, n, service_class)
+    request = request_body(tenant, served, token_ids, sampling, n, service_class, body.cache_salt)
     stops = stops_of(body, settings)
     generation = Generation(engines, served, [request], stops, continues_text=False)
     return ChatAnswer(body, generation)

@@ -182,6 +182,7 @@ def request_body(
     sampling: SamplingParams,
     n: int,
     service_class: str,
+    cache_salt: str | None,
 ) -> RequestBody:
     """One prompt as it travels to a worker.
 
@@ -201,4 +202,5 @@ def request_body(
         n=n,
         tenant_weight=tenant.weight,
         service_class=service_class,
+        cache_salt=cache_salt or "",
     )

@@ -109,6 +109,7 @@ class LiveRequest:
                 else None
             ),
             finish_reason=sequence.finish_reason,
+            num_cached_tokens=self.sequences[0].num_cached_tokens,
             error=error,
             error_code=error_code,
         )

@@ -66,6 +66,7 @@ class RequestBody(BaseModel):
     n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
     tenant_weight: float = Field(1.0, gt=0)
     service_class: str = DEFAULT
+    cache_salt: str = Field("", description="Only requests with the same one share K/V.")
     mixture: tuple[WeightedModel, ...] = Field(
         (), description="Models whose weighted logits are added up; empty: `adapter` alone."
     )
@@ -112,6 +113,8 @@ class Sequence:
         token_ids: prompt and output so far.
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
+        block_keys: keys of its first full blocks, as far as they have been asked for.
+        num_cached_tokens: prompt tokens whose K/V were there when it first ran.
         arrival_s: monotonic time at which the engine took the request in.
         member: which of the request's members computes it; the first leads the group.
         weight: factor of its logits.
@@ -125,6 +128,8 @@ class Sequence:
     arrival_s: float
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int = 0
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0

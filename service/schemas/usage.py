@@ -1,12 +1,16 @@
 """Token counts of one answer."""
 
+from pydantic import Field
+
 from service.schemas.base import Read
 
 
 class PromptTokensDetails(Read):
     """Where prompt tokens came from."""
 
-    cached_tokens: int = 0
+    cached_tokens: int = Field(
+        0, description="Found in the tenant's prefix cache, and not computed again."
+    )
 
 
 class UsageRead(Read):

@@ -12,6 +12,7 @@ from scheduler.policy.fairness import TRAINING_PRICE, FairShare
 from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets
 from scheduler.policy.training import TrainDemand
 
@@ -79,8 +80,9 @@ class FakeEngine:
         self.now_s = 0.0
         self.fair = FairShare()
         law = LatencyLaw(RowCosts((1, 64), (10.0, 20.0)), NUM_LAYERS)
+        pool = BlockPool(num_blocks, 4)
         self.scheduler = IterationScheduler(
-            BlockPool(num_blocks, 4), StepLimits(64, 16), law, CLASSES, self.fair, self
+            pool, StepLimits(64, 16), law, CLASSES, self.fair, self, PrefixCache(pool, "base")
         )
         self.jobs: dict[str, FakeJob] = {}
         self.wanted: dict[str, int] = {}

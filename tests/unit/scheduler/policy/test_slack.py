@@ -13,6 +13,7 @@ from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import MAX_STANDSTILL_S, IterationScheduler, StepLimits
 from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import AIM, SloTargets, step_slack_ms, token_slack_ms
 from scheduler.policy.training import TrainDemand
 from tests.unit.scheduler.policy.fake_engine import Demands
@@ -24,9 +25,10 @@ CLASSES = {"default": SloTargets(500.0, TPOT_MS), "best_effort": SloTargets(None
 def new_scheduler(num_blocks: int = 200, budget: int = 64) -> IterationScheduler:
     costs = RowCosts((1, 64), (10.0, 20.0))
     law = LatencyLaw(costs, num_layers=4)
-    return IterationScheduler(
-        BlockPool(num_blocks, 4), StepLimits(budget, 16), law, CLASSES, FairShare(), Demands()
-    )
+    pool = BlockPool(num_blocks, 4)
+    prefixes = PrefixCache(pool, "base")
+    limits = StepLimits(budget, 16)
+    return IterationScheduler(pool, limits, law, CLASSES, FairShare(), Demands(), prefixes)
 
 
 def new_sequence(

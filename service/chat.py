@@ -72,7 +72,9 @@ async def start_chat(
     service_class = class_of(body.service_tier, tenant)
     n = count_of(body, settings)
     kv_policy = kv_policy_of(body.kv_policy, served.base_model, engines.pool.roster)
-    request = request_body(tenant, served, token_ids, sampling, n, service_class, kv_policy)
+    request = request_body(
+        tenant, served, token_ids, sampling, n, service_class, body.cache_salt, kv_policy
+    )
     stops = stops_of(body, settings)
     generation = Generation(engines, served, [request], stops, continues_text=False)
     return ChatAnswer(body, generation)

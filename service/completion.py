@@ -98,7 +98,9 @@ async def _request(
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     service_class = class_of(body.service_tier, tenant)
-    return request_body(tenant, served, token_ids, sampling, n, service_class, kv_policy)
+    return request_body(
+        tenant, served, token_ids, sampling, n, service_class, body.cache_salt, kv_policy
+    )
 
 
 @dataclass(slots=True)

@@ -183,7 +183,8 @@ def request_body(
     sampling: SamplingParams,
     n: int,
     service_class: str,
-    kv_policy: KvPolicyChoice | None = None,
+    cache_salt: str | None,
+    kv_policy: KvPolicyChoice | None,
 ) -> RequestBody:
     """One prompt as it travels to a worker.
 
@@ -203,5 +204,6 @@ def request_body(
         n=n,
         tenant_weight=tenant.weight,
         service_class=service_class,
+        cache_salt=cache_salt or "",
         kv_policy=kv_policy,
     )

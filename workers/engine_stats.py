@@ -115,6 +115,8 @@ class EngineMeter:
             num_recalls=sum(host.trainer.num_recalls for host in hosts),
             num_blocks=blocks,
             num_preemptions=sum(host.scheduler.num_preemptions for host in hosts),
+            prefix_queries=sum(host.scheduler.prefixes.num_queries for host in hosts),
+            prefix_hits=sum(host.scheduler.prefixes.num_hits for host in hosts),
             adapter_tiers=adapter_tiers,
             active_jobs=tuple(job for host in hosts for job in host.trainer.active),
             steps=self._new_steps(),

@@ -76,6 +76,10 @@ class KvPolicy(ABC):
         """Column sums of a prompt count one of so many queries; None: the policy reads none."""
         return None
 
+    def num_watched(self, num_tokens: int) -> int:
+        """Last tokens of a prompt whose queries it has to see; 0 where all are kept anyhow."""
+        return 0 if self.keeps_all(num_tokens) else min(num_tokens, self.config.window)
+
     def keeps_all(self, num_tokens: int) -> bool:
         """Whether a prompt of this length fits the budget, and so stays as it is."""
         return self._num_always(num_tokens) + self._num_free(num_tokens) == num_tokens

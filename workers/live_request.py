@@ -74,7 +74,8 @@ class LiveRequest:
     ) -> LiveRequest:
         """A request that has just arrived."""
         request = order.request
-        sequences = [_answer(request, index, now_s) for index in range(request.n)]
+        watched = 0 if policy is None else policy.num_watched(len(request.prompt_token_ids))
+        sequences = [_answer(request, index, now_s, watched) for index in range(request.n)]
         refs = [part.adapter for part in request.members]
         members = [None if ref is None else WantedAdapter(ref) for ref in refs]
         return cls(order, host, sequences, members, policy=policy)
@@ -119,6 +120,7 @@ class LiveRequest:
             ),
             finish_reason=sequence.finish_reason,
             num_kept_tokens=self._num_kept(sequence),
+            num_cached_tokens=self.sequences[0].num_cached_tokens,
             error=error,
             error_code=error_code,
         )
@@ -131,7 +133,7 @@ class LiveRequest:
         A prompt that is computed again is watched anew.
         """
         length = sequence.num_prompt_tokens
-        if self.policy is None or span.start >= length or self.policy.keeps_all(length):
+        if self.policy is None or not sequence.num_watched_tokens or span.start >= length:
             return None
         watch = self.watches.get(sequence.id)
         if watch is None or watch.stop != span.start:
@@ -168,11 +170,19 @@ class LiveRequest:
         )
 
 
-def _answer(request: RequestBody, index: int, now_s: float) -> Sequence:
+def _answer(request: RequestBody, index: int, now_s: float, num_watched: int) -> Sequence:
     """The lead of the group of sequences that compute one answer."""
     prompt = request.prompt_token_ids
     lead, *followers = (
-        Sequence(request, index, list(prompt), now_s, member=member, weight=part.weight)
+        Sequence(
+            request,
+            index,
+            list(prompt),
+            now_s,
+            member=member,
+            weight=part.weight,
+            num_watched_tokens=num_watched,
+        )
         for member, part in enumerate(request.members)
     )
     lead.followers = followers

@@ -274,6 +274,7 @@ class RequestDesk:
         now_s: float,
     ) -> TokenFrame:
         if token.token_id is None:
+            host.scheduler.distrust(sequence)
             self._end_all(live)
             return live.frame(
                 sequence,

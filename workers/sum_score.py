@@ -25,6 +25,10 @@ class SumScore(KvPolicy):
         """See KvPolicy."""
         return max(1, num_tokens // self.config.num_queries)
 
+    def num_watched(self, num_tokens: int) -> int:
+        """See KvPolicy: those of the whole prompt, for they are summed."""
+        return 0 if self.keeps_all(num_tokens) else num_tokens
+
     def score(self, seen: LayerObservation) -> torch.Tensor:
         """See KvPolicy."""
         return seen.column_sums

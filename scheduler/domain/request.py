@@ -80,6 +80,7 @@ class RequestBody(BaseModel):
     tenant_weight: float = Field(1.0, gt=0)
     service_class: str = DEFAULT
     kv_policy: KvPolicyChoice | None = None
+    cache_salt: str = Field("", description="Only requests with the same one share K/V.")
     mixture: tuple[WeightedModel, ...] = Field(
         (), description="Models whose weighted logits are added up; empty: `adapter` alone."
     )
@@ -139,6 +140,9 @@ class Sequence:
         block_table: ids of the superblocks that hold them, in order.
         layout: where they lie in there once they are compressed; None: side by side.
         num_dropped_tokens: tokens of its prompt that a KV head does not hold, on average.
+        num_watched_tokens: last tokens of its prompt whose queries a KV policy has to see.
+        block_keys: keys of its first full blocks, as far as they have been asked for.
+        num_cached_tokens: prompt tokens whose K/V were there when it first ran.
         arrival_s: monotonic time at which the engine took the request in.
         member: which of the request's members computes it; the first leads the group.
         weight: factor of its logits.
@@ -154,6 +158,9 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     layout: HeadLayout | None = None
     num_dropped_tokens: int = 0
+    num_watched_tokens: int = 0
+    block_keys: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int = 0
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
@@ -190,7 +197,7 @@ class Sequence:
     @property
     def num_next_tokens(self) -> int:
         """Uncomputed tokens that one step may run; a prompt that will be compressed comes first."""
-        if self.request.kv_policy is None or self.num_computed_tokens >= self.num_prompt_tokens:
+        if not self.num_watched_tokens or self.num_computed_tokens >= self.num_prompt_tokens:
             return self.num_uncomputed_tokens
         return self.num_prompt_tokens - self.num_computed_tokens
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from scheduler.domain.plan import Span, StepPlan, WindowSpan
+from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import HeadLayout, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
 from scheduler.policy.lanes import WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import ForwardShape, LatencyLaw
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets, step_slack_ms
 from scheduler.policy.training import (
     Training,
@@ -61,12 +62,14 @@ class IterationScheduler:
         classes: Mapping[str, SloTargets],
         fair: FairShare,
         training: Training,
+        prefixes: PrefixCache,
         beside: LatencyLaw | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.law = law
         self.beside = beside
+        self.prefixes = prefixes
         self.classes = classes
         self.fair = fair
         self.training = training
@@ -91,6 +94,11 @@ class IterationScheduler:
             self.waiting.remove(sequence)
         self.fair.leave(sequence.request.tenant_id)
 
+    def distrust(self, sequence: Sequence) -> None:
+        """Let nobody find what a sequence and its followers have computed."""
+        for member in sequence.group:
+            self.pool.unpublish(member.block_table)
+
     def schedule(self, now_s: float, admit: Callable[[Sequence], bool]) -> StepPlan:
         """Fill one step: serving first, then training within the slack that is left.
 
@@ -98,7 +106,7 @@ class IterationScheduler:
         """
         is_beside = self._goes_on_beside(now_s)
         spans = self._spans(self._decode_only() if is_beside else self._serve(admit))
-        shape = self.forward_shape(spans, ())
+        shape = ForwardShape.of(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
             [*self.running, *self.waiting], self.classes, now_s, inference_ms + self.law.margin_ms
@@ -195,31 +203,19 @@ class IterationScheduler:
         return self.pool.take_fresh()
 
     def commit(self, plan: StepPlan) -> None:
-        """Count a step's tokens as computed, and charge their tenants."""
+        """Count a step's tokens as computed, publish the blocks they fill, charge their tenants."""
         by_id = {sequence.id: sequence for sequence in self.running}
         for span in plan.spans:
             sequence = by_id.get(span.sequence_id)
             if sequence is not None:
                 sequence.num_computed_tokens = span.start + span.count
+                self.prefixes.publish(sequence, span.start)
                 self._charge(sequence, span)
 
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
         law = self.beside if plan.is_beside and self.beside is not None else self.law
-        law.observe_forward(self.forward_shape(plan.spans, plan.windows), elapsed_ms)
-
-    def forward_shape(
-        self, spans: tuple[Span, ...], windows: tuple[WindowSpan, ...]
-    ) -> ForwardShape:
-        """Cost features of a packed forward."""
-        return ForwardShape(
-            num_rows=sum(s.count for s in spans) + sum(w.count for w in windows),
-            num_spans=len(spans) + len(windows),
-            context_tokens=sum(s.num_pairs for s in spans if s.count == 1),
-            score_pairs=sum(s.num_pairs for s in spans if s.count > 1)
-            + sum(w.num_pairs for w in windows),
-            num_window_rows=sum(w.count for w in windows),
-        )
+        law.observe_forward(ForwardShape.of(plan.spans, plan.windows), elapsed_ms)
 
     def _charge(self, sequence: Sequence, span: Span) -> None:
         request = sequence.request
@@ -285,6 +281,8 @@ class IterationScheduler:
     def _next_admitted(self, admit: Callable[[Sequence], bool], budget: int) -> Sequence | None:
         """Start the first head of a line, in fair order, whose adapters have room.
 
+        One whose prompt is just being computed by another sequence is passed over.
+
         Where the blocks do not suffice nobody is let past, or small prompts would starve long ones;
         nor where a group does not fit beside those that run.
         """
@@ -292,19 +290,32 @@ class IterationScheduler:
         if room <= 0:
             return None
         for lead in self.waiting.heads():
-            if len(lead.group) > room or not self._have_free(self._blocks_to_begin(lead)):
+            if len(lead.group) > room or not self._pin_if_it_fits(lead):
                 return None
-            if admit(lead):
+            if not self.prefixes.is_coming(lead, self.running) and admit(lead):
                 self.waiting.remove(lead)
                 self._start(lead)
                 return lead
+            self._give_up_blocks(lead)
         return None
 
+    def _pin_if_it_fits(self, lead: Sequence) -> bool:
+        """Hold the blocks that a group finds computed, if there is room for the others.
+
+        They are held before it is asked what is free: until then they are free as well.
+        """
+        self.prefixes.pin(lead)
+        if self._have_free(self._blocks_to_begin(lead)):
+            return True
+        self._give_up_blocks(lead)
+        return False
+
     def _start(self, lead: Sequence) -> None:
+        missing = self._blocks_to_begin(lead) // len(lead.group)
         for sequence in lead.group:
             self.running.append(sequence)
-            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
-            sequence.block_table = self.pool.allocate(sequence.id, needed)
+            self.prefixes.begin(sequence)
+            sequence.block_table += self.pool.allocate(sequence.id, missing)
 
     def _make_room(self, lead: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
@@ -357,7 +368,9 @@ class IterationScheduler:
         return max(0, self.pool.num_free - growth - next_in_line)
 
     def _blocks_to_begin(self, lead: Sequence) -> int:
-        return self.pool.blocks_for(len(lead.token_ids) + 1) * len(lead.group)
+        """Blocks that a waiting group needs beside those it holds."""
+        needed = self.pool.blocks_for(len(lead.token_ids) + 1)
+        return (needed - len(lead.block_table)) * len(lead.group)
 
     def _preempt(self, lead: Sequence) -> None:
         self._stop(lead)
@@ -370,6 +383,10 @@ class IterationScheduler:
     def _stop(self, lead: Sequence) -> None:
         for sequence in lead.group:
             self.running.remove(sequence)
+        self._give_up_blocks(lead)
+
+    def _give_up_blocks(self, lead: Sequence) -> None:
+        for sequence in lead.group:
             self.pool.free(sequence.id, sequence.block_table)
             sequence.block_table, sequence.layout = [], None
 

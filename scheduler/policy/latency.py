@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from scheduler.domain.plan import Span, WindowSpan
 from scheduler.policy.least_squares import OnlineLeastSquares
 from scheduler.policy.pack_cursor import Direction, Unit
 
@@ -59,6 +60,18 @@ class ForwardShape:
     context_tokens: int
     score_pairs: int
     num_window_rows: int = 0
+
+    @classmethod
+    def of(cls, spans: tuple[Span, ...], windows: tuple[WindowSpan, ...]) -> ForwardShape:
+        """The shape of a packed forward."""
+        return cls(
+            num_rows=sum(s.count for s in spans) + sum(w.count for w in windows),
+            num_spans=len(spans) + len(windows),
+            context_tokens=sum(s.num_pairs for s in spans if s.count == 1),
+            score_pairs=sum(s.num_pairs for s in spans if s.count > 1)
+            + sum(w.num_pairs for w in windows),
+            num_window_rows=sum(w.count for w in windows),
+        )
 
 
 class LatencyLaw:

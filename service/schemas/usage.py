@@ -8,7 +8,9 @@ from service.schemas.base import Read
 class PromptTokensDetails(Read):
     """Where prompt tokens came from."""
 
-    cached_tokens: int = 0
+    cached_tokens: int = Field(
+        0, description="Found in the tenant's prefix cache, and not computed again."
+    )
 
 
 class KvTokens(Read):

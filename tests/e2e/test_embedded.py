@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
+PAGE_TOKENS = 32  # the default
 QUESTION = [{"role": "user", "content": "question 1"}]
 
 
@@ -105,6 +107,45 @@ def test_a_compressed_prompt_begins_its_answer_like_the_whole_one(
     kept, prompt = short.usage.model_extra["kv_tokens"]["kept"], short.usage.prompt_tokens
     assert kept == int(prompt * 0.25)
     assert short.usage.model_extra["kv_tokens"]["dropped"] == prompt - kept
+
+
+def test_what_a_prompt_shares_with_an_earlier_one_of_the_tenant_is_not_computed_again(
+    service: RunningService,
+) -> None:
+    client, stranger = service.tenant("repeats"), service.tenant("repeats-too")
+    text = "one two three four five six seven eight nine ten " * 20
+
+    def usage(caller: OpenAI, ending: str) -> tuple[int, int]:
+        answer = caller.completions.create(model=BASE_MODEL, prompt=text + ending, max_tokens=4)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    first, second, foreign = usage(client, "red"), usage(client, "blue"), usage(stranger, "red")
+    with client.completions.create(
+        model=BASE_MODEL,
+        prompt=text + "green",
+        max_tokens=4,
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        *_, last = stream
+
+    assert first[1] == foreign[1] == 0
+    assert second[0] - PAGE_TOKENS - 2 <= second[1] < second[0]
+    assert second[1] % PAGE_TOKENS == 0
+    assert last.usage is not None
+    assert last.usage.prompt_tokens_details is not None
+    assert last.usage.prompt_tokens_details.cached_tokens == second[1]
+    until(lambda: _counted(service, "hits") >= 2 * second[1])
+    assert _counted(service, "queries") >= 4 * first[0] - 8
+
+
+def _counted(service: RunningService, what: str) -> float:
+    """A counter of the prefix cache, as Prometheus sees it."""
+    text = httpx.get(f"{service.url}/metrics").text
+    found = re.findall(rf"^vllm:prefix_cache_{what}_total{{.*}} (\S+)$", text, re.M)
+    return sum(map(float, found))
 
 
 def test_a_tenant_cannot_see_what_belongs_to_another(service: RunningService) -> None:

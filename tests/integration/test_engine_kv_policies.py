@@ -182,6 +182,26 @@ def test_freed_blocks_are_free_at_once_and_never_read_again(tmp_path: Path) -> N
     assert max(fewest.values()) <= BUDGET // size + 4 < uniform
 
 
+def test_what_is_shared_is_read_but_not_changed(engine: TinyEngine) -> None:
+    compressed = [asked(name, kv_policy=policy(name)) for name in ("snapkv", "h2o")]
+
+    script = engine.run(
+        (always, [asked("plain", max_tokens=60)]),
+        (lambda s: len(s.tokens("plain")) > 2, [*compressed]),
+        (lambda s: all(map(s.is_answered, ("snapkv", "h2o"))), [asked("again")]),
+        (lambda s: all(map(s.is_answered, ("plain", "again"))), []),
+    )
+
+    cached = {name: script.frames(name)[0].num_cached_tokens for name in ("snapkv", "h2o", "again")}
+    assert LENGTH - WINDOW - 4 < cached["snapkv"] <= LENGTH - WINDOW
+    assert cached["h2o"] == 0  # it sums over all queries, and a hit has none
+    assert LENGTH - 4 <= cached["again"] < LENGTH
+    fresh = TinyEngine(engine.folder, prefix_caching=False)
+    for order in [*compressed, asked("plain", max_tokens=60), asked("again")]:
+        name = order.request.request_id
+        assert script.tokens(name) == serve(fresh, order).tokens(name)
+
+
 def test_members_of_a_mixture_are_compressed_each_for_itself(engine: TinyEngine) -> None:
     folder = engine.adapter("a", 4, ("q_proj", "k_proj", "v_proj"))
     ref = adapter_ref(folder)

@@ -152,6 +152,8 @@ class FakeWorker:
             num_free_blocks=3,
             num_blocks=4,
             num_preemptions=0,
+            prefix_queries=40,
+            prefix_hits=30,
             active_jobs=(),
             adapter_tiers=self.tiers,
             generation_tokens=7,

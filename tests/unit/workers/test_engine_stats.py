@@ -37,11 +37,11 @@ class Gauges:
     """As much of a model host as a report looks at; nothing runs there."""
 
     num_blocks, num_free, num_lent = 4, 3, 0
-    num_preemptions = num_recalls = trained_tokens = 0
+    num_preemptions = num_recalls = trained_tokens = num_queries = num_hits = 0
     running = waiting = resident = active = ()
 
     def __init__(self) -> None:
-        self.scheduler = self.trainer = self.adapters = self.pool = self
+        self.scheduler = self.trainer = self.adapters = self.pool = self.prefixes = self
 
 
 def sample(**changes: object) -> RequestSample:

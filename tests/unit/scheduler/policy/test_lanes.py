@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.lanes import MAX_LANE_STEPS, WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor, Unit
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.training import TrainDemand, TrainingShare
 from tests.unit.scheduler.policy.fake_engine import CLASSES, Demands
 
@@ -118,7 +121,7 @@ def ask(scheduler: IterationScheduler, name: str, prompt: int) -> Sequence:
         request_id=name,
         tenant_id="t",
         base_model="m",
-        prompt_token_ids=tuple(range(prompt)),
+        prompt_token_ids=tuple(range(prompt, 2 * prompt)),
         service_class="default",
     )
     sequence = Sequence(body, 0, list(body.prompt_token_ids), 0.0)
@@ -128,14 +131,16 @@ def ask(scheduler: IterationScheduler, name: str, prompt: int) -> Sequence:
 
 def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
     training = OneLane()
+    pool = BlockPool(40, 4)
     scheduler = IterationScheduler(
-        BlockPool(40, 4),
+        pool,
         StepLimits(64, 16),
-        Price(10.0),
+        Price(1.0),
         CLASSES,
         FairShare(),
         training,
-        Price(11.0),
+        PrefixCache(pool, "base"),
+        Price(2.0),
     )
     first = ask(scheduler, "first", 5)
 
@@ -146,12 +151,12 @@ def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
         return plan
 
     step(0.0)
-    first.first_token_s = -0.06
-    training.now = [demand("job", 640)]
+    first.first_token_s = -0.08
+    training.now = [replace(demand("job", 640), may_ride=False)]
     begins = step(0.0)
     training.is_running = True
     ask(scheduler, "second", 9)
-    during = step(0.001)
+    during = step(0.0)
     after = step(60.0)
 
     assert begins.beside

@@ -1,19 +1,22 @@
 """Memory of training per token: what each save level keeps, and a whole pack's peak.
 
-kept  buffers that stay from a pack's forward to its backward, by specification and as allocated
-peak  the highest climb of allocated bytes while packs run: kept, gradients, logits of the loss, and
-      all temporaries
+kept  buffers that stay from a pack's forward to its backward, by specification and as laid out
+peak  all that a pack borrows from the memory pool, and the highest climb of allocated bytes while
+      packs run: key and value gradients, logits of the loss, and all temporaries
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from benchmarks.allocation import peak_rise_bytes
 from benchmarks.closed_loop import Bench
 from benchmarks.saved_graph import graph_figures
 from workers.activations import SaveLevel
-from workers.train_pack import TrainPack
+from workers.pack_layout import PackLayout
+from workers.pack_placement import PackPlacement
+from workers.train_pack import PackWork
 from workers.trainer import Trainer
 
 PACKS = 2  # begun and ended under the profiler: at least one whole
@@ -29,45 +32,51 @@ def measure_activation_bytes(bench: Bench) -> dict[str, object]:
     }
 
 
-class FixedLevel:
-    """While entered, packs are allocated at one save level, whatever memory allows."""
+class FixedLevel(PackPlacement):
+    """A placement that keeps as much as it is told, whatever memory allows."""
 
-    def __init__(self, trainer: Trainer, level: SaveLevel) -> None:
-        self.trainer, self.level = trainer, level
+    def __init__(self, before: PackPlacement, level: SaveLevel) -> None:
+        super().__init__(before.decoder, before.spec, before.limits, before.memory)
+        self.level = level
 
-    def __enter__(self) -> None:
-        setattr(self.trainer, "_level", lambda num_tokens: self.level)  # noqa: ARG005, B010
+    def choices(self, work: PackWork, share_blocks: int) -> list[PackLayout]:
+        """The layout of the one level."""
+        del share_blocks
+        return [self._layout(self.level, work.tokens.num_tokens, trains=work.trains)]
 
-    def __exit__(self, *_: object) -> None:
-        delattr(self.trainer, "_level")
+
+@contextmanager
+def fixed_level(trainer: Trainer, level: SaveLevel) -> Iterator[None]:
+    """While entered, packs are kept at one save level."""
+    before = trainer.placement
+    trainer.placement = FixedLevel(before, level)
+    try:
+        yield
+    finally:
+        trainer.placement = before
 
 
 def level_figures(bench: Bench, level: SaveLevel) -> dict[str, float]:
     """Bytes per token of packs at one save level."""
     trainer = bench.host.trainer
-    with FixedLevel(trainer, level):
+    with fixed_level(trainer, level):
         jobs = bench.start(None, 1)
-        peak = peak_rise_bytes(lambda: _run_packs(bench, jobs[0]))
-        pack = trainer.active[jobs[0]].pack  # has just begun, so that it holds all its buffers
-        kept = pack_bytes(pack) / pack.num_tokens
+        rise = peak_rise_bytes(lambda: _run_packs(bench, jobs[0]))
+        pack = trainer.active[jobs[0]].running_pack()
+        borrowed = pack.layout.num_bytes
         bench.stop(jobs)
     layers = bench.host.runner.decoder.config.num_layers
     return {
         "specified": trainer.spec.bytes_per_token(level) * layers,
-        "kept": kept,
-        "peak": peak / pack.num_tokens,
+        "kept": (borrowed - pack.grad_out.nbytes) / pack.num_tokens,
+        "peak": (borrowed + rise) / pack.num_tokens,
     }
 
 
-def pack_bytes(pack: TrainPack) -> int:
-    """Bytes that a pack's activation buffers hold."""
-    tensors: list[torch.Tensor] = [t for layer in pack.layers for t in layer.buffers.values()]
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
-
 def _run_packs(bench: Bench, job_id: str) -> None:
-    """Go on until the pack in work has been followed by PACKS others."""
-    trainer = bench.host.trainer
+    """Go on until the work at hand has been followed by PACKS others, and the next is in memory."""
+    active = bench.host.trainer.active
     for _ in range(PACKS + 1):
-        pack = trainer.active[job_id].pack
-        bench.drive(lambda pack=pack: trainer.active[job_id].pack is not pack)  # type: ignore[misc]
+        work = active[job_id].work
+        bench.drive(lambda work=work: active[job_id].work is not work)  # type: ignore[misc]
+    bench.drive(lambda: active[job_id].pack is not None)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
+from scheduler.adapter_commands import adapters
+from scheduler.api_client import ApiRefused
 from scheduler.data_dir import accounts, check_class_exists, store_settings
 from scheduler.domain.errors import DomainError
 from scheduler.domain.service_class import parse_classes
@@ -39,6 +40,7 @@ keys = typer.Typer(help="API keys of the tenants.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 tenants = typer.Typer(help="Who shares the device, and on which terms.", no_args_is_help=True)
 app.add_typer(tenants, name="tenants")
+app.add_typer(adapters, name="adapters")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Folder of the service's data.")]
 DEFAULT_DATA = Path(".tandem")
@@ -136,19 +138,6 @@ def revoke_key(
     _run(revoke())
 
 
-@app.command(
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    }
-)
-def adapters(context: typer.Context) -> None:
-    """Compress, inspect, expand or merge adapters on disk: `tandem adapters --help`."""
-    command = (sys.executable, "-m", "workers.adapter_cli", *context.args)  # tensors live there
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
-
-
 @tenants.command("list")
 def list_tenants(data: DataOption = DEFAULT_DATA) -> None:
     """Print all tenants: id, name, service class, weight, whether an admin."""
@@ -224,7 +213,11 @@ def _run(command: Coroutine[object, object, None]) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except ApiRefused as error:
+        typer.echo(f"tandem: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXIT_UNUSABLE = 78  # sysexits.h: EX_CONFIG; starting the process again would not help
+EXIT_REFUSED = 65  # sysexits.h: EX_DATAERR; a program cannot use what it was given
 _PR_SET_PDEATHSIG = 1  # prctl(2): which signal a process gets when its parent dies
 
 

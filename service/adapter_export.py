@@ -9,14 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from scheduler.domain.adapter import CONFIG_FILE, MANIFEST_FILE, TENSORS_FILE, AdapterManifest
-from scheduler.domain.errors import NotFound
+from scheduler.domain.adapter import (
+    ARCHIVE_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    TENSORS_FILE,
+    AdapterManifest,
+)
+from scheduler.domain.errors import Conflict, NotFound
 from service.tar_members import TarMember
 
 if TYPE_CHECKING:
-    from scheduler.store.adapter_merges import Merge
+    from scheduler.store.adapter_orders import Order
     from scheduler.store.adapters import AdapterVersion
     from scheduler.store.objects import ObjectStore
+    from service.coded_adapters import CodedAdapters
 
 
 class AdapterExport:
@@ -30,11 +37,37 @@ class AdapterExport:
     def __init__(self, scratch: tempfile.TemporaryDirectory[str], name: str) -> None:
         self.name = name
         self._scratch = scratch
+        self._folder = Path(scratch.name) / "stored"
+
+    @property
+    def archive(self) -> Path:
+        """The coded adapter.
+
+        Raises:
+            Conflict: the version is stored as plain tensors.
+        """
+        path = self._folder / ARCHIVE_FILE
+        if not path.is_file():
+            raise Conflict(
+                f"{self.name} is not coded; POST /v1/adapters/ID/versions/N/compress makes a "
+                "version of it that is."
+            )
+        return path
+
+    async def expand(self, coded: CodedAdapters, base: Path) -> None:
+        """Make a folder that peft loads where the version is stored coded.
+
+        Raises:
+            InvalidInput: this machine cannot decode it.
+        """
+        if (self._folder / ARCHIVE_FILE).is_file():
+            folder, self._folder = self._folder, Path(self._scratch.name) / "expanded"
+            await coded.expand(folder, base, self._folder)
 
     @property
     def members(self) -> list[TarMember]:
         """Configuration and tensors."""
-        paths = [Path(self._scratch.name) / name for name in (CONFIG_FILE, TENSORS_FILE)]
+        paths = [self._folder / name for name in (CONFIG_FILE, TENSORS_FILE)]
         return [
             TarMember(f"{self.name}/{path.name}", path.stat().st_size, partial(_open, path))
             for path in paths
@@ -45,12 +78,12 @@ class AdapterExport:
         self._scratch.cleanup()
 
 
-def merged_members(merge: Merge, objects: ObjectStore) -> list[TarMember]:
+def merged_members(order: Order, objects: ObjectStore) -> list[TarMember]:
     """The files of a merged model, read from the object store as they are sent."""
-    folder = f"{merge.adapter_id}-v{merge.version}-merged"
+    folder = f"{order.adapter_id}-v{order.version}-merged"
     return [
-        TarMember(f"{folder}/{name}", num_bytes, partial(objects.open, f"{merge.uri}/{name}"))
-        for name, num_bytes in merge.files.items()
+        TarMember(f"{folder}/{name}", num_bytes, partial(objects.open, f"{order.uri}/{name}"))
+        for name, num_bytes in order.files.items()
     ]
 
 
@@ -63,9 +96,10 @@ async def open_export(
         NotFound: its files are gone or damaged.
     """
     scratch = tempfile.TemporaryDirectory(prefix="tandem-export-")
+    stored = Path(scratch.name) / "stored"
     try:
-        await objects.get_dir(version.uri, Path(scratch.name))
-        sound = await asyncio.to_thread(_is_sound, Path(scratch.name), version.digest)
+        await objects.get_dir(version.uri, stored)
+        sound = await asyncio.to_thread(_is_sound, stored, version.digest)
     except FileNotFoundError:
         sound = False
     except BaseException:

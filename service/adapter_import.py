@@ -8,17 +8,21 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from scheduler.artefact.check import Base, check_artefact
+from scheduler.domain.adapter import ARCHIVE_FILE
 from scheduler.domain.errors import InvalidInput, Overloaded
-from scheduler.store.adapter_imports import ImportedVersion, import_key, new_adapter_id
+from scheduler.store.adapter_imports import StoredVersion, import_key, new_adapter_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
+    from scheduler.domain.adapter import AdapterManifest
     from scheduler.store.adapters import Adapter, AdapterVersion, TenantAdapters
     from scheduler.store.idempotency import IdempotencyKey
     from scheduler.store.objects import ObjectStore
     from service.adapter_upload import AdapterUpload
     from service.catalogue import Catalogue
+    from service.coded_adapters import CodedAdapters
     from service.settings import ServiceSettings
     from service.worker_roster import WorkerRoster
 
@@ -34,6 +38,7 @@ class AdapterImport:
         catalogue: the base models.
         roster: the workers, who know the base's digest and the largest rank.
         settings: limits and model folders.
+        coded: reads adapters that a codec has made small.
     """
 
     def __init__(
@@ -43,12 +48,14 @@ class AdapterImport:
         catalogue: Catalogue,
         roster: WorkerRoster,
         settings: ServiceSettings,
+        coded: CodedAdapters,
     ) -> None:
         self._adapters = adapters
         self._objects = objects
         self._catalogue = catalogue
         self._roster = roster
         self._settings = settings
+        self._coded = coded
 
     async def create(self, upload: AdapterUpload, key: IdempotencyKey | None) -> Adapter:
         """Make a new adapter with one version.
@@ -94,13 +101,13 @@ class AdapterImport:
     @asynccontextmanager
     async def _stored(
         self, upload: AdapterUpload, adapter_id: str, model: str
-    ) -> AsyncIterator[ImportedVersion]:
+    ) -> AsyncIterator[StoredVersion]:
         """The upload, checked and in the object store; taken back if it cannot be recorded."""
-        manifest = await asyncio.to_thread(check_artefact, upload.folder, self._base(model))
+        manifest = await self._checked(upload.folder, self._base(model))
         uri = import_key(adapter_id)
         try:
             await self._objects.put_dir(upload.folder, uri)
-            yield ImportedVersion(
+            yield StoredVersion(
                 uri=uri,
                 digest=manifest.digest,
                 num_bytes=manifest.num_bytes,
@@ -110,6 +117,11 @@ class AdapterImport:
         except BaseException:
             await self._objects.delete(uri)
             raise
+
+    async def _checked(self, folder: Path, base: Base) -> AdapterManifest:
+        if (folder / ARCHIVE_FILE).is_file():
+            return await self._coded.check(folder, base, self._settings.max_adapter_bytes)
+        return await asyncio.to_thread(check_artefact, folder, base)
 
     def _base(self, model: str) -> Base:
         self._catalogue.check_base(model)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, cast
 
 from service.schemas.adapter import AdapterRead, AdapterVersionRead
+from service.schemas.adapter_order import OrderRead
 
 if TYPE_CHECKING:
+    from scheduler.store.adapter_orders import Order
     from scheduler.store.adapters import Adapter, AdapterVersion
+    from service.schemas.adapter import Origin
 
 
 def read_adapter(adapter: Adapter) -> AdapterRead:
@@ -37,11 +40,27 @@ def read_version(version: AdapterVersion) -> AdapterVersionRead:
         digest=version.digest,
         bytes=version.num_bytes,
         created_at=version.created_at,
-        origin=cast('Literal["job", "import"] | None', version.origin),
+        origin=cast("Origin | None", version.origin),
         base_digest=version.base_digest,
         method=version.method,
         job_id=version.job_id,
         data_digests=version.data_digests,
         metrics=version.metrics,
         parent_version=version.parent_version,
+        recipe=version.recipe,
+    )
+
+
+def read_order(order: Order) -> OrderRead:
+    """A compression or a merge."""
+    return OrderRead(
+        id=order.id,
+        kind=cast('Literal["compress", "merge"]', order.kind.value),
+        status=order.status.value,
+        adapter_id=order.adapter_id,
+        version=order.version,
+        result_version=order.result_version,
+        created_at=order.created_at,
+        finished_at=order.finished_at,
+        error=order.error_message,
     )

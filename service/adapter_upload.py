@@ -1,6 +1,7 @@
-"""The form of an adapter import -> two files in a folder of ours; nothing stays behind.
+"""The form of an adapter import -> its files in a folder of ours; nothing stays behind.
 
-The files come as one archive, as the id of an uploaded archive, or one by one.
+The files come packed into one, as the id of such an upload, or one by one. A coded adapter is one
+file by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from starlette.datastructures import UploadFile
 
 from scheduler.artefact.archive import unpack
 from scheduler.artefact.intake import Intake
+from scheduler.domain.adapter import ARCHIVE_FILE, ARCHIVE_MAGIC
 from scheduler.domain.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 _FIELDS = frozenset({"model", "name", "file", "file_id", "files"})
-_SOURCES = "Send 'file' (a .zip, .tar.gz or .tar), 'file_id', or both 'files' of the peft folder."
+_SOURCES = (
+    "Send 'file' (a .zip, .tar.gz or .tar, or a coded adapter), 'file_id', or both 'files' of the "
+    "peft folder."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterUpload:
-    """An adapter's two files, not looked into yet.
+    """An adapter's files, not looked into yet.
 
     Attributes:
         fields: the form's text fields.
@@ -115,8 +120,13 @@ def _save(source: IO[bytes], target: Path) -> None:
 def _unpack(archive: Path, intake: Intake) -> str:
     with archive.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    unpack(archive, intake)
-    archive.unlink()
+        file.seek(0)
+        is_coded = file.read(len(ARCHIVE_MAGIC)) == ARCHIVE_MAGIC
+    if is_coded:
+        archive.rename(intake.folder / ARCHIVE_FILE)
+    else:
+        unpack(archive, intake)
+        archive.unlink()
     return sha256
 
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from scheduler.domain.errors import DomainError
-from scheduler.store.adapter_merges import Merges
+from scheduler.store.adapter_orders import Orders
 from scheduler.store.adapters import Adapters
 from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database, migrate
@@ -28,6 +28,7 @@ from scheduler.store.tenants import Tenants
 from scheduler.store.usage import Usage
 from scheduler.text.tokenizer import load_tokenizer
 from service.catalogue import Catalogue
+from service.coded_adapters import CodedAdapters
 from service.deps import adapter_path
 from service.errors import domain_response, plain_response, validation_response
 from service.event_stream import CLIENT_CLOSED, ClientLeft
@@ -37,6 +38,7 @@ from service.metrics import GatewayMetrics
 from service.middleware import Boundary
 from service.routes import (
     adapter_exports,
+    adapter_orders,
     adapter_pointers,
     adapters,
     admin,
@@ -140,9 +142,10 @@ def _assemble(
         files=Files(db),
         jobs=Jobs(db),
         adapters=Adapters(db),
-        merges=Merges(db),
+        orders=Orders(db),
         idempotency=Idempotency(db),
         objects=ObjectStore(settings.object_store_url),
+        coded=CodedAdapters(),
         catalogue=Catalogue(tokenizers, pool.roster, created_at),
         engines=Engines(pool=pool, metrics=GatewayMetrics(pool), meter=meter),
     )
@@ -160,7 +163,15 @@ def _operation_id(route: APIRoute) -> str:
 
 def _add_routes(app: FastAPI) -> None:
     for module in (
-        *(files, fine_tuning, adapters, adapter_pointers, adapter_exports, capabilities),
+        *(
+            files,
+            fine_tuning,
+            adapter_orders,
+            adapters,
+            adapter_pointers,
+            adapter_exports,
+            capabilities,
+        ),
         *(admin, workers, health),
     ):
         app.include_router(module.router)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Path, Request
 
 from scheduler.domain.tenant import Tenant
-from scheduler.store.adapter_merges import TenantMerges
+from scheduler.store.adapter_orders import TenantOrders
 from scheduler.store.adapters import TenantAdapters
 from scheduler.store.files import TenantFiles
 from scheduler.store.idempotency import IdempotencyKey
@@ -18,6 +18,7 @@ from scheduler.store.tenants import Tenants
 from service.adapter_import import AdapterImport
 from service.auth import CurrentAdmin, CurrentTenant
 from service.catalogue import Catalogue, ServedModel
+from service.coded_adapters import CodedAdapters
 from service.gateway import Gateway
 from service.generation import Engines
 from service.settings import ServiceSettings
@@ -48,8 +49,8 @@ def _tenant_adapters(gateway: AnyGateway, tenant: CurrentTenant) -> TenantAdapte
     return gateway.adapters.for_tenant(tenant.id)
 
 
-def _tenant_merges(gateway: AnyGateway, tenant: CurrentTenant) -> TenantMerges:
-    return gateway.merges.for_tenant(tenant.id)
+def _tenant_orders(gateway: AnyGateway, tenant: CurrentTenant) -> TenantOrders:
+    return gateway.orders.for_tenant(tenant.id)
 
 
 def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport:
@@ -59,7 +60,12 @@ def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport
         gateway.catalogue,
         gateway.engines.pool.roster,
         gateway.settings,
+        gateway.coded,
     )
+
+
+def _coded(gateway: AnyGateway) -> CodedAdapters:
+    return gateway.coded
 
 
 def _objects(gateway: AnyGateway) -> ObjectStore:
@@ -97,8 +103,9 @@ SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
 AdaptersDep = Annotated[TenantAdapters, Depends(_tenant_adapters)]
-MergesDep = Annotated[TenantMerges, Depends(_tenant_merges)]
+OrdersDep = Annotated[TenantOrders, Depends(_tenant_orders)]
 AdapterImportDep = Annotated[AdapterImport, Depends(_adapter_import)]
+CodedDep = Annotated[CodedAdapters, Depends(_coded)]
 ObjectsDep = Annotated[ObjectStore, Depends(_objects)]
 CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
 EnginesDep = Annotated[Engines, Depends(_engines)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scheduler.store.adapter_merges import Merges
+    from scheduler.store.adapter_orders import Orders
     from scheduler.store.adapters import Adapters
     from scheduler.store.database import Database
     from scheduler.store.files import Files
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scheduler.store.objects import ObjectStore
     from scheduler.store.tenants import Tenants
     from service.catalogue import Catalogue
+    from service.coded_adapters import CodedAdapters
     from service.generation import Engines
     from service.settings import ServiceSettings
 
@@ -31,8 +32,9 @@ class Gateway:
     files: Files
     jobs: Jobs
     adapters: Adapters
-    merges: Merges
+    orders: Orders
     idempotency: Idempotency
     objects: ObjectStore
+    coded: CodedAdapters
     catalogue: Catalogue
     engines: Engines

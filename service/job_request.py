@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from scheduler.domain.errors import InvalidInput, UnknownPlugin
 from scheduler.domain.job import FinetuneSpec
 from scheduler.store.jobs import JobDraft
+from service.order_request import draft_compression
 from service.schemas.fine_tuning import Hyperparameters, TrainingExtras
 
 if TYPE_CHECKING:
@@ -120,6 +121,11 @@ def _spec(body: JobCreate, given: _Given, roster: WorkerRoster) -> FinetuneSpec:
     fields.setdefault("n_epochs", DEFAULT_EPOCHS)
     fields.setdefault("batch_size", DEFAULT_BATCH_SIZE)
     fields.setdefault("learning_rate", _learning_rate(given))
+    compress = None
+    if body.compress is not None:
+        compress = draft_compression(
+            body.compress, body.model, body.validation_file, roster, "compress."
+        )
     try:
         return FinetuneSpec(
             base_model=body.model,
@@ -128,6 +134,7 @@ def _spec(body: JobCreate, given: _Given, roster: WorkerRoster) -> FinetuneSpec:
             optimizer=optimizer,
             optimizer_config=optimizer_config,
             seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
+            compress=compress,
             **fields,
         )
     except ValidationError as error:
@@ -211,4 +218,5 @@ def _extras_shown(spec: FinetuneSpec) -> dict[str, object]:
         "method_config": spec.method_config,
         "optimizer": spec.optimizer,
         "optimizer_config": spec.optimizer_config,
+        "compress": None if spec.compress is None else spec.compress.model_dump(mode="json"),
     }

@@ -26,10 +26,15 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
         2048 * MIB, gt=0, description="Most bytes of an imported adapter, unpacked."
     )
     max_imported_bytes: int = Field(
-        10 * 1024 * MIB, gt=0, description="Bytes of imported adapters that one tenant may store."
+        10 * 1024 * MIB,
+        gt=0,
+        description="Bytes of adapters that no job has trained, of one tenant.",
     )
     max_merges: int = Field(
         4, ge=0, description="Merged models, made or ordered, that one tenant may keep."
+    )
+    max_open_orders: int = Field(
+        16, ge=1, description="Compressions and merges of one tenant that are not over."
     )
     max_active_jobs: int = Field(
         16, ge=1, description="Fine-tuning jobs of one tenant that are not over."

@@ -32,11 +32,13 @@ _GAUGES = {
     "vllm:num_requests_running": ("Sequences in the engine's batch.", "num_running"),
     "vllm:num_requests_waiting": ("Requests waiting in the engine.", "num_waiting"),
     "vllm:kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", "kv_usage"),
+    "tandem_training_memory_perc": ("Share of KV blocks lent to training.", "training_usage"),
 }
 _COUNTERS = {
     "vllm:prompt_tokens": ("Prompt tokens computed.", "prompt_tokens"),
     "vllm:generation_tokens": ("Tokens generated.", "generation_tokens"),
     "vllm:num_preemptions": ("Sequences preempted.", "num_preemptions"),
+    "tandem_training_recalls": ("Packs that started over to free blocks.", "num_recalls"),
     "tandem_trained_tokens": ("Tokens trained on.", "trained_tokens"),
 }
 # series: (meaning, the engine's name for it, how many of its units make one of the series')

@@ -158,7 +158,7 @@ class WorkerRoster:
 
         Args:
             base_model: the base model of the job.
-            kind: `peft_methods`, `optimizers`, `objectives` or `kv_policies`.
+            kind: `peft_methods`, `codecs` or another field of WorkerCapabilities.
             name: the plug-in.
             options: what the caller wrote for it.
             param: field of the request to blame.

@@ -76,18 +76,25 @@ class ActivationSpec:
         return self.wide_dtype if name == "lse" else self.dtype
 
 
+@dataclass(slots=True)
 class LayerActivations:
-    """Buffers of one layer for tokens [0, num_tokens) of one example."""
+    """Buffers of one layer by name, each for tokens [0, num_tokens) of one pack or range."""
 
-    def __init__(
-        self, spec: ActivationSpec, names: list[str], num_tokens: int, device: torch.device
-    ) -> None:
-        self.buffers = {
-            name: torch.empty(
-                num_tokens, *spec.shapes[name], dtype=spec.dtype_of(name), device=device
-            )
-            for name in names
-        }
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def allocate(
+        cls, spec: ActivationSpec, names: list[str], num_tokens: int, device: torch.device
+    ) -> LayerActivations:
+        """Buffers with memory of their own."""
+        return cls(
+            {
+                name: torch.empty(
+                    num_tokens, *spec.shapes[name], dtype=spec.dtype_of(name), device=device
+                )
+                for name in names
+            }
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.buffers[name]
@@ -96,3 +103,8 @@ class LayerActivations:
         """Keep rows of tokens [start, ...), if this level keeps `name` at all."""
         if name in self.buffers:
             self.buffers[name][start : start + len(rows)] = rows
+
+    def drop(self, names: list[str]) -> None:
+        """Let go of buffers."""
+        for name in names:
+            self.buffers.pop(name, None)

@@ -7,7 +7,6 @@ what its codec could need for this method on this base model, and the codec chec
 from __future__ import annotations
 
 import hashlib
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from scheduler.artefact.coded_file import PREFIX, read_head
+from scheduler.domain.adapter import ARCHIVE_MAGIC
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_file import BaseIdentity, LoadedAdapter
 from workers.codec import CODECS, Codec, flatten, num_entries
 from workers.flat_params import FlatParams
 from workers.model import DecoderConfig
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod
-
-MAGIC = b"TNDMAD01"
-PREFIX = struct.Struct("<8s32sI")
-MAX_HEADER_BYTES = 64 << 10
 
 
 class ArchiveHeader(BaseModel):
@@ -134,7 +131,7 @@ def pack_archive(
     )
     rest = header.model_dump_json(exclude_none=True).encode()
     digest = hashlib.sha256(rest + payload).digest()
-    return PREFIX.pack(MAGIC, digest, len(rest)) + rest + payload
+    return PREFIX.pack(ARCHIVE_MAGIC, digest, len(rest)) + rest + payload
 
 
 def change_of(params: Params, initial: Params | None) -> Params:
@@ -193,13 +190,7 @@ def read_archive(path: Path, model: DecoderConfig) -> Archive:
 
 def _read_head(file: BinaryIO) -> tuple[ArchiveHeader, bytes, bytes]:
     """(header, its bytes, the digest that the file claims)."""
-    prefix = file.read(PREFIX.size)
-    if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
-        raise InvalidInput("This is not an adapter archive.")
-    _, digest, length = PREFIX.unpack(prefix)
-    if length > MAX_HEADER_BYTES:
-        raise InvalidInput(f"The archive has a header of {length} bytes.")
-    raw = file.read(length)
+    raw, digest = read_head(file)
     try:
         return ArchiveHeader.model_validate_json(raw), raw, digest
     except ValidationError as error:

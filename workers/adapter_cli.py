@@ -18,7 +18,6 @@ import workers.models
 import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.errors import DomainError, InvalidInput
-from scheduler.domain.registry import PluginConfig
 from scheduler.durable import write_durably
 from workers.adapter_archive import pack_archive, read_archive, read_header
 from workers.adapter_file import (
@@ -33,13 +32,14 @@ from workers.codec import CODECS
 from workers.hf_config import read_hf_config
 from workers.merge import MERGES
 from workers.model import DecoderConfig, decoder_config
+from workers.plugin_options import plugin_options
 
 
 def compress(options: argparse.Namespace) -> None:
     """Folder -> archive, and its size."""
     codec_type = CODECS[options.codec]
     given = {"density": options.density, "alpha": options.alpha}
-    config = _config(codec_type.Config, {k: v for k, v in given.items() if v is not None})
+    config = plugin_options(codec_type.Config, {k: v for k, v in given.items() if v is not None})
     adapter, base, seed = _read_folder(options.path, _model(options))
     write_durably(options.out, pack_archive(adapter, codec_type(config), base, seed))
     inspect(argparse.Namespace(path=options.out))
@@ -69,7 +69,7 @@ def expand(options: argparse.Namespace) -> None:
 def merge(options: argparse.Namespace) -> None:
     """Folders -> one folder."""
     merge_type = MERGES[options.method]
-    config = _config(merge_type.Config, json.loads(options.config))
+    config = plugin_options(merge_type.Config, json.loads(options.config))
     model = _model(options)
     read = [_read_folder(path, model) for path in options.paths]
     weights = options.weights or [1 / len(read)] * len(read)
@@ -97,21 +97,12 @@ def _model(options: argparse.Namespace) -> DecoderConfig:
     return decoder_config(read_hf_config(options.base_model))
 
 
-def _config(config_type: type[PluginConfig], given: object) -> PluginConfig:
-    try:
-        return config_type.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"Option {name} is wrong: {first['msg']}.") from None
-
-
 def _print(facts: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(facts, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tandem adapters", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tandem adapters local", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
     def command(run: object, text: str) -> argparse.ArgumentParser:
@@ -156,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}."
     else:
         return 0
-    sys.stderr.write(f"tandem adapters: {reason}\n")
+    sys.stderr.write(f"tandem adapters local: {reason}\n")
     return 1
 
 

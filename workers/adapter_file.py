@@ -91,6 +91,18 @@ def read_adapter(folder: Path, model: DecoderConfig) -> LoadedAdapter:
     return LoadedAdapter(method, _read_tensors(folder / TENSORS, method.shapes()))
 
 
+def read_manifest(folder: Path) -> AdapterManifest:
+    """The manifest of a version's folder.
+
+    Raises:
+        InvalidInput: it is missing or wrong.
+    """
+    try:
+        return AdapterManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        raise InvalidInput(f"{MANIFEST} is missing or cannot be read.") from None
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

@@ -6,6 +6,7 @@ two layers only the pointers into keys and kept activations move.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import pointer
 
 import torch
@@ -22,6 +23,7 @@ from workers.kernels.cpu_kernels import (
     LayerBatch,
     LayerWeights,
     LinearWeights,
+    PanelWeights,
     SpanGroup,
     Window,
 )
@@ -43,7 +45,10 @@ class CpuDecoder:
         self.config = config
         self.arena = arena
         self.layers = [
-            describe_layer(layer, index, arena) for index, layer in enumerate(weights.layers)
+            describe_layer(
+                layer, index, arena, [(part.panels, part.bias) for part in layer.linears]
+            )
+            for index, layer in enumerate(weights.layers)
         ]
 
     @classmethod
@@ -152,6 +157,7 @@ class PreparedBatch:
                 blocks=rows.blocks_T.data_ptr(),
                 offsets=rows.offsets_T.data_ptr(),
                 page_tokens=batch.cache.block_size,
+                page_stride=batch.cache.keys.stride(1),
             )
 
     def _hold(self, name: str, tensor: Tensor) -> None:
@@ -173,16 +179,20 @@ def point_at_buffers(place: Window, layer: int, window: TrainWindow) -> None:
         setattr(place, name, address)
 
 
-def describe_layer(layer: FrozenLayer, index: int, arena: AdapterArena) -> LayerWeights:
-    """A layer's weights as the kernels read them."""
+def describe_layer(
+    layer: FrozenLayer,
+    index: int,
+    arena: AdapterArena,
+    linears: Sequence[tuple[PanelWeights | None, Tensor | None]],
+) -> LayerWeights:
+    """A layer's weights as the kernels read them; `linears` are panels with biases."""
     described = LayerWeights(
         layer.input_norm.data_ptr(),
         layer.post_norm.data_ptr(),
         None if layer.q_norm is None else layer.q_norm.data_ptr(),
         None if layer.k_norm is None else layer.k_norm.data_ptr(),
     )
-    for place, linear in enumerate(layer.linears):
-        panels, bias = linear.panels, linear.bias
+    for place, (panels, bias) in enumerate(linears):
         assert panels is not None
         described.linears[place] = LinearWeights(
             panels.panels.data_ptr(),

@@ -9,36 +9,18 @@ Source: FlexLLM, arXiv:2402.18789 (token-level backward); the formulas are in ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
-from workers.adapter_arena import AdapterColumns
-from workers.adapter_rows import AdapterRows, AdapterRun, run_table
-from workers.attention import AttendsBack, SavedAttention
+from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.attention import SavedAttention
+from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
+from workers.cpu_backward import CpuBackward
 from workers.decoder import Decoder
-from workers.kernels.cpu_kernels import kernels_for
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
 from workers.model import DOWN, GATE_UP, OUT, QKV
-from workers.term_grads import TermGrads
-from workers.train_pack import TrainPack
-
-
-@dataclass(slots=True)
-class BackwardUnit:
-    """One layer of one pack over tokens [start, stop): the smallest thing that runs backward."""
-
-    pack: TrainPack
-    layer: int
-    start: int
-    stop: int
-    columns: AdapterColumns
-    grads: TermGrads
-    groups: Sequence[AttendsBack]
 
 
 class DecoderBackward:
@@ -47,6 +29,7 @@ class DecoderBackward:
     def __init__(self, decoder: Decoder, spec: ActivationSpec) -> None:
         self.decoder = decoder
         self.spec = spec
+        self._cpu = CpuBackward.try_of(decoder)
 
     def run(self, unit: BackwardUnit) -> None:
         """Carry the gradient through one layer's range, in place in `pack.grad_out`.
@@ -55,12 +38,16 @@ class DecoderBackward:
         """
         pack = unit.pack
         if unit.layer not in pack.grad_kv:
-            saved = pack.layers[unit.layer]
+            keys = pack.layers[unit.layer]
             pack.grad_kv[unit.layer] = (
-                torch.zeros_like(saved["k"], dtype=self.spec.wide_dtype),
-                torch.zeros_like(saved["v"], dtype=self.spec.wide_dtype),
+                torch.zeros_like(keys["k"], dtype=self.spec.wide_dtype),
+                torch.zeros_like(keys["v"], dtype=self.spec.wide_dtype),
             )
-        self._layer(unit, pack.grad_out[unit.start : unit.stop])
+        saved, grad = self._activations(unit), pack.grad_out[unit.start : unit.stop]
+        if self._cpu is not None:
+            self._cpu.run(unit, saved, grad)
+        else:
+            self._layer(unit, saved, grad)
         if unit.start == 0:
             del pack.grad_kv[unit.layer]
             pack.layers[unit.layer].buffers.clear()
@@ -71,7 +58,7 @@ class DecoderBackward:
         if unit.layer == 0:
             names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
             pack.range_layers = [
-                LayerActivations(self.spec, names, unit.stop - unit.start, device)
+                LayerActivations.allocate(self.spec, names, unit.num_tokens, device)
                 for _ in range(self.decoder.config.num_layers)
             ]
             pack.hidden = self.decoder.embed(pack.tokens.token_ids[unit.start : unit.stop])
@@ -79,11 +66,10 @@ class DecoderBackward:
         batch = self._range_batch(unit, pack.range_layers)
         pack.hidden = self.decoder.forward_layer(unit.layer, pack.hidden, batch)
 
-    def _layer(self, unit: BackwardUnit, grad: Tensor) -> None:
+    def _layer(self, unit: BackwardUnit, saved: dict[str, Tensor], grad: Tensor) -> None:
         """Turn the gradient of the layer's output, (stop - start, hidden), into its input's."""
         weights = self.decoder.weights.layers[unit.layer]
         eps = self.decoder.config.rms_eps
-        saved = self._activations(unit)
         x_mid, gate_up = saved["x_mid"], saved["gate_up"]
         grad_inner = self._linear(unit, DOWN, grad, silu_mul(gate_up))
         grad_gate_up = silu_mul_backward(grad_inner, gate_up)
@@ -109,7 +95,7 @@ class DecoderBackward:
         if pack.level is SaveLevel.WINDOW_OUTER:
             return pack.range_layers[unit.layer].buffers
         names, device = self.spec.names(SaveLevel.FULL), self.decoder.weights.device
-        scratch = LayerActivations(self.spec, names, unit.stop - unit.start, device)
+        scratch = LayerActivations.allocate(self.spec, names, unit.num_tokens, device)
         batch = self._range_batch(unit, [scratch] * self.decoder.config.num_layers)
         self.decoder.forward_layer(unit.layer, saved["x"][tokens].clone(), batch)
         return scratch.buffers
@@ -123,7 +109,7 @@ class DecoderBackward:
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.stop - unit.start, unit.columns)]),
+            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, unit.columns)]),
             windows=[window],
             groups=unit.groups,
         )
@@ -143,22 +129,8 @@ class DecoderBackward:
             s = x @ shrink.T;  d_expand += s.T @ grad_y;  ds = grad_y @ expand.T
             d_shrink += ds.T @ x;  grad_x += ds @ shrink
         """
-        arena = self.decoder.arena
-        if not unit.columns.targets(arena.linears[index]):
+        if not unit.columns.targets(self.decoder.arena.linears[index]):
             return
-        kernels = kernels_for(x)
-        if kernels is None:
-            self._adapter_products(unit, index, grad_y, x, grad_x)
-            return
-        run = run_table([AdapterRun(0, len(x), unit.columns)], arena)
-        term = unit.grads.terms[unit.layer, index]
-        described = arena.adapted(unit.layer, index)
-        kernels.adapter_backward(described, run, x, grad_y, term.matrices(), grad_x)
-
-    def _adapter_products(
-        self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor, grad_x: Tensor | None
-    ) -> None:
-        """The same in plain products."""
         linear, arena = self.decoder.arena.linears[index], self.decoder.arena
         rank, expands = unit.columns.rank, arena.expand[index][unit.layer]
         shrink = arena.shrink[index][unit.layer][unit.columns.rows(linear)]

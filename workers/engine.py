@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+import workers.codecs
+import workers.merges
 import workers.models
 import workers.optimizers
 import workers.peft_methods  # noqa: F401
@@ -28,14 +31,18 @@ from scheduler.domain.messages import (
     WorkerCapabilities,
 )
 from scheduler.domain.plan import Span, StepPlan
+from scheduler.domain.registry import Registry
 from scheduler.domain.request import Sequence
 from scheduler.policy.fairness import FairShare
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter
+from workers.codec import CODECS
+from workers.codecs.search import Ladder
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
+from workers.merge import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS
@@ -91,11 +98,12 @@ class EngineLoop:
         """What this engine can do, for the gateway to validate against."""
         return WorkerCapabilities(
             base_models=tuple(host.info for host in self.hosts.values()),
-            peft_methods={
-                n: PEFT_METHODS[n].Config.model_json_schema() for n in PEFT_METHODS.names()
-            },
-            optimizers={n: OPTIMIZERS[n].Config.model_json_schema() for n in OPTIMIZERS.names()},
+            peft_methods=_schemas(PEFT_METHODS),
+            optimizers=_schemas(OPTIMIZERS),
             objectives={"supervised": {}},
+            codecs=_schemas(CODECS),
+            ladders={"compeft": Ladder.model_json_schema()},
+            merges=_schemas(MERGES),
             max_rank=self.settings.max_rank,
             max_num_sequences=self.settings.max_num_sequences,
             service_classes=self.settings.service_classes(),
@@ -103,9 +111,7 @@ class EngineLoop:
 
     def step(self, host: ModelHost) -> None:
         """Run one co-serving iteration of a base model."""
-        plan = host.scheduler.schedule(
-            time.monotonic(), host.trainer.demands(), self.requests.admit
-        )
+        plan = host.scheduler.schedule(time.monotonic(), self.requests.admit)
         began_s = time.perf_counter()
         lanes = self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:
@@ -165,6 +171,11 @@ class EngineLoop:
         if not self.pending:
             self.pending = self.connection.poll(0.0)
         return not self.pending
+
+
+def _schemas(registry: Registry[Any]) -> dict[str, dict[str, Any]]:
+    """Name -> JSON Schema of the plug-in's options."""
+    return {name: registry[name].Config.model_json_schema() for name in registry.names()}
 
 
 @contextmanager

@@ -79,11 +79,14 @@ class EngineMeter:
         requests, self._requests = tuple(self._requests), []
         blocks = sum(host.scheduler.pool.num_blocks for host in hosts)
         free = sum(host.scheduler.pool.num_free for host in hosts)
+        lent = sum(host.scheduler.pool.num_lent for host in hosts)
         return EngineStats(
             num_running=sum(len(host.scheduler.running) for host in hosts),
             num_waiting=sum(len(host.scheduler.waiting) for host in hosts),
-            kv_usage=1 - free / blocks,
+            kv_usage=1 - (free + lent) / blocks,
             num_free_blocks=free,
+            num_training_blocks=lent,
+            num_recalls=sum(host.trainer.num_recalls for host in hosts),
             num_blocks=blocks,
             num_preemptions=sum(host.scheduler.num_preemptions for host in hosts),
             resident_adapters=tuple(key for host in hosts for key in host.adapters.resident),

@@ -39,6 +39,11 @@ class FrozenLinear:
         """The forward weight as kernels stream it, where it is kept so."""
         return self._forward if self._kernels is not None else None
 
+    @property
+    def transposed_panels(self) -> PanelWeights | None:
+        """The weight of `input_grad` as kernels stream it, where it is kept so."""
+        return self._backward if self._kernels is not None else None
+
     def __call__(self, x: Tensor, into: Tensor | None = None) -> Tensor:
         """Output of the layer, (rows, out_features); added to `into`, in place, where given."""
         if self._kernels is not None and self._forward is not None:

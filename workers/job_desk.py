@@ -79,6 +79,7 @@ class JobDesk:
     ) -> list[Unit]:
         """Units of training, until done or until somebody new asks for service."""
         done: list[Unit] = []
+        is_cold = bool(plan.spans or plan.windows)
         for lane in plan.units:
             active = host.trainer.active.get(lane.job_id)
             if active is None:
@@ -87,8 +88,9 @@ class JobDesk:
                 began_s = time.perf_counter()
                 for unit in host.trainer.run_units(lane, may_go_on):
                     now_s = time.perf_counter()
-                    host.scheduler.law.observe_unit(unit, (now_s - began_s) * 1e3)
-                    began_s = now_s
+                    elapsed_ms = (now_s - began_s) * 1e3
+                    host.scheduler.law.observe_unit(unit, elapsed_ms, is_cold=is_cold)
+                    began_s, is_cold = now_s, False
                     done.append(unit)
         return done
 
@@ -112,7 +114,7 @@ class JobDesk:
     def advance(self, host: ModelHost) -> None:
         """Give jobs whose pack is done their next one; optimizer steps happen here."""
         for job_id, active in list(host.trainer.active.items()):
-            if active.pack.cursor.is_done:
+            if active.pack is not None and active.pack.cursor.is_done:
                 with self._boundary(job_id, active.job.order.epoch):
                     host.trainer.advance(job_id)
 

@@ -1,8 +1,9 @@
-"""Page storage of inference K/V.
+"""Page storage of inference K/V, whose free blocks training may borrow.
 
 A page is one layer, one KV head, `block_size` tokens. A uniform sequence takes one page of every
-layer and head at a time: a superblock, named by one block id. Block 0 is never handed out; padding
-of block tables points at it, and it stays zero.
+layer and head at a time: a superblock, named by one block id, whose bytes lie together. A run of
+blocks is therefore plain memory to whoever borrows it. Block 0 is never handed out; padding of
+block tables points at it, and it stays zero.
 
 Shape suffixes: L layers, B blocks, K KV heads, P tokens of a page, D head_dim, T rows, S sequences.
 """
@@ -18,7 +19,12 @@ NULL_BLOCK = 0
 
 
 class KVCache:
-    """K and V pages of one base model, (L, B, K, P, D) each."""
+    """K and V pages of one base model.
+
+    Attributes:
+        storage: (B, L, 2, K, P, D). What nobody has written yet is undefined.
+        keys, values: (L, B, K, P, D) views of it.
+    """
 
     def __init__(
         self,
@@ -28,11 +34,14 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        pages = (config.num_kv_heads, block_size, config.head_dim)
+        self.storage = torch.empty(
+            num_blocks, config.num_layers, 2, *pages, dtype=dtype, device=device
+        )
+        self.keys, self.values = self.storage.permute(2, 1, 0, 3, 4, 5)
         self.block_size = block_size
         self.num_blocks = num_blocks
+        self.clear([NULL_BLOCK])
 
     @staticmethod
     def bytes_per_block(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -42,8 +51,11 @@ class KVCache:
 
     def clear(self, blocks: list[int]) -> None:
         """Zero blocks that have a new owner: nothing of the former one's (NaN too) is read."""
-        self.keys[:, blocks] = 0
-        self.values[:, blocks] = 0
+        self.storage[blocks] = 0
+
+    def memory(self, blocks: range) -> Tensor:
+        """The bytes of a run of blocks, (num_bytes,) uint8."""
+        return self.storage[blocks.start : blocks.stop].view(torch.uint8).flatten()
 
     def write(
         self, layer: int, blocks_T: Tensor, offsets_T: Tensor, k_TKD: Tensor, v_TKD: Tensor

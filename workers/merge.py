@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,18 +21,31 @@ from scheduler.domain.registry import PluginConfig, Registry
 from workers.adapter_file import LoadedAdapter
 from workers.lora_factors import Factors, Sites, adapter_of, sites_of, truncated
 
+Score = Callable[[LoadedAdapter], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A merged adapter, the weights that were found for it, and its score."""
+
+    adapter: LoadedAdapter
+    weights: tuple[float, ...]
+    score: float
+
 
 class Merge(ABC):
     """One way to merge, with one configuration.
 
     Attributes:
         shares_a: all adapters must have the same A factors.
+        learns_weights: `learn` can find the weights.
     """
 
     class Config(PluginConfig):
         """Options of the merge."""
 
     shares_a: ClassVar[bool] = False
+    learns_weights: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -50,6 +64,15 @@ class Merge(ABC):
         parts = [sites_of(adapter) for adapter in adapters]
         _check_shapes(parts)
         return adapter_of(self.combine(parts, list(weights)), adapters[0].method.model)
+
+    def learn(self, adapters: Sequence[LoadedAdapter], score: Score) -> Composition:
+        """Merge with the weights that give the best score (higher is better).
+
+        Raises:
+            InvalidInput: the adapters cannot be merged, or this merge learns no weights.
+        """
+        del adapters, score
+        raise InvalidInput("This merge learns no weights.", param="method")
 
     @abstractmethod
     def combine(self, adapters: list[Sites], weights: list[float]) -> Sites:

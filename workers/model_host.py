@@ -26,9 +26,11 @@ from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
 from workers.model import decoder_config
 from workers.model_runner import ModelRunner
+from workers.pack_placement import TrainerLimits
 from workers.row_costs import measure_row_costs
 from workers.settings import EngineSettings
-from workers.trainer import Trainer, TrainerLimits
+from workers.trainer import Trainer
+from workers.training_memory import TrainingMemory
 
 COLUMNS_PER_SLOT = 16  # an adapter slot is counted at rank 16
 
@@ -82,7 +84,10 @@ def load_host(
     if device.type == "cpu" and num_threads > 1:
         costs = measure_row_costs(weights, num_threads - num_threads // 2)
         beside = LatencyLaw(costs, config.num_layers)
-    limits = TrainerLimits(settings.training_memory_bytes, settings.max_jobs)
+    pool = BlockPool(num_blocks, settings.page_tokens)
+    memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
+    limits = TrainerLimits(settings.max_jobs)
+    trainer = Trainer(decoder, adapters, base, limits, memory, writer, report, fair)
     return ModelHost(
         info=BaseModelInfo(
             id=model_id,
@@ -96,14 +101,15 @@ def load_host(
         runner=ModelRunner(decoder, cache),
         adapters=adapters,
         scheduler=IterationScheduler(
-            BlockPool(num_blocks, settings.page_tokens),
+            pool,
             StepLimits(settings.max_batched_tokens, settings.max_num_sequences),
             law,
             slo_classes(settings),
             fair,
+            trainer,
             beside,
         ),
-        trainer=Trainer(decoder, adapters, base, limits, writer, report, fair),
+        trainer=trainer,
     )
 
 

@@ -18,7 +18,8 @@ from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFram
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
-from workers.adapter_file import LoadedAdapter, read_adapter
+from workers.adapter_file import LoadedAdapter
+from workers.adapter_folder import read_folder
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.live_request import LiveRequest
@@ -131,7 +132,7 @@ class RequestDesk:
     def _read_adapter(live: LiveRequest) -> LoadedAdapter:
         if live.order.adapter_dir is None:
             raise InvalidInput("The request names an adapter but came without its files.")
-        return read_adapter(Path(live.order.adapter_dir), live.host.runner.decoder.config)
+        return read_folder(Path(live.order.adapter_dir), live.host.runner.decoder.config)
 
     def _hold_adapter(self, live: LiveRequest) -> bool:
         """Hold the adapter's slot; only from here on, so that waiting requests block no columns."""

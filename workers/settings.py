@@ -38,15 +38,17 @@ class EngineSettings(TextSettings, LogSettings):
     max_num_sequences: int = Field(64, ge=1, description="Most sequences that run at once.")
     page_tokens: int = Field(32, ge=1, description="Tokens of one K/V page.")
     kv_cache_tokens: int = Field(
-        32_768, ge=64, description="K/V capacity, per base model; see kv_cache_bytes."
+        65_536,
+        ge=64,
+        description="Memory for K/V and training, as tokens of K/V, per base model.",
     )
     kv_cache_bytes: int | None = Field(
-        None, gt=0, description="K/V capacity in bytes, in place of kv_cache_tokens."
+        None, gt=0, description="The same in bytes, in place of kv_cache_tokens."
     )
     adapter_slots: int = Field(32, ge=1, description="Adapters that are resident at once.")
     max_rank: int = Field(64, ge=1, description="Largest adapter rank that is accepted.")
     training_memory_bytes: int = Field(
-        2 * 2**30, gt=0, description="Most memory for saved activations and gradients."
+        2 * 2**30, gt=0, description="Most of it that training may borrow."
     )
     max_jobs: int = Field(8, ge=0, description="Fine-tuning jobs that train at once.")
     ttft_ms: float = Field(500.0, gt=0, description="Target time to first token.")

@@ -1,15 +1,16 @@
 """One fine-tuning job inside the engine: a stream of packs, optimizer steps and checkpoints.
 
 `stream` is the job's whole life as a generator. Whoever drives it runs each pack it yields to the
-end, then asks for the next; everything between two packs (optimizer step, validation, checkpoint)
-happens inside. The job trains a private float32 master; its arena columns are a copy for compute.
+end and sends its sums; everything between two packs (optimizer step, validation, checkpoint)
+happens inside. A stream made anew begins the current optimizer step again. The job trains a private
+float32 master; its arena columns are a copy for compute.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +26,7 @@ from workers.optimizer import Optimizer
 from workers.peft_method import PeftMethod, Terms
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData, pack_examples
-from workers.train_pack import LossSums, PackTokens, TrainPack
+from workers.train_pack import LossSums, PackTokens, PackWork
 
 MAX_INTERIM_VALID_EXAMPLES = 32  # the whole file is read at the end only
 
@@ -36,7 +37,6 @@ class TrainJob:
 
     Attributes:
         term_views: the job's rows of the adapter arena.
-        allocate: makes a pack's buffers, at the save level that memory allows.
         report: takes progress after each optimizer step.
         checkpoint: takes copies of the state to be written; the flag marks the last one.
     """
@@ -52,15 +52,17 @@ class TrainJob:
     grads: FlatParams
     term_grads: TermGrads
     optimizer_state: dict[str, torch.Tensor]
-    allocate: Callable[[PackTokens, bool], TrainPack]
     report: Callable[[JobProgress], None]
     checkpoint: Callable[[TrainJob, CheckpointData, bool], None]
     step: int = 0
     trained_tokens: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    checkpoint_due_s: float = math.inf
+    checkpoint_due_s: float = field(init=False)
     step_began_s: float = 0.0
     step_ms_mean: float | None = None
+
+    def __post_init__(self) -> None:
+        self.checkpoint_due_s = time.monotonic() + self.order.spec.checkpoint_every_s
 
     @property
     def job_id(self) -> str:
@@ -85,14 +87,13 @@ class TrainJob:
             JobState(self.step, self.trained_tokens, dict(self.metrics)),
         )
 
-    def stream(self) -> Generator[TrainPack]:
-        """Every pack of the job, in order.
+    def stream(self) -> Generator[PackWork, LossSums]:
+        """Every pack from the current optimizer step on, in order; takes each one's sums.
 
         Raises:
             TrainingDiverged: a loss, gradient or parameter is not finite.
         """
         self._lower()
-        self.checkpoint_due_s = time.monotonic() + self.order.spec.checkpoint_every_s
         while self.step < self.data.total_steps:
             self.step_began_s = time.monotonic()
             sums = LossSums()
@@ -104,11 +105,11 @@ class TrainJob:
             self._checkpoint_if_due()
         self.checkpoint(self, self.snapshot(), True)
 
-    def _run(self, packs: list[PackTokens], trains: bool, sums: LossSums) -> Iterator[TrainPack]:
+    def _run(
+        self, packs: list[PackTokens], trains: bool, sums: LossSums
+    ) -> Generator[PackWork, LossSums]:
         for tokens in packs:
-            pack = self.allocate(tokens, trains)
-            yield pack
-            sums.add(pack.sums)
+            sums.add((yield PackWork(tokens, trains)))
 
     def _optimizer_step(self, sums: LossSums) -> tuple[float, float]:
         """Mean over target tokens, clip, update, copy into the arena: (gradient norm, rate)."""
@@ -145,7 +146,7 @@ class TrainJob:
                 "learning rate or alpha may help."
             )
 
-    def _validate(self) -> Iterator[TrainPack]:
+    def _validate(self) -> Generator[PackWork, LossSums]:
         """Run validation packs when they are due; the result lands in `metrics`."""
         self.metrics.pop("valid_loss", None)
         self.metrics.pop("valid_mean_token_accuracy", None)

@@ -9,15 +9,17 @@ A token attends within its own example only, so the gradient is that of the exam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from scheduler.policy.pack_cursor import PackCursor
-from workers.activations import KEYS_AND_VALUES, ActivationSpec, LayerActivations, SaveLevel
+from workers.activations import LayerActivations, SaveLevel
 from workers.attention import Extent
+from workers.pack_layout import PackLayout
+from workers.training_memory import Loan
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,14 @@ class PackTokens:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class PackWork:
+    """A pack to run: forward and back, or forward only to validate."""
+
+    tokens: PackTokens
+    trains: bool
+
+
 @dataclass(slots=True)
 class LossSums:
     """Sums over target tokens; a mean is taken only where they are reported."""
@@ -119,6 +129,7 @@ class TrainPack:
 
     Attributes:
         cursor: what has run, and what comes next.
+        loan: the memory of `layers` and `grad_out`.
         hidden: rows of a window between two layers, forward or again.
         grad_out: (T, hidden) gradient at the output of the layer that is next in backward, carried
             down in place; before the loss is taken, the rows after the last layer.
@@ -128,7 +139,8 @@ class TrainPack:
 
     tokens: PackTokens
     cursor: PackCursor
-    level: SaveLevel
+    layout: PackLayout
+    loan: Loan
     layers: list[LayerActivations]
     grad_out: Tensor
     hidden: Tensor | None = None
@@ -137,28 +149,32 @@ class TrainPack:
     sums: LossSums = field(default_factory=LossSums)
 
     @classmethod
-    def allocate(
-        cls,
-        tokens: PackTokens,
-        cursor: PackCursor,
-        spec: ActivationSpec,
-        level: SaveLevel,
-        device: torch.device,
+    def within(
+        cls, loan: Loan, layout: PackLayout, tokens: PackTokens, cursor: PackCursor
     ) -> TrainPack:
-        """A fresh pack with its buffers; a validation pack keeps K and V only."""
-        names = spec.names(level) if cursor.trains else list(KEYS_AND_VALUES)
+        """A fresh pack whose buffers lie in borrowed memory."""
+        memory = loan.memory()
+        grad_out, layers = layout.cut(memory)
         return cls(
-            tokens=tokens.to(device),
+            tokens=tokens.to(memory.device),
             cursor=cursor,
-            level=level,
-            layers=[
-                LayerActivations(spec, names, tokens.num_tokens, device)
-                for _ in range(cursor.num_layers)
-            ],
-            grad_out=torch.zeros(
-                tokens.num_tokens, *spec.shapes["x"], dtype=spec.dtype, device=device
-            ),
+            layout=layout,
+            loan=loan,
+            layers=layers,
+            grad_out=grad_out,
         )
+
+    @property
+    def level(self) -> SaveLevel:
+        """What the pack keeps."""
+        return self.layout.level
+
+    def drop_saves(self, num_lasting_blocks: int) -> int:
+        """Keep layer inputs only from here on; returns how many blocks are free again."""
+        for layer in self.layers:
+            layer.drop(self.layout.dispensable)
+        self.layout = replace(self.layout, level=SaveLevel.INPUTS)
+        return self.loan.shrink(num_lasting_blocks)
 
     @property
     def num_tokens(self) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,80 +15,31 @@ from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.messages import JobProgress, StartJob
 from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.fairness import TRAINING_PRICE, FairShare
-from scheduler.policy.pack_cursor import Direction, PackCursor, Unit
+from scheduler.policy.pack_cursor import Direction, Unit
 from scheduler.policy.training import TrainDemand
 from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
+from workers.active_job import ActiveJob
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool, AdapterSlot
 from workers.adapter_rows import AdapterRows, AdapterRun
-from workers.attention import AttendsBack
+from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
-from workers.cpu_attention import pack_attention
 from workers.decoder import Decoder
-from workers.decoder_backward import BackwardUnit, DecoderBackward
+from workers.decoder_backward import DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.loss import window_loss
-from workers.model import DecoderConfig
 from workers.optimizer import OPTIMIZERS
+from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.peft_method import PEFT_METHODS, PeftMethod
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData
 from workers.train_job import TrainJob
-from workers.train_pack import PackTokens, TrainPack
-
-MIN_LOSS_TOKENS = 16  # below, reading the vocabulary's weights costs more than their products
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerLimits:
-    """Shapes and bounds of training.
-
-    Attributes:
-        pack_tokens: most tokens of a pack of several examples.
-        window_tokens: rows of a forward window that runs apart from inference.
-        range_tokens: rows of a backward unit.
-    """
-
-    memory_bytes: int
-    max_jobs: int
-    pack_tokens: int = 512
-    window_tokens: int = 256
-    range_tokens: int = 256
-
-
-@dataclass(slots=True)
-class ActiveJob:
-    """A job, the stream that it is in the middle of, and the pack in work.
-
-    Attributes:
-        window: a forward window that stands between two layers.
-        groups: attention groups of the pack's token ranges, shared by all layers.
-    """
-
-    job: TrainJob
-    stream: Generator[TrainPack]
-    pack: TrainPack
-    window: ForwardBatch | None = None
-    groups: dict[tuple[int, int], Sequence[AttendsBack]] = field(default_factory=dict)
-
-    def next_pack(self) -> bool:
-        """Take the stream's next pack; False when the job has ended."""
-        pack = next(self.stream, None)
-        if pack is not None:
-            self.pack = pack
-            self.groups.clear()
-        return pack is not None
-
-    def range_groups(self, start: int, stop: int, config: DecoderConfig) -> Sequence[AttendsBack]:
-        """Attention groups of tokens [start, stop) of the pack, rows counted from `start`."""
-        if (start, stop) not in self.groups:
-            window = TrainWindow(self.pack, start, stop, 0, self.pack.layers)
-            self.groups[start, stop] = pack_attention(window, config)
-        return self.groups[start, stop]
+from workers.train_pack import TrainPack
+from workers.training_memory import TrainingMemory
 
 
 class Trainer:
@@ -101,6 +51,7 @@ class Trainer:
         pool: AdapterPool,
         base: BaseIdentity,
         limits: TrainerLimits,
+        memory: TrainingMemory,
         writer: CheckpointWriter,
         report: Callable[[JobProgress], None],
         fair: FairShare,
@@ -112,11 +63,14 @@ class Trainer:
         self.writer = writer
         self.report = report
         self.fair = fair
+        self.memory = memory
         self.spec = ActivationSpec.of(decoder.config, decoder.weights.dtype)
+        self.placement = PackPlacement(decoder, self.spec, limits, memory)
         self.backward = DecoderBackward(decoder, self.spec)
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
         self.trained_tokens = 0
+        self.num_recalls = 0
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
             Direction.LOSS: self._loss_unit,
@@ -139,12 +93,11 @@ class Trainer:
             job = self._make_job(order, method, slot)
             if order.resume_from is not None:
                 job.restore(read_checkpoint(Path(order.resume_from), job.method))
-            stream = job.stream()
-            pack = next(stream, None)
-            if pack is None:
+            active = ActiveJob.try_begin(job)
+            if active is None:
                 return False
             undo.pop_all()
-        self.active[order.job_id] = ActiveJob(job, stream, pack)
+        self.active[order.job_id] = active
         self.fair.enter(order.tenant_id)
         return True
 
@@ -155,15 +108,68 @@ class Trainer:
             self._write(job, job.snapshot(), False)
         self.drop(job_id)
 
-    def demands(self) -> list[TrainDemand]:
-        """What each job could run next."""
-        return [self._demand(active) for active in self.active.values()]
+    def demands(self, lendable_blocks: int) -> list[TrainDemand]:
+        """See Training: what each job could run next, once packs that wait have found memory."""
+        self._place_packs(lendable_blocks)
+        return [
+            self._demand(active, active.pack)
+            for active in self.active.values()
+            if active.pack is not None
+        ]
 
-    def _demand(self, active: ActiveJob) -> TrainDemand:
+    def give_back(self, num_blocks: int) -> None:
+        """See Training: saves that can be computed again go first, then packs start over.
+
+        The last in order yields first.
+        """
+        freed = 0
+        for give in (self._drop_saves, self._start_over):
+            for active in reversed(self._in_order()):
+                if freed >= num_blocks:
+                    return
+                if active.pack is not None:
+                    freed += give(active, active.pack)
+
+    def _place_packs(self, lendable_blocks: int) -> None:
+        """Memory for packs that have none, in order; nobody is let past."""
+        waiting = [active for active in self._in_order() if active.pack is None]
+        room = min(lendable_blocks, self.memory.num_left)
+        for i, active in enumerate(waiting):
+            is_fixed = active.job.order.spec.deterministic
+            share = room // (len(waiting) - i)
+            if is_fixed:
+                share = self.memory.max_blocks // self.limits.max_jobs
+            pack = self.placement.try_place(active.work, room, share, is_fixed=is_fixed)
+            if pack is None:
+                return
+            active.pack = pack
+            room -= len(pack.loan.run)
+
+    def _in_order(self) -> list[ActiveJob]:
+        """Highest priority first, then the tenant that was served least."""
+
+        def place(active: ActiveJob) -> tuple[int, float, str]:
+            order = active.job.order
+            return -order.spec.priority, self.fair.level(order.tenant_id), order.job_id
+
+        return sorted(self.active.values(), key=place)
+
+    def _drop_saves(self, active: ActiveJob, pack: TrainPack) -> int:
+        if pack.level is not SaveLevel.FULL or active.job.order.spec.deterministic:
+            return 0
+        return pack.drop_saves(self.memory.blocks_for(pack.layout.lasting_bytes))
+
+    def _start_over(self, active: ActiveJob, pack: TrainPack) -> int:
+        self.num_recalls += 1
+        if pack.cursor.trains:
+            self.trained_tokens -= pack.cursor.num_forward_tokens
+        return active.start_over()
+
+    def _demand(self, active: ActiveJob, pack: TrainPack) -> TrainDemand:
         order = active.job.order
         return TrainDemand(
             order.job_id,
-            active.pack.cursor,
+            pack.cursor,
             served=self.fair.level(order.tenant_id),
             priority=order.spec.priority,
             may_ride=not order.spec.deterministic,
@@ -176,7 +182,7 @@ class Trainer:
         """The planned windows as packs and columns."""
         return [
             PackWindow(
-                self.active[w.job_id].pack,
+                self.active[w.job_id].running_pack(),
                 w.start,
                 w.count,
                 self.active[w.job_id].job.slot.columns,
@@ -190,8 +196,9 @@ class Trainer:
         row = 0
         for window in windows:
             active = self.active[window.job_id]
-            active.pack.keep_hidden(window.start, hidden[row : row + window.count])
-            active.pack.cursor = active.pack.cursor.after_window(window.count)
+            pack = active.running_pack()
+            pack.keep_hidden(window.start, hidden[row : row + window.count])
+            pack.cursor = pack.cursor.after_window(window.count)
             self._count(active, window.count)
             row += window.count
 
@@ -201,38 +208,37 @@ class Trainer:
     def run_units(self, plan: LaneUnits, may_go_on: Callable[[], bool]) -> Iterator[Unit]:
         """Run up to `plan.count` units of a job, yielding each once it is done."""
         active = self.active[plan.job_id]
+        pack = active.running_pack()
         for _ in range(plan.count):
-            unit = active.pack.cursor.next_unit()
+            unit = pack.cursor.next_unit()
             if unit is None or not may_go_on():
                 return
             self._run[unit.direction](active, unit)
-            active.pack.cursor = active.pack.cursor.after(unit)
+            pack.cursor = pack.cursor.after(unit)
             yield unit
 
     def advance(self, job_id: str) -> bool:
-        """Ask a job whose pack is done for its next one; False when the job has ended.
+        """Ask a job whose pack is done for more work; False when the job has ended.
 
         Raises:
             DomainError: the optimizer step failed.
         """
-        active = self.active[job_id]
-        while active.pack.cursor.is_done:
-            if not active.next_pack():
-                self.drop(job_id)
-                return False
-        return True
+        if self.active[job_id].next_work():
+            return True
+        self.drop(job_id)
+        return False
 
     def drop(self, job_id: str) -> None:
         """Forget a job that has ended or raised."""
         active = self.active.pop(job_id)
         self.fair.leave(active.job.order.tenant_id)
-        active.stream.close()
+        active.close()
         self.pool.discard(active.job.slot)
 
     # ---- inside ------------------------------------------------------------------------------
 
     def _forward_unit(self, active: ActiveJob, unit: Unit) -> None:
-        pack = active.pack
+        pack = active.running_pack()
         if active.window is None or pack.hidden is None:
             active.window = self._unit_batch(active, unit)
             pack.hidden = self.decoder.embed(active.window.token_ids)
@@ -243,7 +249,7 @@ class Trainer:
             active.window = pack.hidden = None
 
     def _unit_batch(self, active: ActiveJob, unit: Unit) -> ForwardBatch:
-        pack = active.pack
+        pack = active.running_pack()
         window = TrainWindow(pack, unit.start, unit.stop, 0, pack.layers)
         cos, sin = self.decoder.rotary.at(pack.tokens.positions[unit.start : unit.stop])
         return ForwardBatch(
@@ -263,7 +269,7 @@ class Trainer:
 
     def _backward_of(self, active: ActiveJob, unit: Unit) -> BackwardUnit:
         return BackwardUnit(
-            active.pack,
+            active.running_pack(),
             unit.layer,
             unit.start,
             unit.stop,
@@ -274,7 +280,7 @@ class Trainer:
 
     def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:
         """The loss of tokens whose hidden rows are there; their gradient takes its place."""
-        pack, tokens = active.pack, slice(unit.start, unit.stop)
+        pack, tokens = active.running_pack(), slice(unit.start, unit.stop)
         sums, grad = window_loss(
             self.decoder,
             pack.grad_out[tokens],
@@ -289,7 +295,7 @@ class Trainer:
     def _count(self, active: ActiveJob, tokens: int) -> None:
         order = active.job.order
         self.fair.charge(order.tenant_id, order.tenant_weight, TRAINING_PRICE * tokens)
-        if active.pack.cursor.trains:
+        if active.running_pack().cursor.trains:
             self.trained_tokens += tokens
 
     def _make_method(self, spec: FinetuneSpec) -> PeftMethod:
@@ -326,7 +332,6 @@ class Trainer:
             grads=FlatParams(method.shapes(), wide, self.device),
             term_grads=TermGrads(self.decoder.config, slot.columns, wide, self.device),
             optimizer_state=optimizer.init_state(params.flat),
-            allocate=self._allocate,
             report=self.report,
             checkpoint=self._write,
         )
@@ -339,46 +344,22 @@ class Trainer:
             raise InvalidInput(f"The data set cannot be read: {error}") from None
         if not 0 <= examples.token_ids.min() <= examples.token_ids.max() < config.vocab_size:
             raise InvalidInput("The data set holds a token id outside the vocabulary.")
-        if int(np.diff(examples.offsets).max()) > config.max_model_len:
+        longest = int(np.diff(examples.offsets).max())
+        if longest > config.max_model_len:
             raise InvalidInput("The data set holds an example longer than the model's context.")
+        if not self.placement.fits(longest):
+            raise InvalidInput(
+                f"An example of {longest} tokens does not fit into this worker's memory for "
+                "training; kv_cache_tokens and training_memory_bytes bound it."
+            )
+        pack_tokens = self.limits.pack_tokens
         return TrainData(
             examples,
             spec.examples_per_step,
             spec.n_epochs,
             spec.seed,
-            self.limits.pack_tokens,
+            pack_tokens if self.placement.fits(pack_tokens) else longest,
         )
-
-    def _allocate(self, tokens: PackTokens, trains: bool) -> TrainPack:
-        level = self._level(tokens.num_tokens)
-        cursor = PackCursor.begin(
-            tokens.num_tokens,
-            self.decoder.config.num_layers,
-            trains=trains,
-            window_tokens=self.limits.window_tokens,
-            range_tokens=self.limits.range_tokens,
-            loss_tokens=self._loss_tokens(),
-            is_window_outer=level is SaveLevel.WINDOW_OUTER,
-        )
-        return TrainPack.allocate(tokens, cursor, self.spec, level, self.device)
-
-    def _loss_tokens(self) -> int:
-        """Tokens whose loss costs about what a window costs in one layer."""
-        config, window = self.decoder.config, self.limits.window_tokens
-        layer = sum(
-            linear.in_features * linear.out_features for linear in self.decoder.arena.linears
-        )
-        vocabulary = 2 * config.vocab_size * config.hidden_size  # forward and back
-        return max(1, min(window, max(MIN_LOSS_TOKENS, window * layer // vocabulary)))
-
-    def _level(self, num_tokens: int) -> SaveLevel:
-        """The most that a job's share of training memory holds: it follows from the pack alone."""
-        share = self.limits.memory_bytes // self.limits.max_jobs
-        token_layers = num_tokens * self.decoder.config.num_layers
-        for level in (SaveLevel.FULL, SaveLevel.INPUTS):
-            if token_layers * self.spec.bytes_per_token(level) <= share:
-                return level
-        return SaveLevel.WINDOW_OUTER
 
     def _write(self, job: TrainJob, data: CheckpointData, is_final: bool) -> None:
         self.writer.submit(

@@ -29,7 +29,12 @@ _WITHOUT_EFFECT = frozenset(
         *("qalora_group_size", "revision", "task_type"),
     }
 )
-_READ = frozenset({"r", "lora_alpha", "target_modules", "use_rslora", "init_lora_weights"})
+_READ = frozenset(
+    {
+        *("r", "lora_alpha", "target_modules", "use_rslora", "init_lora_weights"),
+        *("rank_pattern", "alpha_pattern"),
+    }
+)
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # others rewrite the base's weights
 _MAX_SHOWN_CHARS = 80
 
@@ -69,15 +74,19 @@ def read_lora_options(config: dict[str, Any]) -> LoraOptions:
     for key, value in config.items():
         _check_option(key, value)
     modules = config.get("target_modules")
-    if not isinstance(modules, list) or len(set(map(str, modules))) != len(modules):
+    if (
+        not isinstance(modules, list)
+        or not all(isinstance(module, str) for module in modules)
+        or len(set(modules)) != len(modules)
+    ):
         raise InvalidInput(
             "target_modules must be a list of distinct projections, such as ['q_proj', 'v_proj'].",
             param="adapter_config.json",
         )
     try:
         return LoraOptions(
-            rank=config["r"],
-            alpha=config["lora_alpha"],
+            rank=_common("rank_pattern", config, config["r"], modules),
+            alpha=_common("alpha_pattern", config, config["lora_alpha"], modules),
             target_modules=tuple(modules),
             use_rslora=config.get("use_rslora") or False,
         )
@@ -94,19 +103,37 @@ def read_lora_options(config: dict[str, Any]) -> LoraOptions:
         ) from None
 
 
+def _common(key: str, config: dict[str, Any], plain: Any, modules: list[str]) -> Any:
+    """The one value that all projections have, by a pattern of their names or without one.
+
+    Raises:
+        InvalidInput: they have several, or the pattern is of anything but names.
+    """
+    pattern = config.get(key) or {}
+    known = isinstance(pattern, dict) and pattern.keys() <= set(modules)
+    values = [pattern.get(module, plain) for module in modules] if known else []
+    if not known or any(value != values[0] for value in values):
+        raise _uncomputed(key, pattern)
+    return values[0] if values else plain
+
+
 def _check_option(key: str, value: object) -> None:
     if key in _WITHOUT_EFFECT:
         return
     if key == "init_lora_weights":
         computed = value in _INITS
-    elif key in PLAIN:
+    elif key in PLAIN and key not in _READ:
         computed = value is None or value == PLAIN[key]
     else:  # what this service has never heard of may be there, as long as it is off
         computed = key in _READ or not value
     if not computed:
-        shown = f"{key}={value!r}"
-        shown = shown if len(shown) <= _MAX_SHOWN_CHARS else f"{shown[:_MAX_SHOWN_CHARS]}..."
-        raise InvalidInput(
-            f"LoRA with {shown} is not supported; train or convert it to a plain LoRA.",
-            param="adapter_config.json",
-        )
+        raise _uncomputed(key, value)
+
+
+def _uncomputed(key: str, value: object) -> InvalidInput:
+    shown = f"{key}={value!r}"
+    shown = shown if len(shown) <= _MAX_SHOWN_CHARS else f"{shown[:_MAX_SHOWN_CHARS]}..."
+    return InvalidInput(
+        f"LoRA with {shown} is not supported; train or convert it to a plain LoRA.",
+        param="adapter_config.json",
+    )

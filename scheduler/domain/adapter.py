@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 MANIFEST_FILE = "manifest.json"
+ARCHIVE_FILE = "adapter_model.tandem"  # in place of the tensors, where a codec has made them small
+ARCHIVE_MAGIC = b"TNDMAD01"  # its first bytes
 
 
 class AdapterRef(BaseModel):

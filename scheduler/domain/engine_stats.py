@@ -92,7 +92,9 @@ class EngineStats(Message):
     kv_usage: float = Field(ge=0, le=1)
     num_free_blocks: int
     num_blocks: int
+    num_training_blocks: int = Field(0, description="Blocks that training has borrowed.")
     num_preemptions: int
+    num_recalls: int = Field(0, description="Training packs that started over to free blocks.")
     resident_adapters: tuple[str, ...]
     active_jobs: tuple[str, ...]
     steps: tuple[StepSample, ...] = ()
@@ -107,3 +109,8 @@ class EngineStats(Message):
         default_factory=dict, description="Over all steps, by what was measured."
     )
     slo: tuple[SloTotals, ...] = ()
+
+    @property
+    def training_usage(self) -> float:
+        """Share of the blocks that training has borrowed, 0..1."""
+        return self.num_training_blocks / self.num_blocks

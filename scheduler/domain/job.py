@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from scheduler.domain.adapter_order import Compression
 from scheduler.domain.errors import InvalidTransition
 
 
@@ -83,6 +84,9 @@ class FinetuneSpec(BaseModel):
     deterministic: bool = False
     priority: int = Field(0, ge=-10, le=10)
     max_share: float = Field(1.0, gt=0, le=1)
+    compress: Compression | None = Field(
+        None, description="Made of the final version once the job has succeeded."
+    )
 
     @property
     def examples_per_step(self) -> int:

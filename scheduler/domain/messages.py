@@ -170,6 +170,9 @@ class WorkerCapabilities(Message):
     optimizers: dict[str, dict[str, Any]]
     objectives: dict[str, dict[str, Any]]
     kv_policies: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    codecs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    ladders: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    merges: dict[str, dict[str, Any]] = Field(default_factory=dict)
     max_rank: int
     max_num_sequences: int
     service_classes: dict[str, ClassTargets] = Field(

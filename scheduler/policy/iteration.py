@@ -19,9 +19,17 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
 from scheduler.policy.latency import ForwardShape, LatencyLaw
 from scheduler.policy.slack import SloTargets, step_slack_ms
-from scheduler.policy.training import TrainDemand, TrainingShare, plan_beside, plan_training
+from scheduler.policy.training import (
+    TrainDemand,
+    Training,
+    TrainingShare,
+    plan_beside,
+    plan_training,
+)
 from scheduler.policy.waiting import WaitingLines
 
+GROWTH_TOKENS = 64  # room that is kept for each running sequence before anything is lent
+LENDING_PAUSE_S = 0.5
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
 
 
@@ -39,7 +47,11 @@ class StepLimits:
 
 
 class IterationScheduler:
-    """Waiting and running sequences of one base model, and their blocks."""
+    """Waiting and running sequences of one base model, and their blocks.
+
+    Blocks that serving leaves free are lent to training; before any sequence is preempted, or kept
+    waiting for blocks, training gives them back.
+    """
 
     def __init__(
         self,
@@ -48,6 +60,7 @@ class IterationScheduler:
         law: LatencyLaw,
         classes: Mapping[str, SloTargets],
         fair: FairShare,
+        training: Training,
         beside: LatencyLaw | None = None,
     ) -> None:
         self.pool = pool
@@ -56,10 +69,13 @@ class IterationScheduler:
         self.beside = beside
         self.classes = classes
         self.fair = fair
+        self.training = training
         self.waiting = WaitingLines(fair)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._training_ran_s = 0.0
+        self._is_recalling = False
+        self._lends_from_s = 0.0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -75,14 +91,13 @@ class IterationScheduler:
         self.fair.leave(sequence.request.tenant_id)
         self._free_blocks(sequence)
 
-    def schedule(
-        self, now_s: float, demands: list[TrainDemand], admit: Callable[[Sequence], bool]
-    ) -> StepPlan:
+    def schedule(self, now_s: float, admit: Callable[[Sequence], bool]) -> StepPlan:
         """Fill one step: serving first, then training within the slack that is left.
 
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
         spans = self._spans(admit)
+        demands = self.training.demands(self._lendable_blocks(now_s))
         shape = self.forward_shape(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
@@ -213,8 +228,8 @@ class IterationScheduler:
         if len(self.running) >= self.limits.max_num_sequences:
             return None
         for sequence in self.waiting.heads():
-            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
-            if not self.pool.can_allocate(needed):
+            needed = self._blocks_to_begin(sequence)
+            if not self._have_free(needed):
                 return None
             if admit(sequence):
                 self.waiting.remove(sequence)
@@ -236,10 +251,41 @@ class IterationScheduler:
         needed = self.pool.blocks_for(sequence.num_computed_tokens + count)
         missing = needed - len(sequence.block_table)
         if missing > 0:
-            if not self.pool.can_allocate(missing):
+            if not self._have_free(missing):
                 return False
             sequence.block_table += self.pool.allocate(sequence.id, missing)
         return True
+
+    # ---- memory that training borrows ------------------------------------------------------
+
+    def _have_free(self, count: int) -> bool:
+        """Whether `count` blocks are free, if need be because training gives some back."""
+        missing = count - self.pool.num_free
+        if missing > 0 and self.pool.num_lent:
+            self.training.give_back(missing)
+            self._is_recalling = True
+        return self.pool.can_allocate(count)
+
+    def _lendable_blocks(self, now_s: float) -> int:
+        """Blocks that neither those who run nor those next in line will soon need.
+
+        After a recall nothing is lent for a while, or training would begin in vain.
+        """
+        if self._is_recalling:
+            self._lends_from_s, self._is_recalling = now_s + LENDING_PAUSE_S, False
+        if now_s < self._lends_from_s:
+            return 0
+        size = self.pool.block_size
+        growth = sum(
+            self.pool.blocks_for(len(s.token_ids) + GROWTH_TOKENS) - len(s.block_table)
+            for s in self.running
+            if len(s.block_table) * size < len(s.token_ids) + GROWTH_TOKENS
+        )
+        next_in_line = sum(map(self._blocks_to_begin, self.waiting.heads()))
+        return max(0, self.pool.num_free - growth - next_in_line)
+
+    def _blocks_to_begin(self, sequence: Sequence) -> int:
+        return self.pool.blocks_for(len(sequence.token_ids) + 1)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -1,8 +1,10 @@
 """The latency law: what a step will take, learnt while it runs.
 
 A packed forward costs a fixed part, the GEMMs of its rows (a measured curve, since small batches
-are bound by memory), and attention by kind. A unit of the training lane costs a fixed part and its
-tokens. Each has a fit of its own; predictions carry the fit's own mean error as a margin.
+are bound by memory), and attention by kind. A unit of the training lane costs a fixed part, its
+tokens (fewer products at the first layer, whose input needs no gradient), its attention, and more
+right after a packed forward. Each has a fit of its own; predictions carry the fit's own mean error
+as a margin.
 """
 
 from __future__ import annotations
@@ -12,6 +14,13 @@ from dataclasses import dataclass
 
 from scheduler.policy.least_squares import OnlineLeastSquares
 from scheduler.policy.pack_cursor import Direction, Unit
+
+UNIT_WORK = {  # relative to a forward of the same tokens, before anything is known
+    Direction.FORWARD: 1.0,
+    Direction.LOSS: 1.0,
+    Direction.RECOMPUTE: 1.0,
+    Direction.BACKWARD: 1.5,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +67,8 @@ class LatencyLaw:
         per_token_layer = costs.at(costs.rows[-1]) / costs.rows[-1] / num_layers
         self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01])
         self._units = {
-            Direction.FORWARD: OnlineLeastSquares([0.1, per_token_layer]),
-            Direction.LOSS: OnlineLeastSquares([0.1, per_token_layer]),
-            Direction.RECOMPUTE: OnlineLeastSquares([0.1, per_token_layer]),
-            Direction.BACKWARD: OnlineLeastSquares([0.2, 1.5 * per_token_layer]),
+            direction: OnlineLeastSquares([0.1 * work, work * per_token_layer, 0.0, 0.0, 0.0])
+            for direction, work in UNIT_WORK.items()
         }
 
     def forward_ms(self, shape: ForwardShape) -> float:
@@ -71,9 +78,9 @@ class LatencyLaw:
         floor = 0.5 * self.costs.at(shape.num_rows)
         return max(floor, self._forward.predict(self._features(shape)))
 
-    def unit_ms(self, unit: Unit) -> float:
-        """Expected time of one unit."""
-        return max(0.01, self._units[unit.direction].predict([1.0, float(unit.num_tokens)]))
+    def unit_ms(self, unit: Unit, *, is_cold: bool = False) -> float:
+        """Expected time of one unit; it is cold if it finds a packed forward in the caches."""
+        return max(0.01, self._units[unit.direction].predict(unit_features(unit, is_cold=is_cold)))
 
     @property
     def unit_margin_ms(self) -> float:
@@ -89,9 +96,9 @@ class LatencyLaw:
         """Learn from a packed forward."""
         self._forward.observe(self._features(shape), elapsed_ms)
 
-    def observe_unit(self, unit: Unit, elapsed_ms: float) -> None:
+    def observe_unit(self, unit: Unit, elapsed_ms: float, *, is_cold: bool = False) -> None:
         """Learn from a unit."""
-        self._units[unit.direction].observe([1.0, float(unit.num_tokens)], elapsed_ms)
+        self._units[unit.direction].observe(unit_features(unit, is_cold=is_cold), elapsed_ms)
 
     def _features(self, shape: ForwardShape) -> list[float]:
         return [
@@ -101,3 +108,15 @@ class LatencyLaw:
             shape.context_tokens / 1e3,
             shape.score_pairs / 1e3,
         ]
+
+
+def unit_features(unit: Unit, *, is_cold: bool) -> list[float]:
+    """What a unit's cost is linear in."""
+    tokens = float(unit.num_tokens)
+    return [
+        1.0,
+        tokens,
+        unit.num_pairs / 1e3,
+        tokens if unit.layer == 0 else 0.0,
+        1.0 if is_cold else 0.0,
+    ]

@@ -13,8 +13,9 @@ scheduler's choice, their shape is not, so a run without inference repeats itsel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import accumulate, chain, pairwise
 
 
 class Direction(StrEnum):
@@ -28,12 +29,17 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One layer, or the loss after the last one, over tokens [start, stop) of a pack."""
+    """One layer, or the loss after the last one, over tokens [start, stop) of a pack.
+
+    Attributes:
+        num_pairs: pairs of a query of the range and a key that it sees.
+    """
 
     direction: Direction
     layer: int
     start: int
     stop: int
+    num_pairs: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +61,7 @@ class PackCursor:
             vocabulary's weights are read for every piece of it.
         window_stop: end of the window in work; equals num_forward_tokens when none is.
         recompute_layer: next layer to compute again for the range in work.
+        pairs_before: for each token, query-key pairs of all tokens before it; one more at the end.
     """
 
     num_tokens: int
@@ -71,6 +78,7 @@ class PackCursor:
     recompute_layer: int = 0
     backward_layer: int
     range_stop: int
+    pairs_before: tuple[int, ...] = field(repr=False)
 
     @classmethod
     def begin(
@@ -83,8 +91,15 @@ class PackCursor:
         range_tokens: int,
         loss_tokens: int | None = None,
         is_window_outer: bool = False,
+        bounds: tuple[int, ...] | None = None,
     ) -> PackCursor:
-        """A pack of which nothing has run; its loss comes in windows unless told otherwise."""
+        """A pack of which nothing has run; its loss comes in windows unless told otherwise.
+
+        `bounds` are the starts of its examples, and its end; by default it is a single example.
+        """
+        positions = chain.from_iterable(
+            range(1, stop - start + 1) for start, stop in pairwise(bounds or (0, num_tokens))
+        )
         return cls(
             num_tokens=num_tokens,
             num_layers=num_layers,
@@ -95,6 +110,7 @@ class PackCursor:
             is_window_outer=is_window_outer and trains,
             backward_layer=num_layers - 1 if trains else -1,
             range_stop=num_tokens,
+            pairs_before=tuple(accumulate(positions, initial=0)),
         )
 
     @property
@@ -108,9 +124,19 @@ class PackCursor:
         return self.window_layer > 0
 
     @property
+    def has_begun_backward(self) -> bool:
+        """Whether a unit has added to the job's gradient, or may have."""
+        is_below = self.backward_layer < self.num_layers - 1 or self.recompute_layer > 0
+        return self.trains and (is_below or self.range_stop < self.num_tokens)
+
+    @property
     def is_done(self) -> bool:
         """Whether neither forward nor backward work is left."""
         return self.num_loss_tokens == self.num_tokens and self.backward_layer < 0
+
+    def num_pairs(self, start: int, stop: int) -> int:
+        """Query-key pairs of tokens [start, stop)."""
+        return self.pairs_before[stop] - self.pairs_before[start]
 
     def next_unit(self) -> Unit | None:
         """The only unit that may run next; None when all is done."""
@@ -121,7 +147,7 @@ class PackCursor:
                 if self.is_suspended
                 else min(start + self.window_tokens, self.num_tokens)
             )
-            return Unit(Direction.FORWARD, self.window_layer, start, stop)
+            return self._unit(Direction.FORWARD, self.window_layer, start, stop)
         if self.num_loss_tokens < self.num_tokens:
             start = self.num_loss_tokens
             stop = min(start + self.loss_tokens, self.num_tokens)
@@ -130,8 +156,8 @@ class PackCursor:
             return None
         start = max(0, self.range_stop - self.range_tokens)
         if self.is_window_outer and self.recompute_layer < self.num_layers:
-            return Unit(Direction.RECOMPUTE, self.recompute_layer, start, self.range_stop)
-        return Unit(Direction.BACKWARD, self.backward_layer, start, self.range_stop)
+            return self._unit(Direction.RECOMPUTE, self.recompute_layer, start, self.range_stop)
+        return self._unit(Direction.BACKWARD, self.backward_layer, start, self.range_stop)
 
     def after(self, unit: Unit) -> PackCursor:
         """The cursor once `next_unit()` has run."""
@@ -151,6 +177,9 @@ class PackCursor:
         stop = self.num_forward_tokens + count
         assert stop <= self.num_tokens
         return replace(self, num_forward_tokens=stop, window_stop=stop, window_layer=0)
+
+    def _unit(self, direction: Direction, layer: int, start: int, stop: int) -> Unit:
+        return Unit(direction, layer, start, stop, self.num_pairs(start, stop))
 
     def _after_range(self, unit: Unit) -> PackCursor:
         if unit.layer > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.latency import LatencyLaw
@@ -56,6 +57,16 @@ class TrainingShare:
         return self.work_ms - self.expected_ms
 
 
+class Training(Protocol):
+    """Those who train, as the scheduler sees them; they borrow blocks that serving leaves free."""
+
+    def demands(self, lendable_blocks: int) -> list[TrainDemand]:
+        """What each job could run next; up to `lendable_blocks` more may be borrowed for it."""
+
+    def give_back(self, num_blocks: int) -> None:
+        """Free at least so many borrowed blocks at once, or all there are."""
+
+
 def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:
     """Higher priority first, then least served, then by name."""
     return sorted(demands, key=lambda d: (-d.priority, d.served, d.job_id))
@@ -96,6 +107,7 @@ def plan_training(
     units: list[LaneUnits] = []
     left_ms = affordable_ms = max(0.0, budget_ms - law.unit_margin_ms)
     work_ms = 0.0
+    is_cold = window_ms is not None
     for demand in in_order(demands):
         cursor = demand.cursor
         own_ms = min(left_ms, budget_ms * demand.max_share)
@@ -108,7 +120,7 @@ def plan_training(
                 left_ms -= window_ms(count)
                 work_ms += window_work_ms(cursor, count, law)
                 cursor = cursor.after_window(count)
-        count, spent_ms = affordable_units(cursor, own_ms, law)
+        count, spent_ms = affordable_units(cursor, own_ms, law, is_cold=is_cold and not units)
         left_ms -= spent_ms
         work_ms += spent_ms
         if count:
@@ -145,7 +157,8 @@ def plan_beside(
         if count:
             lane.append(LaneUnits(demand.job_id, count))
         left_ms = step_ms - max(lane_ms, spent_ms) - rest_ms
-        more, more_ms = affordable_units(cursor, min(left_ms, step_ms * demand.max_share), law)
+        own_ms = min(left_ms, step_ms * demand.max_share)
+        more, more_ms = affordable_units(cursor, own_ms, law, is_cold=False)
         rest_ms, work_ms = rest_ms + more_ms, work_ms + more_ms
         if more:
             after.append(LaneUnits(demand.job_id, more))
@@ -160,7 +173,8 @@ def plan_beside(
 def window_work_ms(cursor: PackCursor, count: int, law: LatencyLaw) -> float:
     """What a window's tokens would take as units of their own."""
     start = cursor.num_forward_tokens
-    layer = Unit(Direction.FORWARD, 0, start, start + count)
+    pairs = cursor.num_pairs(start, start + count)
+    layer = Unit(Direction.FORWARD, 0, start, start + count, pairs)
     return cursor.num_layers * law.unit_ms(layer)
 
 
@@ -170,11 +184,16 @@ def can_ride(demand: TrainDemand) -> bool:
     return demand.may_ride and cursor.num_uncomputed_tokens > 0 and not cursor.is_suspended
 
 
-def affordable_units(cursor: PackCursor, budget_ms: float, law: LatencyLaw) -> tuple[int, float]:
-    """How many of a pack's next units fit in `budget_ms`, and what they cost."""
+def affordable_units(
+    cursor: PackCursor, budget_ms: float, law: LatencyLaw, *, is_cold: bool
+) -> tuple[int, float]:
+    """How many of a pack's next units fit in `budget_ms`, and what they cost.
+
+    `is_cold` says that a packed forward comes right before the first.
+    """
     count, spent_ms = 0, 0.0
     while (unit := cursor.next_unit()) is not None:
-        cost_ms = law.unit_ms(unit)
+        cost_ms = law.unit_ms(unit, is_cold=is_cold and not count)
         if spent_ms + cost_ms > budget_ms:
             break
         count, spent_ms, cursor = count + 1, spent_ms + cost_ms, cursor.after(unit)

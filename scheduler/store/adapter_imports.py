@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, func, insert, select
 
-from scheduler.domain.errors import QuotaExceeded
+from scheduler.domain.errors import Conflict, QuotaExceeded
+from scheduler.domain.job import JobStatus, is_final
 from scheduler.store.clock import DbNow
 from scheduler.store.ids import new_id
-from scheduler.store.tables import adapter_versions, adapters
-from scheduler.store.versions import newest_version
+from scheduler.store.tables import adapter_versions, adapters, jobs
+from scheduler.store.versions import TRAINED, newest_version
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,13 +24,16 @@ IMPORTED = "import"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportedVersion:
+class StoredVersion:
     """A checked artefact in the object store.
 
     Attributes:
         uri: key of its folder.
         digest: content digest, as in its manifest.
         base_digest: digest of the base weights that it was checked against.
+        origin: `import`, or the kind of the order that made it.
+        parent_version: the version of the same adapter that it was made of.
+        recipe: how it was made, for whoever looks at it.
     """
 
     uri: str
@@ -38,6 +42,9 @@ class ImportedVersion:
     base_digest: str
     method: str
     metrics: dict[str, float] = field(default_factory=dict)
+    origin: str = IMPORTED
+    parent_version: int | None = None
+    recipe: dict[str, Any] | None = None
 
 
 def new_adapter_id() -> str:
@@ -67,9 +74,7 @@ async def insert_adapter(
     )
 
 
-async def insert_version(
-    conn: AsyncConnection, adapter: Row[Any], imported: ImportedVersion
-) -> int:
+async def insert_version(conn: AsyncConnection, adapter: Row[Any], stored: StoredVersion) -> int:
     """Write the next version of an adapter whose row the caller holds; returns its number."""
     version = await newest_version(conn, adapter.id) + 1
     await conn.execute(
@@ -78,23 +83,40 @@ async def insert_version(
             version=version,
             name=f"{adapter.model_name}@{version}",
             step=0,
-            digest=imported.digest,
-            uri=imported.uri,
-            num_bytes=imported.num_bytes,
+            digest=stored.digest,
+            uri=stored.uri,
+            num_bytes=stored.num_bytes,
             created_at=DbNow(),
-            origin=IMPORTED,
-            base_digest=imported.base_digest,
-            method=imported.method,
-            metrics=imported.metrics,
+            origin=stored.origin,
+            base_digest=stored.base_digest,
+            method=stored.method,
+            metrics=stored.metrics,
+            parent_version=stored.parent_version,
+            recipe=stored.recipe,
         )
     )
     return version
 
 
+async def refuse_while_job_runs(conn: AsyncConnection, adapter: Row[Any]) -> None:
+    """A running job numbers its adapter's versions itself.
+
+    Raises:
+        Conflict: it runs.
+    """
+    status = await conn.scalar(select(jobs.c.status).where(jobs.c.id == adapter.job_id))
+    if status is not None and not is_final(JobStatus(status)):
+        raise Conflict(
+            f"Job {adapter.job_id} still makes versions of {adapter.model_name!r}; cancel it "
+            "first.",
+            param="model",
+        )
+
+
 async def check_room(
     conn: AsyncConnection, tenant_id: str, num_bytes: int, limit_bytes: int | None
 ) -> None:
-    """Refuse what would bring the tenant's imported versions over its limit.
+    """Refuse what would bring the tenant's versions that no job made over their limit.
 
     Raises:
         QuotaExceeded: it would.
@@ -105,12 +127,13 @@ async def check_room(
     query = (
         select(total)
         .join(adapters, adapters.c.id == adapter_versions.c.adapter_id)
-        .where(adapters.c.tenant_id == tenant_id, adapter_versions.c.origin == IMPORTED)
+        .where(adapters.c.tenant_id == tenant_id, adapter_versions.c.origin != TRAINED)
     )
     held_bytes = int(await conn.scalar(query) or 0)
     if held_bytes + num_bytes > limit_bytes:
         raise QuotaExceeded(
-            f"This adapter would bring your imported adapters to {held_bytes + num_bytes} bytes; "
-            f"the limit is {limit_bytes}. Delete adapters you no longer need.",
+            f"This would bring your adapters that no job has trained to "
+            f"{held_bytes + num_bytes} bytes; the limit is {limit_bytes}. Delete adapters you no "
+            "longer need.",
             param="file",
         )

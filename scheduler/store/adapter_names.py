@@ -1,7 +1,7 @@
 """What a model name means: the one version of an adapter that answers to it.
 
 NAME                 the promoted version, else the one that the job or the import published
-NAME:live            the promoted version, else the newest
+NAME:live            the promoted version, else the newest that was trained or imported
 NAME:TAG             the version that the tag is on
 NAME@N               version N
 NAME:ckpt-step-N     the version of that training step
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
+from scheduler.domain.adapter_order import OrderKind
 from scheduler.domain.errors import InvalidInput, ModelNotFound
 from scheduler.store.tables import adapter_tags, adapter_versions, adapters
 
@@ -77,8 +78,10 @@ def _plain(model_name: str) -> ColumnElement[bool]:
 
 def _labelled(model_name: str, label: str) -> ColumnElement[bool]:
     if label == LIVE:
-        live = func.coalesce(adapters.c.live_version, adapter_versions.c.version)
-        return adapter_versions.c.version == live  # of all of them the newest comes first
+        versions, made = adapter_versions.c, (OrderKind.COMPRESS, OrderKind.MERGE)
+        was_made = func.coalesce(versions.origin, "").in_(made)
+        is_newest = adapters.c.live_version.is_(None) & ~was_made  # of all the newest comes first
+        return or_(versions.version == adapters.c.live_version, is_newest)
     tagged = select(adapter_tags.c.version).where(
         adapter_tags.c.adapter_id == adapters.c.id, adapter_tags.c.tag == label
     )

@@ -22,11 +22,13 @@ class AdapterVersion:
 
     Attributes:
         name: its `ckpt-step-N` name; an imported version has its `@N` name.
-        origin: `job` or `import`; None when it is older than the registry, like what follows.
+        origin: `job`, `import`, or the kind of the order that made it; None when it is older than
+            the registry, like what follows.
         base_digest: digest of the base weights that it belongs to.
         job_id: the job that trained it.
         data_digests: SHA-256 of the files that it was trained on, by role.
-        parent_version: the version of the same adapter that training went on from.
+        parent_version: the version of the same adapter that it was made of.
+        recipe: how it was compressed or merged; only its owner sees that.
     """
 
     version: int
@@ -43,6 +45,7 @@ class AdapterVersion:
     data_digests: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     parent_version: int | None = None
+    recipe: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +139,7 @@ def version_of(row: Row[Any], *, is_owner: bool) -> AdapterVersion:
         data_digests=(row.data_digests or {}) if is_owner else {},
         metrics=row.metrics or {},
         parent_version=row.parent_version,
+        recipe=row.recipe if is_owner else None,
     )
 
 

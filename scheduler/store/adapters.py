@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Row, Select, delete, func, or_, select, update
 
 from scheduler.domain.adapter import AdapterRef
-from scheduler.domain.errors import AdapterInUse, Conflict, NotFound, PermissionDenied
-from scheduler.domain.job import JobStatus, is_final
+from scheduler.domain.errors import AdapterInUse, NotFound, PermissionDenied
 from scheduler.store import adapter_pointers, adapter_shares
 from scheduler.store.adapter_imports import (
-    ImportedVersion,
+    StoredVersion,
     check_room,
     insert_adapter,
     insert_version,
+    refuse_while_job_runs,
 )
 from scheduler.store.adapter_names import unknown_model, version_query
 from scheduler.store.adapter_record import (
@@ -29,7 +29,7 @@ from scheduler.store.adapter_record import (
 from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.page import Order, Page, fetch_page
-from scheduler.store.tables import adapter_versions, adapters, jobs, tenants
+from scheduler.store.tables import adapter_versions, adapters, tenants
 from scheduler.store.tenants import lock_tenant
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class TenantAdapters:
         adapter_id: str,
         name: str,
         base_model: str,
-        imported: ImportedVersion,
+        imported: StoredVersion,
         *,
         max_total_bytes: int | None = None,
         idempotency: IdempotencyKey | None = None,
@@ -207,7 +207,7 @@ class TenantAdapters:
             return await self._whole(conn, adapter_id)
 
     async def add_version(
-        self, adapter_id: str, imported: ImportedVersion, *, max_total_bytes: int | None = None
+        self, adapter_id: str, imported: StoredVersion, *, max_total_bytes: int | None = None
     ) -> AdapterVersion:
         """Record a further version; the plain name goes on meaning what it meant.
 
@@ -220,7 +220,7 @@ class TenantAdapters:
         async with self._db.begin() as conn:
             await lock_tenant(conn, self._tenant_id)
             adapter = await self._owned(conn, adapter_id)
-            await _refuse_while_job_runs(conn, adapter)
+            await refuse_while_job_runs(conn, adapter)
             await check_room(conn, self._tenant_id, imported.num_bytes, max_total_bytes)
             version = await insert_version(conn, adapter, imported)
         return await self.version(adapter_id, version)
@@ -295,7 +295,7 @@ class TenantAdapters:
             AdapterInUse: it is pinned, or shared.
         """
         async with self._changing(adapter_id) as (conn, row):
-            await _refuse_while_job_runs(conn, row)
+            await refuse_while_job_runs(conn, row)
             await _refuse_while_wanted(conn, row)
             adapter = await self._whole(conn, adapter_id)
             await conn.execute(
@@ -355,16 +355,6 @@ def _borrowed(adapter_id: str, owner_name: str) -> PermissionDenied:
         f"Adapter {adapter_id!r} is shared with you by {owner_name!r}: you may call it; only its "
         "owner may change or export it."
     )
-
-
-async def _refuse_while_job_runs(conn: AsyncConnection, adapter: Row[Any]) -> None:
-    status = await conn.scalar(select(jobs.c.status).where(jobs.c.id == adapter.job_id))
-    if status is not None and not is_final(JobStatus(status)):
-        raise Conflict(
-            f"Job {adapter.job_id} still makes versions of {adapter.model_name!r}; cancel it "
-            "first.",
-            param="model",
-        )
 
 
 async def _refuse_while_wanted(conn: AsyncConnection, adapter: Row[Any]) -> None:

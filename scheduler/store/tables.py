@@ -213,6 +213,7 @@ adapter_versions = Table(
     Column("data_digests", JSON(none_as_null=True)),
     Column("metrics", JSON(none_as_null=True)),
     Column("parent_version", Integer),
+    Column("recipe", JSON(none_as_null=True)),
 )
 
 
@@ -256,15 +257,21 @@ adapter_shares = Table(
 )
 
 # Full models made of a base and a version; the row is the order and the record of it.
-adapter_merges = Table(
-    "adapter_merges",
+adapter_orders = Table(
+    "adapter_orders",
     metadata,
-    Column("adapter_id", String(64), primary_key=True),
-    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("id", String(64), primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
     Column("status", String(16), nullable=False, index=True),
+    Column("adapter_id", String(64), nullable=False),
+    Column("version", Integer),
+    Column("base_model", Text, nullable=False),
+    Column("options", JSON(none_as_null=True)),
+    Column("max_total_bytes", BigInteger),
     Column("uri", Text),
     Column("files", JSON(none_as_null=True)),
+    Column("result_version", Integer),
     Column("error_message", Text),
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from scheduler.tasks.encode import EncodedSummary
-from scheduler.tasks.merge_process import merge_in_child
+from scheduler.tasks.programs import run_program
 
 if TYPE_CHECKING:
     from scheduler.store.database import Database
     from scheduler.store.objects import ObjectStore
 
 Encode: TypeAlias = Callable[[Path, Path, Path], Awaitable[EncodedSummary]]
-Merge: TypeAlias = Callable[[Path, Path, Path], Awaitable[None]]
+RunProgram: TypeAlias = Callable[[str, Mapping[str, str | Path]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,11 @@ class TaskContext:
     Attributes:
         model_dirs: base model id -> folder.
         encode: `encode_data_set`, awaited.
-        merge: base, adapter and target folder -> a full model in the target.
+        run: runs one of `programs.Program` with its options.
     """
 
     db: Database
     objects: ObjectStore
     model_dirs: dict[str, Path]
     encode: Encode
-    merge: Merge = merge_in_child
+    run: RunProgram = run_program

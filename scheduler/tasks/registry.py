@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from scheduler.store.outbox import OutboxKind
+from scheduler.tasks.adapter_order import carry_out_order
 from scheduler.tasks.clean_job import clean_job
 from scheduler.tasks.context import TaskContext
-from scheduler.tasks.merge_adapter import merge_adapter
 from scheduler.tasks.validate_job import validate_job
 
 Task: TypeAlias = Callable[[str, TaskContext], Awaitable[None]]
 
-MERGE_ADAPTER = "merge_adapter"  # not in the outbox: its own table is the list of what to do
+ADAPTER_ORDER = "adapter_order"  # not in the outbox: its own table is the list of what to do
 
 TASKS: dict[str, Task] = {
     OutboxKind.VALIDATE_JOB.value: validate_job,
     OutboxKind.CLEAN_JOB.value: clean_job,
-    MERGE_ADAPTER: merge_adapter,
+    ADAPTER_ORDER: carry_out_order,
 }

@@ -9,12 +9,12 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from scheduler.domain.messages import JobHint, encode
-from scheduler.store.adapter_merges import Merges
+from scheduler.store.adapter_orders import Orders
 from scheduler.store.channel import Channel, ChannelDown
 from scheduler.store.idempotency import Idempotency
 from scheduler.store.leases import Leases
 from scheduler.store.outbox import Outbox, OutboxKind, OutboxRow
-from scheduler.tasks.registry import MERGE_ADAPTER
+from scheduler.tasks.registry import ADAPTER_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,7 +38,7 @@ class Relay:
     ) -> None:
         self._outbox = Outbox(db)
         self._leases = Leases(db)
-        self._merges = Merges(db)
+        self._orders = Orders(db)
         self._idempotency = Idempotency(db)
         self._executor = executor
         self._channel = channel
@@ -49,7 +49,7 @@ class Relay:
         settings = self._settings
         async with asyncio.TaskGroup() as loops:
             loops.create_task(_every(settings.relay_poll_s, self.send_outbox))
-            loops.create_task(_every(settings.relay_poll_s, self.send_merges))
+            loops.create_task(_every(settings.relay_poll_s, self.send_orders))
             loops.create_task(_every(settings.resend_after_s / 4, self.resend_waiting))
             loops.create_task(_every(settings.reap_every_s, self.reap))
             loops.create_task(_every(PURGE_EVERY_S, self.purge))
@@ -67,10 +67,10 @@ class Relay:
             await self._send_hints(hints)
             await self._outbox.mark_sent(hints)
 
-    async def send_merges(self) -> None:
-        """Have ordered merges made; a hint that gets lost is sent again after a while."""
-        for name in await self._merges.hint(self._settings.resend_after_s):
-            await self._executor.submit(MERGE_ADAPTER, name)
+    async def send_orders(self) -> None:
+        """Have orders carried out; a hint that gets lost is sent again after a while."""
+        for order_id in await self._orders.hint(self._settings.resend_after_s):
+            await self._executor.submit(ADAPTER_ORDER, order_id)
 
     async def resend_waiting(self) -> None:
         """Hint again about jobs that nobody took."""

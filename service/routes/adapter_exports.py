@@ -1,10 +1,12 @@
 """/v1/adapters/ID/versions/N/...: a version on its way out, as it is or merged into its base."""
 
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from starlette.background import BackgroundTask
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from scheduler.domain.errors import (
     Conflict,
@@ -13,9 +15,9 @@ from scheduler.domain.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from scheduler.store.adapter_merges import Merge
+from scheduler.store.adapter_orders import Order
 from service.adapter_export import merged_members, open_export
-from service.deps import AdaptersDep, MergesDep, ObjectsDep, SettingsDep
+from service.deps import AdaptersDep, CodedDep, ObjectsDep, OrdersDep, SettingsDep
 from service.errors import errors
 from service.schemas.adapter import MergeRead, VersionPath
 from service.schemas.base import Deleted
@@ -24,15 +26,15 @@ from service.tar_members import TarMember, tar_chunks, tar_length
 router = APIRouter(prefix="/v1/adapters/{adapter_id}/versions/{version}", tags=["adapters"])
 
 
-def _read(merge: Merge) -> MergeRead:
+def _read(order: Order, version: int) -> MergeRead:
     return MergeRead(
-        adapter_id=merge.adapter_id,
-        version=merge.version,
-        status=merge.status.value,
-        created_at=merge.created_at,
-        finished_at=merge.finished_at,
-        bytes=sum(merge.files.values()) if merge.files else None,
-        error=merge.error_message,
+        adapter_id=order.adapter_id,
+        version=version,
+        status=order.status.value,
+        created_at=order.created_at,
+        finished_at=order.finished_at,
+        bytes=sum(order.files.values()) if order.files else None,
+        error=order.error_message,
     )
 
 
@@ -48,30 +50,55 @@ def _tar(name: str, members: list[TarMember], **options: Any) -> Response:
     )
 
 
+def _octets(path: Path, name: str, after: BackgroundTask) -> Response:
+    return FileResponse(
+        path, media_type="application/octet-stream", filename=name, background=after
+    )
+
+
 @router.get(
     "/export",
     response_class=Response,
     responses=errors(InvalidInput, NotFound, PermissionDenied, Conflict)
-    | {200: {"content": {"application/x-tar": {"schema": {"type": "string"}}}}},
+    | {
+        200: {
+            "content": {
+                "application/x-tar": {"schema": {"type": "string"}},
+                "application/octet-stream": {"schema": {"type": "string"}},
+            }
+        }
+    },
 )
 async def export_version(
     adapter_id: str,
     version: VersionPath,
     adapters: AdaptersDep,
-    merges: MergesDep,
+    orders: OrdersDep,
     objects: ObjectsDep,
+    coded: CodedDep,
+    settings: SettingsDep,
     format: Annotated[
-        Literal["peft", "merged"],
-        Query(description="A folder for peft, or a full model that was merged before."),
+        Literal["peft", "compeft", "merged"],
+        Query(description="A folder for peft, one coded file, or a full model merged before."),
     ] = "peft",
 ) -> Response:
-    """The version as the tar of a folder that peft, or transformers, loads."""
-    await adapters.get_own(adapter_id)
+    """The version as the tar of a folder that peft or transformers loads, or as one coded file."""
+    adapter = await adapters.get_own(adapter_id)
     if format == "merged":
-        merge = await merges.finished(adapter_id, version)
-        return _tar(f"{adapter_id}-v{version}-merged", merged_members(merge, objects))
+        order = await orders.finished_export(adapter_id, version)
+        return _tar(f"{adapter_id}-v{version}-merged", merged_members(order, objects))
     export = await open_export(adapter_id, await adapters.version(adapter_id, version), objects)
-    return _tar(export.name, export.members, background=BackgroundTask(export.close))
+    async with AsyncExitStack() as undo:
+        undo.callback(export.close)
+        if format == "compeft":
+            response = _octets(
+                export.archive, f"{export.name}.tandem", BackgroundTask(export.close)
+            )
+        else:
+            await export.expand(coded, settings.model_dirs()[adapter.base_model])
+            response = _tar(export.name, export.members, background=BackgroundTask(export.close))
+        undo.pop_all()
+    return response
 
 
 @router.post("/merge", responses=errors(NotFound, PermissionDenied, QuotaExceeded))
@@ -79,21 +106,22 @@ async def merge_version(
     adapter_id: str,
     version: VersionPath,
     adapters: AdaptersDep,
-    merges: MergesDep,
+    orders: OrdersDep,
     settings: SettingsDep,
 ) -> MergeRead:
     """Have a full model made of base and version; repeating it orders nothing new."""
     await adapters.get_own(adapter_id)
-    return _read(await merges.order(adapter_id, version, max_merges=settings.max_merges))
+    order = await orders.export(adapter_id, version, max_kept=settings.max_merges)
+    return _read(order, version)
 
 
 @router.get("/merge", responses=errors(NotFound, PermissionDenied))
 async def retrieve_merge(
-    adapter_id: str, version: VersionPath, adapters: AdaptersDep, merges: MergesDep
+    adapter_id: str, version: VersionPath, adapters: AdaptersDep, orders: OrdersDep
 ) -> MergeRead:
     """Show how far a merge is."""
     await adapters.get_own(adapter_id)
-    return _read(await merges.get(adapter_id, version))
+    return _read(await orders.exported(adapter_id, version), version)
 
 
 @router.delete("/merge", responses=errors(NotFound, PermissionDenied))
@@ -101,12 +129,13 @@ async def delete_merge(
     adapter_id: str,
     version: VersionPath,
     adapters: AdaptersDep,
-    merges: MergesDep,
+    orders: OrdersDep,
     objects: ObjectsDep,
 ) -> Deleted:
     """Delete a merged model, or take back its order."""
     await adapters.get_own(adapter_id)
-    merge = await merges.delete(adapter_id, version)
-    if merge.uri is not None:
-        await objects.delete(merge.uri)
+    order = await orders.exported(adapter_id, version)
+    await orders.delete(order)
+    if order.uri is not None:
+        await objects.delete(order.uri)
     return Deleted(id=f"{adapter_id}@{version}", object="adapter.merge")

@@ -21,6 +21,9 @@ async def show_capabilities(tenant: CurrentTenant, roster: RosterDep) -> Capabil
         optimizers=roster.schemas("optimizers"),
         objectives=roster.schemas("objectives"),
         kv_policies=roster.schemas("kv_policies"),
+        codecs=roster.schemas("codecs"),
+        ladders=roster.schemas("ladders"),
+        merges=roster.schemas("merges"),
         service_classes=roster.service_classes,
         max_rank=max((worker.capabilities.max_rank for worker in roster.workers), default=0),
     )

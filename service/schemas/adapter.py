@@ -1,6 +1,6 @@
 """/v1/adapters."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import Field
@@ -8,6 +8,7 @@ from pydantic import Field
 from service.schemas.base import Body, Read
 
 MAX_VERSION = 2**31 - 1
+Origin = Literal["job", "import", "compress", "merge"]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 
 
@@ -20,7 +21,7 @@ class AdapterVersionRead(Read):
     digest: str = Field(description="Of its content; equal content has an equal digest.")
     bytes: int
     created_at: int
-    origin: Literal["job", "import"] | None = None
+    origin: Origin | None = None
     base_digest: str | None = Field(None, description="Digest of the base weights it belongs to.")
     method: str | None = None
     job_id: str | None = None
@@ -28,7 +29,10 @@ class AdapterVersionRead(Read):
         default_factory=dict, description="SHA-256 of the training files, by role."
     )
     metrics: dict[str, float] = Field(default_factory=dict)
-    parent_version: int | None = Field(None, description="The version that training went on from.")
+    parent_version: int | None = Field(None, description="The version that it was made of.")
+    recipe: dict[str, Any] | None = Field(
+        None, description="How it was compressed or merged, and what that did to its quality."
+    )
 
 
 class AdapterRead(Read):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from service.schemas.adapter_order import CompressOptions
 from service.schemas.base import Body, OpenBody, Read
 
 Metadata = dict[str, str]
@@ -102,6 +103,11 @@ class JobCreate(TrainingExtras):
     )
     integrations: list[dict[str, Any]] | None = None
     metadata: Annotated[Metadata | None, BeforeValidator(_check_metadata)] = None
+    compress: CompressOptions | None = Field(
+        None,
+        description="Make a compressed version of the result; quality is measured on the "
+        "validation file.",
+    )
 
 
 class JobErrorRead(Read):

@@ -29,5 +29,8 @@ class Capabilities(Read):
     optimizers: dict[str, dict[str, Any]]
     objectives: dict[str, dict[str, Any]]
     kv_policies: dict[str, dict[str, Any]]
+    codecs: dict[str, dict[str, Any]]
+    ladders: dict[str, dict[str, Any]]
+    merges: dict[str, dict[str, Any]]
     service_classes: dict[str, ClassTargets]
     max_rank: int

@@ -13,6 +13,7 @@ class WorkerLoad(Read):
     num_running: int
     num_waiting: int
     kv_usage: float
+    training_usage: float
     num_preemptions: int
     active_jobs: tuple[str, ...]
     resident_adapters: tuple[str, ...]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from scheduler.domain.adapter_order import Compression, MergeSource, Merging, OrderStatus
 from scheduler.domain.errors import (
     AdapterInUse,
     Conflict,
@@ -21,8 +22,8 @@ from scheduler.domain.errors import (
     QuotaExceeded,
 )
 from scheduler.domain.job import FinetuneSpec
-from scheduler.store.adapter_imports import ImportedVersion, new_adapter_id
-from scheduler.store.adapter_merges import MAX_TRIES, Merges, MergeStatus
+from scheduler.store.adapter_imports import StoredVersion, new_adapter_id
+from scheduler.store.adapter_orders import MAX_TRIES, Orders, OrderWork
 from scheduler.store.adapter_pointers import MAX_TAGS
 from scheduler.store.adapters import Adapter, Adapters, TenantAdapters
 from scheduler.store.checks import Checks
@@ -99,8 +100,8 @@ class World:
         return (await (view or self.mine).resolve(name)).ref.version
 
 
-def version(number: int, num_bytes: int = 10) -> ImportedVersion:
-    return ImportedVersion(
+def version(number: int, num_bytes: int = 10) -> StoredVersion:
+    return StoredVersion(
         uri=f"adapters/x/{number}", digest=f"d{number}", num_bytes=num_bytes,
         base_digest="base", method="lora",
     )  # fmt: skip
@@ -412,105 +413,240 @@ class TestDeletion:
                 assert await conn.scalar(text(f"SELECT count(*) FROM {table}")) == 0
 
 
-class TestMerges:
+class TestExports:
     async def test_one_is_ordered_made_and_kept(self, world: World) -> None:
         adapter = await world.imported()
-        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
 
-        ordered = await mine.order(adapter.id, 1)
-        again = await mine.order(adapter.id, 1)
-        names = await merges.hint(60)
-        work = await merges.begin(names[0])
+        ordered = await mine.export(adapter.id, 1)
+        again = await mine.export(adapter.id, 1)
+        names = await orders.hint(60)
+        work = await orders.begin(names[0])
         assert work is not None
-        second = await merges.begin(names[0])
-        assert await merges.renew(work)
-        assert await merges.succeed(work, {"model.safetensors": 5})
+        second = await orders.begin(names[0])
+        assert await orders.renew(work)
+        assert await orders.succeed_export(work, {"model.safetensors": 5})
 
         assert ordered == again
-        assert ordered.status is MergeStatus.QUEUED
+        assert ordered.status is OrderStatus.QUEUED
         assert names == [f"{adapter.id}@1"]
-        assert await merges.hint(60) == []
+        assert await orders.hint(60) == []
         assert second is None
-        assert (work.base_model, work.adapter_uri) == ("m", "adapters/x/1")
-        made = await mine.finished(adapter.id, 1)
+        assert (work.base_model, work.adapter_id, work.version) == ("m", adapter.id, 1)
+        made = await mine.finished_export(adapter.id, 1)
         assert (made.uri, made.files) == (work.target_uri, {"model.safetensors": 5})
-        assert await mine.order(adapter.id, 1) == made
+        assert await mine.export(adapter.id, 1) == made
 
     async def test_a_late_process_writes_nothing(self, world: World) -> None:
         adapter = await world.imported()
-        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
         name = f"{adapter.id}@1"
-        await mine.order(adapter.id, 1)
-        late = await merges.begin(name)
+        await mine.export(adapter.id, 1)
+        late = await orders.begin(name)
         assert late is not None
-        await expire_merges(world.db)
-        work = await merges.begin(name)
+        await expire_orders(world.db)
+        work = await orders.begin(name)
         assert work is not None
 
-        assert not await merges.renew(late)
-        assert not await merges.succeed(late, {})
-        assert not await merges.fail(late, "late")
+        assert not await orders.renew(late)
+        assert not await orders.succeed_export(late, {})
+        assert not await orders.fail(late, "late")
         assert late.target_uri != work.target_uri
-        assert await merges.succeed(work, {"a": 1})
+        assert await orders.succeed_export(work, {"a": 1})
 
     async def test_a_dead_process_is_replaced_until_it_is_given_up(self, world: World) -> None:
         adapter = await world.imported()
-        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
-        await mine.order(adapter.id, 1)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        await mine.export(adapter.id, 1)
         for _ in range(MAX_TRIES):
-            (name,) = await merges.hint(0)
-            assert await merges.begin(name) is not None
-            await expire_merges(world.db)
+            (name,) = await orders.hint(0)
+            assert await orders.begin(name) is not None
+            await expire_orders(world.db)
 
-        (name,) = await merges.hint(0)
-        assert await merges.begin(name) is None
+        (name,) = await orders.hint(0)
+        assert await orders.begin(name) is None
 
         with pytest.raises(Conflict, match="failed"):
-            await mine.finished(adapter.id, 1)
-        assert (await mine.order(adapter.id, 1)).status is MergeStatus.QUEUED
+            await mine.finished_export(adapter.id, 1)
+        assert (await mine.export(adapter.id, 1)).status is OrderStatus.QUEUED
 
     async def test_an_abandoned_one_is_free_and_hinted_at_once(self, world: World) -> None:
         adapter = await world.imported()
-        merges = Merges(world.db)
-        await merges.for_tenant(world.owner.id).order(adapter.id, 1)
+        orders = Orders(world.db)
+        await orders.for_tenant(world.owner.id).export(adapter.id, 1)
         for _ in range(MAX_TRIES + 2):
-            (name,) = await merges.hint(60)
-            work = await merges.begin(name)
+            (name,) = await orders.hint(60)
+            work = await orders.begin(name)
             assert work is not None
-            await merges.abandon(work)
+            await orders.abandon(work)
 
     async def test_others_neither_order_nor_see_it(self, world: World) -> None:
         adapter = await world.imported()
         await world.mine.share(adapter.id, world.borrower.id)
-        await Merges(world.db).for_tenant(world.owner.id).order(adapter.id, 1)
+        await Orders(world.db).for_tenant(world.owner.id).export(adapter.id, 1)
 
         for other in (world.borrower, world.stranger):
-            merges = Merges(world.db).for_tenant(other.id)
-            for call in (merges.order, merges.get, merges.finished, merges.delete):
+            orders = Orders(world.db).for_tenant(other.id)
+            for call in (orders.export, orders.exported, orders.finished_export):
                 with pytest.raises(NotFound):
                     await call(adapter.id, 1)
 
     async def test_they_are_limited_and_go_with_the_adapter(self, world: World) -> None:
         adapter = await world.imported(3)
-        mine, merges = Merges(world.db).for_tenant(world.owner.id), Merges(world.db)
-        await mine.order(adapter.id, 1, max_merges=2)
-        await mine.order(adapter.id, 2, max_merges=2)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        await mine.export(adapter.id, 1, max_kept=2)
+        await mine.export(adapter.id, 2, max_kept=2)
         with pytest.raises(QuotaExceeded):
-            await mine.order(adapter.id, 3, max_merges=2)
-        await mine.delete(adapter.id, 2)
-        await mine.order(adapter.id, 3, max_merges=2)
-        work = await merges.begin(f"{adapter.id}@1")
+            await mine.export(adapter.id, 3, max_kept=2)
+        await mine.delete(await mine.exported(adapter.id, 2))
+        await mine.export(adapter.id, 3, max_kept=2)
+        work = await orders.begin(f"{adapter.id}@1")
         assert work is not None
 
         await world.mine.delete(adapter.id)
 
-        assert not await merges.succeed(work, {})
-        assert await merges.hint(0) == []
+        assert not await orders.succeed_export(work, {})
+        assert await orders.hint(0) == []
 
 
-async def expire_merges(db: Database) -> None:
+class TestMadeVersions:
+    async def test_a_compression_becomes_a_version_with_its_recipe(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+
+        ordered = await mine.compress(adapter.id, 1, Compression(config={"density": 0.1}))
+        work = await claimed(orders, ordered.id)
+        assert await orders.succeed_version(work, made(work), name=None, promote=False)
+
+        over = await mine.get(ordered.id)
+        assert (over.status, over.result_version) == (OrderStatus.SUCCEEDED, 2)
+        assert Compression.model_validate(work.options).config == {"density": 0.1}
+        version = await world.mine.version(adapter.id, 2)
+        assert (version.origin, version.parent_version) == ("compress", 1)
+        assert version.recipe == {"codec": "compeft"}
+        for mark in ("", ":live"):  # what an order made answers once it is promoted, not before
+            assert await world.number_of(adapter.model_name + mark) == 1
+        await world.mine.promote(adapter.id, 2)
+        assert await world.number_of(f"{adapter.model_name}:live") == 2
+
+    @pytest.mark.parametrize(("promoted", "live"), [(None, 4), (1, 4), (3, 3)])
+    async def test_it_is_promoted_unless_another_was_meanwhile(
+        self, world: World, promoted: int | None, live: int
+    ) -> None:
+        adapter = await world.imported(3)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        ordered = await mine.compress(adapter.id, 1, Compression(promote=True))
+        work = await claimed(orders, ordered.id)
+        if promoted is not None:
+            await world.mine.promote(adapter.id, promoted)
+
+        assert await orders.succeed_version(work, made(work), name=None, promote=True)
+
+        assert (await world.mine.get(adapter.id)).live_version == live
+
+    async def test_a_merge_becomes_an_adapter_of_its_own(self, world: World) -> None:
+        adapter = await world.imported(2)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        sources = [MergeSource(adapter_id=adapter.id, version=n) for n in (1, 2)]
+        merging = Merging(sources=tuple(sources), max_rank=64, name="both")
+
+        ordered = await mine.merge("fresh", "m", merging)
+        work = await claimed(orders, ordered.id)
+        assert await orders.succeed_version(work, made(work), name="both", promote=False)
+
+        new = await world.mine.get("fresh")
+        assert (new.job_id, new.base_model, new.published_version) == (None, "m", 1)
+        assert await world.number_of(new.model_name) == 1
+
+    async def test_a_full_model_is_no_order_of_these(self, world: World) -> None:
+        adapter = await world.imported()
+        mine = Orders(world.db).for_tenant(world.owner.id)
+        exported = await mine.export(adapter.id, 1)
+
+        with pytest.raises(NotFound):
+            await mine.get(exported.id)
+
+    async def test_nothing_is_made_of_what_a_job_still_makes(self, world: World) -> None:
+        leased = await world.leased()
+        await Leases(world.db).commit_checkpoint(leased.job_id, leased.epoch, commit(5))
+        mine = Orders(world.db).for_tenant(world.owner.id)
+
+        with pytest.raises(Conflict, match="still makes versions"):
+            await mine.compress(leased.adapter_id, 1, Compression())
+
+    async def test_a_late_process_makes_no_version(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        ordered = await mine.compress(adapter.id, 1, Compression())
+        late = await claimed(orders, ordered.id)
+        await expire_orders(world.db)
+        work = await claimed(orders, ordered.id)
+
+        assert not await orders.succeed_version(late, made(late), name=None, promote=True)
+        assert await orders.succeed_version(work, made(work), name=None, promote=False)
+
+        assert len((await world.mine.get(adapter.id)).versions) == 2
+
+    async def test_what_is_made_counts_against_the_tenants_room(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        held = adapter.versions[0].num_bytes
+        ordered = await mine.compress(adapter.id, 1, Compression(), max_total_bytes=held + 6)
+        work = await claimed(orders, ordered.id)
+
+        with pytest.raises(QuotaExceeded):
+            await orders.succeed_version(work, made(work), name=None, promote=False)
+
+        assert len((await world.mine.get(adapter.id)).versions) == 1
+
+    async def test_open_orders_are_limited_and_a_key_repeats_none(self, world: World) -> None:
+        adapter = await world.imported()
+        mine = Orders(world.db).for_tenant(world.owner.id)
+        key = IdempotencyKey(key="k", body_hash="h")
+
+        first = await mine.compress(adapter.id, 1, Compression(), max_open=1, idempotency=key)
+        again = await mine.compress(adapter.id, 1, Compression(), max_open=1, idempotency=key)
+        with pytest.raises(QuotaExceeded):
+            await mine.compress(adapter.id, 1, Compression(), max_open=1)
+
+        assert again == first
+        await mine.delete(first)
+        assert await mine.compress(adapter.id, 1, Compression(), max_open=1)
+
+    async def test_others_neither_compress_nor_see_it(self, world: World) -> None:
+        adapter = await world.imported()
+        await world.mine.share(adapter.id, world.borrower.id)
+        mine = (
+            await Orders(world.db).for_tenant(world.owner.id).compress(adapter.id, 1, Compression())
+        )
+
+        for other in (world.borrower, world.stranger):
+            theirs = Orders(world.db).for_tenant(other.id)
+            for call in (
+                theirs.compress(adapter.id, 1, Compression()),
+                theirs.get(mine.id),
+            ):
+                with pytest.raises(NotFound):
+                    await call
+
+
+async def claimed(orders: Orders, order_id: str) -> OrderWork:
+    work = await orders.begin(order_id)
+    assert work is not None
+    return work
+
+
+def made(work: OrderWork) -> StoredVersion:
+    """What a task stores."""
+    return StoredVersion(
+        uri=work.target_uri, digest="made", num_bytes=7, base_digest="b", method="lora",
+        origin=work.kind.value, parent_version=work.version, recipe={"codec": "compeft"},
+    )  # fmt: skip
+
+
+async def expire_orders(db: Database) -> None:
     async with db.begin() as conn:
-        await conn.execute(text("UPDATE adapter_merges SET lease_until = 1, hinted_at = NULL"))
+        await conn.execute(text("UPDATE adapter_orders SET lease_until = 1, hinted_at = NULL"))
 
 
 def _changes(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scheduler.domain.messages import ToEngine
     from scheduler.policy.pack_cursor import Unit
-    from workers.decoder_backward import BackwardUnit
+    from workers.backward_unit import BackwardUnit
 
 
 class FreeLane(LatencyLaw):
@@ -34,14 +34,14 @@ class FreeLane(LatencyLaw):
         """Next to nothing, always."""
         return 0.01 if shape.num_rows else 0.0
 
-    def unit_ms(self, unit: Unit) -> float:
+    def unit_ms(self, unit: Unit, *, is_cold: bool = False) -> float:
         """Next to nothing, always."""
-        del unit
+        del unit, is_cold
         return 0.002
 
-    def observe_unit(self, unit: Unit, elapsed_ms: float) -> None:
+    def observe_unit(self, unit: Unit, elapsed_ms: float, *, is_cold: bool = False) -> None:
         """Count instead of learning."""
-        del unit, elapsed_ms
+        del unit, elapsed_ms, is_cold
         self.num_units += 1
 
 

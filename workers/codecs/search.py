@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,24 +23,32 @@ from workers.codec import CODECS, Codec
 from workers.peft_method import Params
 
 Score = Callable[[Params], float]
+Density = Annotated[float, Field(gt=0, le=1)]
+Alpha = Annotated[float, Field(gt=0, le=100)]
 
 
 class Ladder(PluginConfig):
     """What is tried, and how much quality may be lost."""
 
-    densities: tuple[float, ...] = Field(
-        (0.05, 0.1, 0.2, 0.3, 0.5), min_length=1, description="Shares of entries to keep."
+    densities: tuple[Density, ...] = Field(
+        (0.05, 0.1, 0.2, 0.3, 0.5),
+        min_length=1,
+        max_length=16,
+        description="Shares of entries to keep.",
     )
-    alphas: tuple[float | None, ...] = Field(
+    alphas: tuple[Alpha | None, ...] = Field(
         (None, 0.5, 1, 2, 3, 4, 5, 6, 8, 10),
         min_length=1,
+        max_length=16,
         description="Scales, in standard deviations; null is compeft's own choice.",
     )
     group_by: Literal["factor", "tensor"] = Field(
         "tensor", description="What shares a threshold and a scale; see compeft."
     )
     fallbacks: tuple[str, ...] = Field(
-        ("int4", "int8"), description="Codecs tried, in this order, before none is used."
+        ("int4", "int8"),
+        max_length=4,
+        description="Codecs tried, in this order, before none is used.",
     )
     guard: float = Field(
         0.01, ge=0, description="The score may fall this far below the uncompressed adapter's."
@@ -92,7 +100,7 @@ def search(
     initial = None if init_seed is None else initial_params(adapter.method, init_seed)
     trials: list[Trial] = []
     for rung in _rungs(ladder):
-        tried = [Trial(codec, score(_decoded(adapter, codec, initial))) for codec in rung]
+        tried = [Trial(codec, score(decoded(adapter, codec, initial))) for codec in rung]
         trials += tried
         best = max(tried, key=_quality)  # of equal ones the first
         if best.score >= reference - ladder.guard:
@@ -118,8 +126,14 @@ def _codec(name: str, **options: object) -> Codec:
     return CODECS[name](CODECS[name].Config.model_validate(options))
 
 
-def _decoded(adapter: LoadedAdapter, codec: Codec, initial: Params | None) -> Params:
-    """The parameters after coding and decoding, as an archive would give them back."""
+def decoded(adapter: LoadedAdapter, codec: Codec, initial: Params | None) -> Params:
+    """The parameters after coding and decoding, as an archive would give them back.
+
+    Args:
+        adapter: trained parameters.
+        codec: what codes them.
+        initial: what they began as; None where nobody knows.
+    """
     start = initial if codec.codes_change else None
     params = codec.decode(codec.encode(change_of(adapter.params, start)), adapter.method.shapes())
     return params if start is None else {n: start[n] + p for n, p in params.items()}

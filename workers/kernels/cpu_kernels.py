@@ -108,7 +108,8 @@ class CacheRows(Structure):
 
     _fields_ = (
         *(("row", c_int64), ("count", c_int64), ("blocks", c_void_p), ("offsets", c_void_p)),
-        *(("keys", c_void_p), ("values", c_void_p), ("page_tokens", c_int64)),
+        *(("keys", c_void_p), ("values", c_void_p)),
+        *(("page_tokens", c_int64), ("page_stride", c_int64)),
     )
 
 
@@ -160,10 +161,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(POINTER(AdaptedLinear), c_void_p, c_int64),
         *(c_void_p, c_void_p, c_int64, c_void_p, c_int),
     ),
-    "adapter_backward": (
-        *(POINTER(AdaptedLinear), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
-        *(c_void_p, c_void_p * MAX_PROJECTIONS, c_void_p, c_int),
-    ),
     "attend": (
         *(POINTER(KeySource), c_void_p, c_int64, POINTER(AttentionShape)),
         *(c_void_p, c_void_p, c_void_p, c_int),
@@ -173,6 +170,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(POINTER(AttentionGrads), c_int),
     ),
     "forward_layer": (POINTER(LayerWeights), POINTER(LayerBatch), c_int),
+    "backward_layer": (POINTER(LayerWeights), c_void_p, c_int),
 }
 _LINEAR = (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_bool, c_int)
 
@@ -332,24 +330,6 @@ class CpuKernels:
             *(*_pointers(x, shrunk), max_width, _address(y), torch.get_num_threads()),
         )
 
-    def adapter_backward(
-        self,
-        linear: AdaptedLinear,
-        run: Tensor,
-        x: Tensor,
-        grad: Tensor,
-        term_grads: tuple[Tensor, ...],
-        grad_x: Tensor | None,
-    ) -> None:
-        """Add to the gradients of one adapter's shrink and expand, and to that of the input."""
-        shrink, *expands = term_grads
-        scratch = torch.empty(2, x.shape[0], shrink.shape[0])
-        pointers = (c_void_p * MAX_PROJECTIONS)(*(_address(part) for part in expands))
-        self._functions["adapter_backward"](
-            *(byref(linear), run.data_ptr(), *_pointers(x, grad, scratch[0], scratch[1])),
-            *(_address(shrink), pointers, _pointer(grad_x), torch.get_num_threads()),
-        )
-
     def attend(
         self,
         source: KeySource,
@@ -381,6 +361,10 @@ class CpuKernels:
     def forward_layer(self, weights: LayerWeights, batch: LayerBatch) -> None:
         """Carry `batch.x` through one layer, in place; keep what its windows and pages take."""
         self._functions["forward_layer"](byref(weights), byref(batch), torch.get_num_threads())
+
+    def backward_layer(self, transposed: LayerWeights, unit: Structure) -> None:
+        """Carry a gradient back through one layer, in place; `unit` is a BackwardRange."""
+        self._functions["backward_layer"](byref(transposed), byref(unit), torch.get_num_threads())
 
 
 def _pointers(*tensors: Tensor) -> tuple[int, ...]:

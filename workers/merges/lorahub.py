@@ -9,8 +9,7 @@ Source: Huang et al. 2023, arXiv:2307.13269, sections 3.2 and 3.3: weights start
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
@@ -18,18 +17,14 @@ from pydantic import Field
 from workers.adapter_file import LoadedAdapter
 from workers.cma_es import CmaEs, Vector
 from workers.lora_factors import Factors
-from workers.merge import MERGES, SiteMerge, check_equal_ranks, weighted_sum
-
-Score = Callable[[LoadedAdapter], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Composition:
-    """A composed adapter, the weights behind it, and its score without the penalty."""
-
-    adapter: LoadedAdapter
-    weights: tuple[float, ...]
-    score: float
+from workers.merge import (
+    MERGES,
+    Composition,
+    Score,
+    SiteMerge,
+    check_equal_ranks,
+    weighted_sum,
+)
 
 
 @MERGES.register("lorahub")
@@ -45,6 +40,7 @@ class LoraHub(SiteMerge):
         seed: int = Field(0, ge=0, lt=2**31, description="Seed of the search.")
 
     config: Config
+    learns_weights = True
 
     def combine_site(self, site: str, factors: list[Factors], weights: list[float]) -> Factors:
         """See SiteMerge. The scale's root goes to each factor, so that 1 is the adapter itself."""
@@ -57,11 +53,7 @@ class LoraHub(SiteMerge):
         )
 
     def learn(self, adapters: Sequence[LoadedAdapter], score: Score) -> Composition:
-        """Search the weights for the best score of the composed adapter (higher is better).
-
-        Raises:
-            InvalidInput: the adapters cannot be merged.
-        """
+        """See Merge. The best score, less a penalty on large weights."""
         c = self.config
         search = CmaEs(np.zeros(len(adapters)), c.bound / 3, c.seed)
         best: tuple[float, Composition] | None = None

@@ -8,24 +8,26 @@ rounded once to the dtype of the base's file, as peft's merge does.
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 
+import workers.codecs
 import workers.models
 import workers.peft_methods  # noqa: F401
-from scheduler.domain.errors import DomainError, InvalidInput
+from scheduler.domain.errors import InvalidInput
 from workers.adapter_arena import Term
-from workers.adapter_file import LoadedAdapter, read_adapter
+from workers.adapter_file import LoadedAdapter
+from workers.adapter_folder import read_folder
 from workers.base_weights import WeightFolder
 from workers.hf_config import read_hf_config
 from workers.model import MODULE_PATHS, DecoderConfig, decoder_config, fused_linears
+from workers.tasks.program import run_program
 from workers.tasks.shard_writer import DTYPE_NAMES, TensorSpec, plan_shards, write_shards
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def merge_export(
     """
     config = decoder_config(read_hf_config(base))
     weights = WeightFolder(base)
-    deltas = Deltas(read_adapter(adapter, config), config)
+    deltas = Deltas(read_folder(adapter, config), config)
     if missing := sorted(deltas.names - weights.shards.keys()):
         raise InvalidInput(f"The base lacks {missing[0]!r}, which the adapter changes.")
     partial = out.with_name(f".{out.name}.partial")
@@ -150,22 +152,9 @@ def _merged(weights: WeightFolder, deltas: Deltas) -> Iterator[Tensor]:
                 yield deltas.merged(name, reader.get_tensor(name))
 
 
-def main() -> int:
-    """Merge as the command line says; the exit status is 1 when it cannot be done."""
-    parser = argparse.ArgumentParser(prog="merge_export", description="Merge an adapter in.")
-    for name in ("base", "adapter", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES)
-    parser.add_argument("--nice", type=int, default=0, help="Give way to other processes.")
-    options = parser.parse_args()
-    os.nice(options.nice)
-    try:
-        merge_export(options.base, options.adapter, options.out, options.max_shard_bytes)
-    except DomainError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return 1
-    return 0
+def _run(given: Namespace) -> None:
+    merge_export(given.base, given.adapter, given.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(_run, {"base": Path, "adapter": Path, "out": Path}))

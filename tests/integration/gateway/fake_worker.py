@@ -54,6 +54,19 @@ ADAMW_SCHEMA = {
 }
 
 
+COMPEFT_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"density": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
+}
+LADDER_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"guard": {"type": "number", "minimum": 0}},
+}
+PLAIN_SCHEMA = {"type": "object", "additionalProperties": False}
+
+
 @dataclass
 class Plan:
     """What the worker does with a request.
@@ -108,6 +121,9 @@ class FakeWorker:
             peft_methods={"lora": LORA_SCHEMA},
             optimizers={"adamw": ADAMW_SCHEMA},
             objectives={"supervised": {"type": "object", "additionalProperties": False}},
+            codecs={"compeft": COMPEFT_SCHEMA, "int8": PLAIN_SCHEMA},
+            ladders={"compeft": LADDER_SCHEMA},
+            merges={"linear": PLAIN_SCHEMA, "lorahub": PLAIN_SCHEMA},
             max_rank=64,
             max_num_sequences=8,
             service_classes={

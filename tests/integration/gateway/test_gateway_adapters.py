@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -14,9 +15,10 @@ import pytest
 
 from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
 from scheduler.domain.errors import InvalidInput
+from scheduler.tasks.adapter_order import carry_out_order
 from scheduler.tasks.context import TaskContext
 from scheduler.tasks.encode import EncodedSummary
-from scheduler.tasks.merge_adapter import merge_adapter
+from scheduler.tasks.programs import Program
 from tests.integration.gateway.conftest import BASE, wait_until
 from tests.integration.gateway.fake_worker import Plan
 from tests.integration.gateway.test_gateway_jobs import finished_job
@@ -24,7 +26,7 @@ from tests.unit.scheduler.artefact.peft_folder import LORA, good_files, good_ten
 from tests.unit.scheduler.artefact.test_archive import make_tar_gz, make_zip
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
@@ -372,7 +374,7 @@ class TestMerge:
 
         ordered = owner.ok("POST", f"{path}/merge")
         waiting = owner.refused("GET", f"{path}/export?format=merged", 400)
-        service.thread.run(merge_adapter(f"{adapter['id']}@1", context_of(service)))
+        service.thread.run(carry_out_order(f"{adapter['id']}@1", context_of(service)))
         made = owner.ok("GET", f"{path}/merge")
         fetched = owner.call("GET", f"{path}/export?format=merged")
 
@@ -394,7 +396,7 @@ class TestMerge:
         owner.ok("POST", path)
 
         context = context_of(service, error=InvalidInput("It overflows."))
-        service.thread.run(merge_adapter(f"{adapter['id']}@1", context))
+        service.thread.run(carry_out_order(f"{adapter['id']}@1", context))
 
         failed = owner.ok("GET", path)
         assert (failed["status"], failed["error"]) == ("failed", "It overflows.")
@@ -417,7 +419,9 @@ class TestMerge:
 def context_of(service: Service, error: Exception | None = None) -> TaskContext:
     """A task's context whose merge writes two small files, or fails."""
 
-    async def merge(base: Path, adapter: Path, out: Path) -> None:
+    async def run(program: str, options: Mapping[str, str | Path]) -> None:
+        base, adapter, out = (Path(options[name]) for name in ("base", "adapter", "out"))
+        assert program == Program.MERGE_EXPORT
         assert (base / "config.json").exists()
         assert (adapter / TENSORS_FILE).exists()
         if error is not None:
@@ -431,7 +435,7 @@ def context_of(service: Service, error: Exception | None = None) -> TaskContext:
 
     return TaskContext(
         db=service.gateway.db, objects=service.gateway.objects,
-        model_dirs=service.settings.model_dirs(), encode=encode, merge=merge,
+        model_dirs=service.settings.model_dirs(), encode=encode, run=run,
     )  # fmt: skip
 
 

@@ -60,10 +60,11 @@ def _options(model: Path, data: Path, **changes: object) -> UpOptions:
 def test_adapter_commands_run_where_tensors_are_known(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = _tandem("adapters", "inspect", tmp_path / "none.tnd")
+    result = _tandem("adapters", "local", "inspect", tmp_path / "none.tnd")
 
     assert result.exit_code == 1
-    assert capfd.readouterr().err == "tandem adapters: none.tnd is missing or cannot be read.\n"
+    sentence = "none.tnd is missing or cannot be read."
+    assert capfd.readouterr().err == f"tandem adapters local: {sentence}\n"
 
 
 def test_a_created_key_is_the_only_output_and_works(data: Path) -> None:

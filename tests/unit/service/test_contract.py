@@ -18,7 +18,7 @@ WIDE_STORES = {
     "Files",
     "Jobs",
     "Adapters",
-    "Merges",
+    "Orders",
     "Leases",
     "Checks",
     "Database",

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 import workers.codecs
 import workers.models  # noqa: F401
+from scheduler.artefact.coded_file import MAX_HEADER_BYTES, PREFIX
 from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.tiny_adapters import make_lora, tiny_config
 from workers import adapter_archive
 from workers.adapter_archive import (
-    MAX_HEADER_BYTES,
-    PREFIX,
     initial_params,
     pack_archive,
     read_archive,

@@ -115,7 +115,7 @@ def test_wrong_options_are_refused_in_one_sentence(
 
     assert run("compress", adapter, "--out", out, "--base-model", base, *extra) == 1
 
-    assert capsys.readouterr().err.startswith(f"tandem adapters: {reason}")
+    assert capsys.readouterr().err.startswith(f"tandem adapters local: {reason}")
     assert not out.exists()
 
 

@@ -100,9 +100,28 @@ async def test_what_peft_saved_goes_in_and_comes_out_for_peft(family: str, tmp_p
     assert read_adapter(inside, model.decoder.config).method.rank == 5
 
 
+def test_patterns_that_name_one_rank_and_one_alpha_are_plain(tmp_path: Path) -> None:
+    model = make_model("llama", tmp_path / "model")
+    modules = ["q_proj", "v_proj"]
+    want = save_with_peft(
+        model, tmp_path / "saved", target_modules=modules,
+        rank_pattern=dict.fromkeys(modules, 3), alpha_pattern=dict.fromkeys(modules, 6),
+    )  # fmt: skip
+
+    check_artefact(tmp_path / "saved", base_of(model))
+
+    method = read_adapter(tmp_path / "saved", model.decoder.config).method
+    assert (method.rank, method.config.alpha) == (3, 6)
+    loaded = PeftModel.from_pretrained(model.oracle, str(tmp_path / "saved"))
+    with torch.no_grad():
+        assert torch.equal(loaded(token_ids()).logits, want)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
+        ({"rank_pattern": {"layers.0.self_attn.q_proj": 3}}, "rank_pattern"),
         ({"use_dora": True}, "use_dora"),
         ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
         ({"bias": "lora_only"}, "bias"),

@@ -34,7 +34,8 @@ UNITS = [
 class Gauges:
     """As much of a model host as a report looks at; nothing runs there."""
 
-    num_blocks, num_free, num_preemptions, trained_tokens = 4, 3, 0, 0
+    num_blocks, num_free, num_lent = 4, 3, 0
+    num_preemptions = num_recalls = trained_tokens = 0
     running = waiting = resident = active = ()
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.messages import StartJob
 from scheduler.domain.plan import LaneUnits, WindowSpan
+from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.training import can_ride
 from scheduler.text import dataset
@@ -29,16 +30,23 @@ from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool
 from workers.checkpoint_writer import CheckpointWriter
 from workers.job_checkpoint import fingerprint
+from workers.kv_cache import KVCache
 from workers.model import MODULE_PATHS
-from workers.trainer import Trainer, TrainerLimits
+from workers.pack_placement import PackPlacement, TrainerLimits
+from workers.trainer import Trainer
+from workers.training_memory import TrainingMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scheduler.policy.pack_cursor import PackCursor
+    from workers.model import DecoderConfig
+    from workers.pack_layout import PackLayout
     from workers.train_job import TrainJob
+    from workers.train_pack import PackWork
 
 # Shares of the largest gradient. float32 runs on the machine's kernels, where it has them.
+NUM_BLOCKS = 1024
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 SEEDS = settings(max_examples=2, deadline=None, phases=(Phase.generate,))  # seeds do not shrink
 WEIGHTS = (0.0, 0.0, 1.0, 1.0, 0.5, 0.3, 2.0)
@@ -69,14 +77,14 @@ class Job:
         return self.job.grads.views
 
 
-class FixedLevelTrainer(Trainer):
-    """A trainer that is told what to save."""
+class FixedLevel(PackPlacement):
+    """A placement that is told what to save."""
 
     level = SaveLevel.FULL
 
-    def _level(self, num_tokens: int) -> SaveLevel:
-        del num_tokens
-        return self.level
+    def choices(self, work: PackWork, share_blocks: int) -> list[PackLayout]:
+        del share_blocks
+        return [self._layout(self.level, work.tokens.num_tokens, trains=work.trains)]
 
 
 class Bench:
@@ -96,19 +104,35 @@ class Bench:
         self.pool = AdapterPool(decoder.arena, max_rank=16)
         self.run = PackedRun(decoder, random)
         self.writer = CheckpointWriter(lambda _: None, fingerprint(CPU, dtype))
-        limits = TrainerLimits(
-            memory_bytes=1 << 40,
-            max_jobs=4,
-            pack_tokens=random.choice((20, 45, 512)),
-            window_tokens=random.choice((1, 7, 30, 256)),
-            range_tokens=random.choice((1, 7, 30, 256)),
-        )
+        self.memory = borrowed_memory(decoder.config, dtype)
         base = BaseIdentity("m", "digest")
-        self.trainer = FixedLevelTrainer(
-            decoder, self.pool, base, limits, self.writer, lambda _: None, FairShare()
+        self.trainer = Trainer(
+            decoder,
+            self.pool,
+            base,
+            TrainerLimits(max_jobs=4),
+            self.memory,
+            self.writer,
+            lambda _: None,
+            FairShare(),
         )
-        self.trainer.level = level
+        self.limit(
+            TrainerLimits(
+                max_jobs=4,
+                pack_tokens=random.choice((20, 45, 512)),
+                window_tokens=random.choice((1, 7, 30, 256)),
+                range_tokens=random.choice((1, 7, 30, 256)),
+            ),
+            level,
+        )
         self.jobs: list[Job] = []
+
+    def limit(self, limits: TrainerLimits, level: SaveLevel = SaveLevel.FULL) -> None:
+        """Set shapes and save level."""
+        trainer = self.trainer
+        trainer.limits = limits
+        trainer.placement = FixedLevel(trainer.decoder, trainer.spec, limits, self.memory)
+        trainer.placement.level = level
 
     def start_job(self, rank: int, modules: tuple[str, ...], examples: list[Example]) -> Job:
         name = f"job{len(self.jobs)}"
@@ -139,14 +163,20 @@ class Bench:
         self.jobs.append(Job(job, examples, params))
         return self.jobs[-1]
 
-    def finish(self) -> None:
-        """Run everything to the end, in random steps."""
+    def finish(self, num_recalls: int = 0) -> None:
+        """Run everything to the end, in random steps, and recall memory between some of them."""
         while self.trainer.active or not self.run.is_done:
+            if num_recalls and self.random.random() < 0.1:
+                num_recalls -= 1
+                self.trainer.give_back(self.random.randint(1, 40))
+            self.trainer.demands(NUM_BLOCKS)
             windows = tuple(self._windows())
             if windows or not self.run.is_done:
                 hidden = self.run.step(self.trainer.pack_windows(windows))
                 self.trainer.finish_windows(windows, hidden)
             for job_id in list(self.trainer.active):
+                if self.trainer.active[job_id].pack is None:
+                    continue
                 lane = LaneUnits(job_id, self.random.randint(0, 6))
                 list(self.trainer.run_units(lane, lambda: True))
                 if self._cursor(job_id).is_done:
@@ -154,7 +184,7 @@ class Bench:
         self.writer.close()
 
     def _windows(self) -> list[WindowSpan]:
-        riders = [demand.job_id for demand in self.trainer.demands() if can_ride(demand)]
+        riders = [demand.job_id for demand in self.trainer.demands(0) if can_ride(demand)]
         windows = []
         for job_id in self.random.sample(riders, self.random.randint(0, len(riders))):
             cursor = self._cursor(job_id)
@@ -163,7 +193,14 @@ class Bench:
         return windows
 
     def _cursor(self, job_id: str) -> PackCursor:
-        return self.trainer.active[job_id].pack.cursor
+        return self.trainer.active[job_id].running_pack().cursor
+
+
+def borrowed_memory(config: DecoderConfig, dtype: torch.dtype) -> TrainingMemory:
+    """Memory in which nothing but NaN has been left."""
+    cache = KVCache(config, NUM_BLOCKS, 16, dtype, CPU)
+    cache.storage.fill_(float("nan"))
+    return TrainingMemory(BlockPool(NUM_BLOCKS, 16), cache, 1 << 40)
 
 
 def encode(examples: list[Example]) -> dataset.EncodedDataset:
@@ -237,12 +274,29 @@ def test_gradients_under_a_random_schedule_are_those_of_autograd(
         assert_same(job.gradient, autograd(family, job), dtype)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_memory_that_is_recalled_at_any_moment_changes_no_gradient(family: str, seed: int) -> None:
+    random = Random(seed)
+    bench = Bench(family, random, random.choice(list(SaveLevel)))
+    bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(40)], None)
+    bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
+    bench.start_job(3, ("k_proj", "down_proj"), random_examples(random))
+
+    bench.finish(num_recalls=6)
+
+    for job in bench.jobs:
+        assert_same(job.gradient, autograd(family, job))
+    assert bench.memory.num_left == bench.memory.max_blocks
+
+
 def test_accumulating_over_many_packs_gives_the_gradient_of_one_big_batch() -> None:
     examples = random_examples(Random(5))
     gradients = []
     for pack_tokens in (1, 1000):
         bench = Bench("qwen3", Random(6), SaveLevel.FULL)
-        bench.trainer.limits = TrainerLimits(1 << 40, max_jobs=4, pack_tokens=pack_tokens)
+        bench.limit(TrainerLimits(max_jobs=4, pack_tokens=pack_tokens))
         job = bench.start_job(4, tuple(MODULE_PATHS), examples)
         bench.finish()
         gradients.append({name: view.clone() for name, view in job.gradient.items()})
@@ -254,13 +308,14 @@ def test_a_foreign_job_changes_no_bit_of_a_gradient_when_nothing_is_fused() -> N
     gradients = []
     for other_seed in (1, 2):
         bench = Bench("llama", Random(0), SaveLevel.FULL)
-        bench.trainer.limits = TrainerLimits(1 << 40, max_jobs=4)
+        bench.limit(TrainerLimits(max_jobs=4))
         job = bench.start_job(4, tuple(MODULE_PATHS), random_examples(Random(7)))
         bench.start_job(8, ("q_proj",), random_examples(Random(other_seed)))
         while bench.trainer.active:
+            bench.trainer.demands(NUM_BLOCKS)
             for job_id in list(bench.trainer.active):
                 list(bench.trainer.run_units(LaneUnits(job_id, other_seed), lambda: True))
-                if bench.trainer.active[job_id].pack.cursor.is_done:
+                if bench.trainer.active[job_id].running_pack().cursor.is_done:
                     bench.trainer.advance(job_id)
         bench.writer.close()
         gradients.append(job.job.grads.flat.clone())

@@ -1,4 +1,4 @@
-// What each row's own adapter adds to a linear, and the gradients of that.
+// What each row's own adapter adds to a linear.
 //
 // Rows of one adapter form a run. A linear of several projections has one shrink matrix, where an
 // adapter of rank r at column c holds rows [n * c, n * (c + r)), a block of r for each projection,
@@ -189,76 +189,3 @@ void expand(Member member, const AdaptedLinear& linear, const Run* runs, int64_t
         }
     }
 }
-
-// Gradients of one run's adapter, and what it adds to the gradient of the linear's input.
-template <class T>
-struct AdapterBackward {
-    const AdaptedLinear& linear;
-    const Run& run;
-    const T *x, *grad;          // (rows, in_features), (rows, out_features)
-    float *shrunk, *grad_shrunk;  // scratch, (rows, projections * rank) each
-    float* grad_shrink;         // (projections * rank, in_features), added to
-    float* grad_expand[MAX_PROJECTIONS];  // (rank, outputs), added to
-    T* grad_x;                  // (rows, in_features), added to; or null
-
-    int64_t rows() const { return run.stop - run.start; }
-    int64_t ld() const { return linear.num_projections * run.rank; }
-    const T* own_shrink() const {
-        return static_cast<const T*>(linear.shrink) + linear.num_projections * run.column * linear.in_features;
-    }
-
-    // grad_shrunk = grad @ expand.T, a member's share of the rows.
-    void shrink_grads(Member member) const {
-        int64_t first = member.first(rows()), count = member.last(rows()) - first;
-        for (int64_t j = 0; j < linear.num_projections; j++) {
-            float* out = grad_shrunk + first * ld() + j * run.rank;
-            if (!linear.has(run, j)) {
-                for (int64_t i = 0; i < count; i++) memset(out + i * ld(), 0, size_t(run.rank) * sizeof(float));
-                continue;
-            }
-            const T* e = static_cast<const T*>(linear.expand[j]) + run.column * linear.width(j);
-            dot_rows(grad + first * linear.out_features + linear.first_output[j], linear.out_features, count,
-                     e, linear.width(j), run.rank, linear.width(j), out, ld());
-        }
-    }
-
-    // grad_expand += shrunk.T @ grad, a member's share of the outputs.
-    void expand_weights(Member member) const {
-        for (int64_t j = 0; j < linear.num_projections; j++) {
-            if (!linear.has(run, j)) continue;
-            int64_t first, last;
-            columns(member, linear.width(j), first, last);
-            expand_rows(shrunk + j * run.rank, 1, ld(), run.rank,
-                        grad + linear.first_output[j] + first, linear.out_features, rows(),
-                        grad_expand[j] + first, linear.width(j), last - first);
-        }
-    }
-
-    // grad_shrink += grad_shrunk.T @ x, and grad_x += grad_shrunk @ shrink, a share of the inputs.
-    void shrink_weights(Member member) const {
-        int64_t first, last, in = linear.in_features;
-        columns(member, in, first, last);
-        expand_rows(grad_shrunk, 1, ld(), ld(), x + first, in, rows(), grad_shrink + first, in, last - first);
-        if (grad_x)
-            expand_rows(grad_shrunk, ld(), 1, rows(), own_shrink() + first, in, ld(), grad_x + first, in, last - first);
-    }
-
-    static void columns(Member member, int64_t width, int64_t& first, int64_t& last) {
-        int64_t panels = (width + PANEL - 1) / PANEL;
-        first = member.first(panels) * PANEL;
-        last = member.last(panels) * PANEL < width ? member.last(panels) * PANEL : width;
-    }
-
-    void run_all(int num_threads) const {
-        Run local = run;
-        local.start = 0;
-        local.stop = rows();
-        on_team(num_threads, [&](Member member) {
-            shrink(member, linear, &local, 1, x, shrunk, ld());
-            shrink_grads(member);
-            member.barrier();
-            expand_weights(member);
-            shrink_weights(member);
-        });
-    }
-};

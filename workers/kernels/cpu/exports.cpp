@@ -4,6 +4,7 @@
 #include "attention_backward.h"
 #include "gemm.h"
 #include "layer.h"
+#include "layer_backward.h"
 #include "rows.h"
 
 namespace {
@@ -58,13 +59,6 @@ void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs
                                         float* shrunk, int64_t ld, T* y, int threads) { \
         add_adapters(*linear, runs, num_runs, x, shrunk, ld, y, threads); \
     } \
-    extern "C" void adapter_backward_##NAME(const AdaptedLinear* linear, const Run* run, const T* x, const T* grad, \
-                                            float* shrunk, float* grad_shrunk, float* grad_shrink, float* const* grad_expand, \
-                                            T* grad_x, int threads) { \
-        AdapterBackward<T> backward{*linear, *run, x, grad, shrunk, grad_shrunk, grad_shrink, \
-                                    {grad_expand[0], grad_expand[1], grad_expand[2]}, grad_x}; \
-        backward.run_all(threads); \
-    } \
     extern "C" void attend_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, const Shape* shape, \
                                   const T* q, T* out, float* lse, int threads) { \
         int64_t next = 0; \
@@ -72,10 +66,14 @@ void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs
     } \
     extern "C" void attend_backward_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, \
                                            const Shape* shape, const AttentionGrads<T>* of, int threads) { \
-        attend_backward(*source, spans, num_spans, *shape, *of, threads); \
+        int64_t next = 0; \
+        on_team(threads, [&](Member) { attend_backward(*source, spans, num_spans, *shape, *of, &next); }); \
     } \
     extern "C" void forward_layer_##NAME(const LayerWeights<T>* weights, const LayerBatch<T>* batch, int threads) { \
         on_team(threads, [&](Member member) { LayerForward<T>{*weights, *batch, member}.forward(); }); \
+    } \
+    extern "C" void backward_layer_##NAME(const LayerWeights<T>* weights, BackwardRange<T>* range, int threads) { \
+        on_team(threads, [&](Member member) { LayerBackward<T>{*weights, *range, member}.backward(); }); \
     }
 
 #define LINEAR(X, W, NAME) \

@@ -15,6 +15,18 @@ struct LinearWeights {
     AdaptedLinear adapted;
 };
 
+// x through a frozen linear, `inputs` to `outputs`: a member's share of the outputs.
+template <class T>
+void multiply(Member member, const LinearWeights& held, int64_t inputs, int64_t outputs, const T* x, int64_t rows,
+              T* y, bool accumulate, const Addend<T>& more = {}) {
+    Panels panels{held.panels, inputs, outputs};
+    Output<T> out{y, outputs, static_cast<const T*>(held.bias), accumulate};
+    if constexpr (sizeof(T) == sizeof(float)) {
+        if (!held.is_narrow) return multiply<T, float>(member, x, rows, panels, out, more);
+    }
+    multiply<T, bf16>(member, x, rows, panels, out, more);
+}
+
 enum { QKV, OUT, GATE_UP, DOWN, NUM_LINEARS };
 
 template <class T>
@@ -46,7 +58,7 @@ struct CacheRows {
     int64_t row, count;
     const int64_t *blocks, *offsets;
     T *keys, *values;
-    int64_t page_tokens;
+    int64_t page_tokens, page_stride;
 };
 
 template <class T>
@@ -131,14 +143,7 @@ struct LayerForward {
 
     void linear(int index, const T* x, T* y, bool accumulate) const {
         const LinearWeights& held = weights.linears[index];
-        Panels panels{held.panels, held.adapted.in_features, held.adapted.out_features};
-        Output<T> out{y, panels.out_features, static_cast<const T*>(held.bias), accumulate};
-        if constexpr (sizeof(T) == sizeof(float)) {
-            if (held.is_narrow) multiply<T, bf16>(member, x, batch.rows, panels, out);
-            else multiply<T, float>(member, x, batch.rows, panels, out);
-        } else {
-            multiply<T, bf16>(member, x, batch.rows, panels, out);
-        }
+        multiply(member, held, held.adapted.in_features, held.adapted.out_features, x, batch.rows, y, accumulate);
         if (!batch.num_runs) return;
         shrink(member, held.adapted, batch.runs, batch.num_runs, x, batch.shrunk, batch.shrunk_width);
         member.barrier();
@@ -189,8 +194,8 @@ struct LayerForward {
             const T* k = batch.heads + i * (queries + keys) + queries;
             const T* v = batch.qkv + i * (queries + 2 * keys) + queries + keys;
             for (int64_t h = 0; h < batch.shape.kv_heads; h++) {
-                int64_t page = cache.blocks[at] * batch.shape.kv_heads + h;
-                int64_t place = (page * cache.page_tokens + cache.offsets[at]) * dim();
+                int64_t page = cache.blocks[at] * cache.page_stride;
+                int64_t place = page + (h * cache.page_tokens + cache.offsets[at]) * dim();
                 memcpy(cache.keys + place, k + h * dim(), size_t(dim()) * sizeof(T));
                 memcpy(cache.values + place, v + h * dim(), size_t(dim()) * sizeof(T));
             }

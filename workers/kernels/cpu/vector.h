@@ -91,6 +91,24 @@ Floats exchange(Floats v) {
 #endif
 }
 
+// Vectors of a square, turned about its diagonal.
+template <int H = LANES / 2>
+void transpose(Floats* v) {
+    if constexpr (H > 0) {
+        Ints lanes;
+        for (int i = 0; i < LANES; i++) lanes[i] = i;
+        Ints is_upper = (lanes & H) != 0;
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            if (i & H) continue;
+            Floats low = v[i], high = v[i + H];
+            v[i] = is_upper ? exchange<H>(high) : low;
+            v[i + H] = is_upper ? high : exchange<H>(low);
+        }
+        transpose<H / 2>(v);
+    }
+}
+
 // Lane i of the result is the sum of vector i: a transpose whose steps add.
 template <int H = LANES / 2>
 Floats sums_of(Floats* v) {

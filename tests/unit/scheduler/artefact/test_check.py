@@ -112,7 +112,7 @@ def test_half_precision_is_read(base: Base, tmp_path: Path, dtype: str) -> None:
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
         ({"layers_to_transform": [0]}, "layers_to_transform"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),

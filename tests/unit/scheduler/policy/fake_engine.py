@@ -24,6 +24,22 @@ CLASSES = {
 }
 
 
+class Demands:
+    """Training whose demands a test sets; it borrows nothing."""
+
+    def __init__(self) -> None:
+        self.now: list[TrainDemand] = []
+
+    def demands(self, lendable_blocks: int) -> list[TrainDemand]:
+        """What the test has set."""
+        assert lendable_blocks >= 0
+        return self.now
+
+    def give_back(self, num_blocks: int) -> None:
+        """Nothing was borrowed."""
+        raise AssertionError(num_blocks)
+
+
 @dataclass
 class FakeJob:
     """A job that trains packs of one size for ever."""
@@ -56,7 +72,7 @@ class FakeEngine:
         self.fair = FairShare()
         law = LatencyLaw(RowCosts((1, 64), (10.0, 20.0)), NUM_LAYERS)
         self.scheduler = IterationScheduler(
-            BlockPool(num_blocks, 4), StepLimits(64, 16), law, CLASSES, self.fair
+            BlockPool(num_blocks, 4), StepLimits(64, 16), law, CLASSES, self.fair, self
         )
         self.jobs: dict[str, FakeJob] = {}
         self.wanted: dict[str, int] = {}
@@ -89,16 +105,21 @@ class FakeEngine:
         self.jobs[job_id] = job
         self.fair.enter(job.tenant_id)
 
-    def demands(self) -> list[TrainDemand]:
-        """What the jobs could run next."""
+    def demands(self, lendable_blocks: int = 0) -> list[TrainDemand]:
+        """What the jobs could run next; theirs is memory of another kind."""
+        del lendable_blocks
         return [
             TrainDemand(job_id, job.cursor, served=self.fair.level(job.tenant_id))
             for job_id, job in self.jobs.items()
         ]
 
+    def give_back(self, num_blocks: int) -> None:
+        """Nothing was borrowed."""
+        raise AssertionError(num_blocks)
+
     def step(self) -> StepPlan:
         """Plan a step and let it take exactly as long as predicted."""
-        plan = self.scheduler.schedule(self.now_s, self.demands(), lambda _: True)
+        plan = self.scheduler.schedule(self.now_s, lambda _: True)
         windows = tuple((window.start, window.count) for window in plan.windows)
         shape = self.scheduler.forward_shape(plan.spans, windows)
         forward_ms = self.scheduler.law.forward_ms(shape)

@@ -26,13 +26,42 @@ CLASSES = {"default": SloTargets(500.0, 100.0), "best_effort": SloTargets(None, 
 TENANTS = st.sampled_from(["a", "b", "c"])
 
 
+class Borrower:
+    """A job that takes as many blocks as it may, and gives loans back one by one."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.num_tokens = 0
+        self.appetite = 0
+        self.loans: list[range] = []
+        self.num_held = 0  # after serving took what it needs, before anything new is borrowed
+
+    def demands(self, lendable_blocks: int) -> list[TrainDemand]:
+        """A pack of the tokens that are set."""
+        self.num_held = self.pool.num_lent
+        count = min(self.appetite, lendable_blocks)
+        if count and (run := self.pool.lend(count)) is not None:
+            self.loans.append(run)
+        return [demand(self.num_tokens)] if self.num_tokens else []
+
+    def give_back(self, num_blocks: int) -> None:
+        """End loans until enough is free."""
+        assert self.loans
+        while self.loans and num_blocks > 0:
+            run = self.loans.pop()
+            self.pool.take_back(run)
+            num_blocks -= len(run)
+
+
 def new_scheduler() -> IterationScheduler:
+    pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
     return IterationScheduler(
-        BlockPool(NUM_BLOCKS, BLOCK_SIZE),
+        pool,
         StepLimits(BUDGET, MAX_SEQUENCES),
         LatencyLaw(RowCosts((1, 16), (1.0, 2.0)), num_layers=2),
         CLASSES,
         FairShare(),
+        Borrower(pool),
     )
 
 
@@ -53,6 +82,8 @@ class History(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = new_scheduler()
+        assert isinstance(self.scheduler.training, Borrower)
+        self.borrower = self.scheduler.training
         self.alive: dict[str, Sequence] = {}
         self.wanted: dict[str, int] = {}
         self.num_requests = 0
@@ -79,7 +110,7 @@ class History(RuleBasedStateMachine):
     def step(self, num_steps: int, tokens: int, passes_s: float) -> None:
         for _ in range(num_steps):
             self.now_s += passes_s
-            self._step([demand(tokens)] if tokens else [])
+            self._step(tokens)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -90,6 +121,10 @@ class History(RuleBasedStateMachine):
     def adapters_come_and_go(self, are_free: bool) -> None:
         self.columns_are_free = are_free
 
+    @rule(appetite=st.integers(0, NUM_BLOCKS))
+    def training_wants_memory(self, appetite: int) -> None:
+        self.borrower.appetite = appetite
+
     @rule()
     def all_work_ends(self) -> None:
         """Nobody starves: left alone, everything that waits or runs comes to its end."""
@@ -97,9 +132,10 @@ class History(RuleBasedStateMachine):
         for _ in range(4000):
             if not self.alive:
                 break
-            self._step([])
+            self._step(0)
         assert not self.alive
-        assert self.scheduler.pool.num_free == self.scheduler.pool.num_blocks
+        pool = self.scheduler.pool
+        assert pool.num_free + pool.num_lent == pool.num_blocks
 
     @invariant()
     def every_block_is_free_or_owned_once(self) -> None:
@@ -108,7 +144,8 @@ class History(RuleBasedStateMachine):
         owned = Counter(b for s in self.alive.values() for b in s.block_table)
         assert all(count == 1 for count in owned.values())
         assert 0 not in owned
-        assert pool.num_free + len(owned) == pool.num_blocks
+        assert pool.num_lent == sum(map(len, self.borrower.loans))
+        assert pool.num_free + pool.num_lent + len(owned) == pool.num_blocks
 
     @invariant()
     def every_living_sequence_waits_or_runs(self) -> None:
@@ -121,9 +158,13 @@ class History(RuleBasedStateMachine):
     def _admit(self, sequence: Sequence) -> bool:
         return self.columns_are_free or sequence.request.tenant_id == "a"
 
-    def _step(self, demands: list[TrainDemand]) -> None:
+    def _step(self, num_training_tokens: int) -> None:
         before = {s.id: set(s.block_table) for s in self.alive.values()}
-        plan = self.scheduler.schedule(self.now_s, demands, self._admit)
+        num_preemptions = self.scheduler.num_preemptions
+        self.borrower.num_tokens = num_training_tokens
+        plan = self.scheduler.schedule(self.now_s, self._admit)
+        if self.scheduler.num_preemptions > num_preemptions:
+            assert self.borrower.num_held == 0, "a request was preempted while training held blocks"
         running = {s.id: s for s in self.scheduler.running}
         assert plan.num_inference_tokens <= BUDGET
         assert len({span.sequence_id for span in plan.spans}) == len(plan.spans)

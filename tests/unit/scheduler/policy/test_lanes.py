@@ -19,9 +19,9 @@ class Price(LatencyLaw):
         super().__init__(COSTS, num_layers=4)
         self.unit_price_ms = unit_price_ms
 
-    def unit_ms(self, unit: Unit) -> float:
+    def unit_ms(self, unit: Unit, *, is_cold: bool = False) -> float:
         """The price."""
-        del unit
+        del unit, is_cold
         return self.unit_price_ms
 
 

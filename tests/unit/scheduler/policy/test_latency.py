@@ -97,13 +97,22 @@ def test_the_law_of_a_forward_converges_on_synthetic_costs() -> None:
 def test_the_law_of_units_converges_on_synthetic_costs(direction: Direction) -> None:
     random = Random(4)
     law = LatencyLaw(COSTS, num_layers=4)
-    for _ in range(300):
-        count = random.randint(1, 256)
-        law.observe_unit(Unit(direction, 0, 0, count), 0.5 + 0.02 * count)
 
-    for count in (1, 100, 256):
-        unit = Unit(direction, 3, 0, count)
-        assert law.unit_ms(unit) == pytest.approx(0.5 + 0.02 * count, rel=0.05, abs=0.05)
+    def random_unit() -> tuple[Unit, bool, float]:
+        start, count = random.choice((0, 256)), random.randint(1, 256)
+        pairs = count * start + count * (count + 1) // 2
+        unit = Unit(direction, random.randrange(4), start, start + count, pairs)
+        is_cold = random.random() < 0.3
+        first_layer_ms = -0.005 * count if unit.layer == 0 else 0.0
+        cost_ms = 0.5 + 0.02 * count + 0.02 * pairs / 1e3 + first_layer_ms + 2.0 * is_cold
+        return unit, is_cold, cost_ms
+
+    for _ in range(400):
+        unit, is_cold, cost_ms = random_unit()
+        law.observe_unit(unit, cost_ms, is_cold=is_cold)
+    for _ in range(50):
+        unit, is_cold, cost_ms = random_unit()
+        assert law.unit_ms(unit, is_cold=is_cold) == pytest.approx(cost_ms, rel=0.05, abs=0.1)
 
 
 @given(rows=st.integers(0, 5000))

@@ -122,7 +122,7 @@ def test_without_slack_nothing_trains_whatever_the_law_has_come_to_believe(
         engine.scheduler.law.observe_forward(shape, elapsed_ms)
     engine.ask("r", num_rows)
 
-    plan = engine.scheduler.schedule(0.0, engine.demands(), lambda _: True)
+    plan = engine.scheduler.schedule(0.0, lambda _: True)
 
     assert plan.slack_ms == 0
     assert not is_training(plan)
@@ -184,7 +184,7 @@ def test_a_best_effort_request_never_narrows_the_slack_of_a_step(
     after = [*scheduler.running, *scheduler.waiting]
     assert len(after) == len(before) + patient
     assert step_slack_ms(after, CLASSES, engine.now_s, 0.0) == slack_before
-    plan = scheduler.schedule(engine.now_s, [], lambda _: True)
+    plan = scheduler.schedule(engine.now_s, lambda _: True)
     inference_ms = scheduler.law.forward_ms(scheduler.forward_shape(plan.spans, ()))
     if slack_before is None:
         assert plan.slack_ms is None

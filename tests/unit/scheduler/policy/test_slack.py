@@ -15,6 +15,7 @@ from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
 from scheduler.policy.slack import AIM, SloTargets, step_slack_ms, token_slack_ms
 from scheduler.policy.training import TrainDemand
+from tests.unit.scheduler.policy.fake_engine import Demands
 
 TPOT_MS = 100.0
 CLASSES = {"default": SloTargets(500.0, TPOT_MS), "best_effort": SloTargets(None, None)}
@@ -24,7 +25,7 @@ def new_scheduler(num_blocks: int = 200, budget: int = 64) -> IterationScheduler
     costs = RowCosts((1, 64), (10.0, 20.0))
     law = LatencyLaw(costs, num_layers=4)
     return IterationScheduler(
-        BlockPool(num_blocks, 4), StepLimits(budget, 16), law, CLASSES, FairShare()
+        BlockPool(num_blocks, 4), StepLimits(budget, 16), law, CLASSES, FairShare(), Demands()
     )
 
 
@@ -57,9 +58,15 @@ def decoding(
     return sequence
 
 
+def schedule(scheduler: IterationScheduler, now_s: float, demands: list[TrainDemand]) -> StepPlan:
+    assert isinstance(scheduler.training, Demands)
+    scheduler.training.now = demands
+    return scheduler.schedule(now_s, lambda _: True)
+
+
 def step(scheduler: IterationScheduler, now_s: float, demands: list[TrainDemand]) -> StepPlan:
     """Plan and commit a step, and draw a token for every sequence that is through."""
-    plan = scheduler.schedule(now_s, demands, lambda _: True)
+    plan = schedule(scheduler, now_s, demands)
     scheduler.commit(plan)
     for sequence in scheduler.running:
         if sequence.num_uncomputed_tokens == 0:
@@ -187,7 +194,7 @@ def test_what_training_plans_fits_into_the_slack(
     scheduler.running[0].token_ids += [0] * (outputs - 1)
     demands = [new_demand(f"j{i}", count) for i, count in enumerate(tokens)]
 
-    plan = scheduler.schedule(late_s, demands, lambda _: True)
+    plan = schedule(scheduler, late_s, demands)
 
     inference_ms = scheduler.law.forward_ms(scheduler.forward_shape(plan.spans, ()))
     assert plan.slack_ms is not None

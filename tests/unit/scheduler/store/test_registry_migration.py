@@ -11,13 +11,14 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 
 import scheduler.store.migrations
+from scheduler.store.adapter_orders import Orders
 from scheduler.store.adapters import Adapters
 from scheduler.store.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-OLD, NEW = "0002", "0003"
+OLD, NEW = "0002", "head"
 OLD_ROWS = (
     "INSERT INTO tenants (id, name, is_admin, weight, created_at) VALUES ('t{n}', 't{n}', 0, 1, 0)",
     "INSERT INTO jobs (id, tenant_id, status, base_model, priority, spec, training_file, suffix,"
@@ -96,3 +97,24 @@ async def test_what_the_version_before_writes_is_read(old: Database) -> None:
         assert [version.origin for version in adapter.versions] == [None, None]
         assert (await view.resolve(f"ft:{name}")).ref.version == 2
         assert (await view.resolve(f"ft:{name}@1")).ref.version == 1
+
+
+async def test_merged_models_become_orders_and_merges_again(old: Database) -> None:
+    async with old.begin() as conn:
+        await conn.run_sync(move(command.upgrade, "0003"))
+        await conn.execute(
+            text(
+                "INSERT INTO adapter_merges (adapter_id, version, tenant_id, status, uri, files,"
+                " created_at, num_tries) VALUES ('ax', 2, 'tx', 'succeeded', 'u', '{\"a\": 1}',"
+                " 0, 1)"
+            )
+        )
+        await conn.run_sync(move(command.upgrade, "head"))
+
+    order = await Orders(old).for_tenant("tx").finished_export("ax", 2)
+
+    assert (order.id, order.uri, order.files) == ("ax@2", "u", {"a": 1})
+    async with old.begin() as conn:
+        await conn.run_sync(move(command.downgrade, "0003"))
+        rows = (await conn.execute(text("SELECT adapter_id, version FROM adapter_merges"))).all()
+    assert [tuple(row) for row in rows] == [("ax", 2)]

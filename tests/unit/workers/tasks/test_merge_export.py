@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from scheduler.domain.errors import InvalidInput
+from scheduler.processes import EXIT_REFUSED
 from tests.unit.workers.test_adapter_exchange import save_with_peft, token_ids
 from tests.unit.workers.tiny_models import FAMILIES, make_model, save_oracle
 from workers.tasks.merge_export import merge_export
@@ -136,5 +137,5 @@ def test_it_is_a_program(tmp_path: Path) -> None:
 
     assert (good.returncode, good.stderr) == (0, "")
     assert (tmp_path / "out" / "model.safetensors").exists()
-    assert bad.returncode == 1
+    assert bad.returncode == EXIT_REFUSED
     assert "adapter_config.json" in bad.stderr

@@ -1,4 +1,4 @@
-"""The program that merges is run as a child, and what it says becomes an error or nothing."""
+"""Programs are run as children, and what they say becomes an error or nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.domain.errors import InvalidInput
-from scheduler.tasks import merge_process
-from scheduler.tasks.merge_process import merge_in_child
+from scheduler.tasks import programs
+from scheduler.tasks.programs import Program, run_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A program of the test's in the place of the real one."""
+    """A program of the test's own."""
     path = tmp_path / "stand_in.py"
-    monkeypatch.setattr(merge_process, "PROGRAM", "stand_in")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return path
 
@@ -28,17 +27,41 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 async def test_what_cannot_be_merged_is_told_in_the_programs_words(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
 
+    options = {name: tmp_path / name for name in ("base", "adapter", "out")}
+
     with pytest.raises(InvalidInput, match=r"config\.json is missing or not JSON"):
-        await merge_in_child(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+        await run_program(Program.MERGE_EXPORT, options)
 
     assert not (tmp_path / "out").exists()
 
 
-async def test_a_child_that_dies_is_no_verdict(program: Path, tmp_path: Path) -> None:
+async def test_a_child_that_dies_is_no_verdict(program: Path) -> None:
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
 
     with pytest.raises(OSError, match="status -9"):
-        await merge_in_child(tmp_path, tmp_path, tmp_path / "out")
+        await run_program("stand_in", {})
+
+
+async def test_a_bug_in_a_program_is_no_verdict(program: Path) -> None:
+    program.write_text("raise AttributeError\n")
+
+    with pytest.raises(OSError, match="status 1"):
+        await run_program("stand_in", {})
+
+
+async def test_a_program_that_takes_too_long_is_ended(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "MAX_RUN_S", 1.5)
+    program.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text("
+        "str(os.getpid()))\ntime.sleep(60)\n"
+    )
+
+    with pytest.raises(InvalidInput, match="took more than"):
+        await run_program("stand_in", {})
+
+    assert sys.platform != "linux" or not _lives(int((tmp_path / "pid").read_text()))
 
 
 async def test_a_cancelled_call_leaves_no_child(program: Path, tmp_path: Path) -> None:
@@ -46,7 +69,7 @@ async def test_a_cancelled_call_leaves_no_child(program: Path, tmp_path: Path) -
         f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text("
         "str(os.getpid()))\ntime.sleep(60)\n"
     )
-    running = asyncio.create_task(merge_in_child(tmp_path, tmp_path, tmp_path / "out"))
+    running = asyncio.create_task(run_program("stand_in", {}))
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         await asyncio.sleep(0.02)
 

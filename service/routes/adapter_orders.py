@@ -1,0 +1,114 @@
+"""/v1/adapters: versions made of versions, by compression or merging, and how far that is."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from scheduler.domain.errors import (
+    Conflict,
+    InvalidInput,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
+    UnknownPlugin,
+)
+from scheduler.store.adapter_imports import new_adapter_id
+from service.adapter_read import read_order
+from service.deps import AdaptersDep, FilesDep, OrdersDep, ReplaysDep, RosterDep, SettingsDep
+from service.errors import errors
+from service.order_request import base_of, draft_compression, draft_merging
+from service.schemas.adapter import VersionPath
+from service.schemas.adapter_order import CompressCreate, MergeCreate, OrderRead
+from service.schemas.base import Deleted
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+OrderId = Annotated[str, Path(max_length=64)]
+
+
+@router.post(
+    "/{adapter_id}/versions/{version}/compress",
+    responses=errors(
+        *(NotFound, PermissionDenied, InvalidInput, UnknownPlugin, Conflict),
+        *(QuotaExceeded, Overloaded),
+    ),
+)
+async def compress_version(
+    adapter_id: str,
+    version: VersionPath,
+    body: CompressCreate,
+    adapters: AdaptersDep,
+    orders: OrdersDep,
+    files: FilesDep,
+    roster: RosterDep,
+    settings: SettingsDep,
+    replays: ReplaysDep,
+) -> OrderRead:
+    """Have a further version made that holds this one coded, as small as asked for."""
+    key = replays.key_for("compress", adapter_id, version, body.model_dump(mode="json"))
+    adapter = await adapters.get_own(adapter_id)
+    if body.validation_file is not None:
+        await files.get(body.validation_file)
+    order = await orders.compress(
+        adapter_id,
+        version,
+        draft_compression(body, adapter.base_model, body.validation_file, roster),
+        max_open=settings.max_open_orders,
+        max_total_bytes=settings.max_imported_bytes,
+        idempotency=key,
+    )
+    return read_order(order)
+
+
+@router.post(
+    "/merges",
+    responses=errors(
+        *(ModelNotFound, NotFound, PermissionDenied, InvalidInput, UnknownPlugin),
+        *(Conflict, QuotaExceeded, Overloaded),
+    ),
+)
+async def merge_adapters(
+    body: MergeCreate,
+    adapters: AdaptersDep,
+    orders: OrdersDep,
+    files: FilesDep,
+    roster: RosterDep,
+    settings: SettingsDep,
+    replays: ReplaysDep,
+) -> OrderRead:
+    """Have a version made of several of your own, as a new adapter or a further version of one."""
+    key = replays.key_for("merges", body.model_dump(mode="json"))
+    sources = [await adapters.resolve(source.model) for source in body.sources]
+    for source in sources:
+        await adapters.get_own(source.ref.adapter_id)
+    merging, base_model = draft_merging(body, sources, roster), base_of(sources)
+    if body.adapter_id is not None:
+        target = await adapters.get_own(body.adapter_id)
+        if target.base_model != base_model:
+            raise InvalidInput(f"That adapter belongs to {target.base_model}.", param="adapter_id")
+    if body.validation_file is not None:
+        await files.get(body.validation_file)
+    order = await orders.merge(
+        body.adapter_id or new_adapter_id(),
+        base_model,
+        merging,
+        max_open=settings.max_open_orders,
+        max_total_bytes=settings.max_imported_bytes,
+        idempotency=key,
+    )
+    return read_order(order)
+
+
+@router.get("/orders/{order_id}", responses=errors(NotFound))
+async def retrieve_order(order_id: OrderId, orders: OrdersDep) -> OrderRead:
+    """Show how far a compression or a merge is."""
+    return read_order(await orders.get(order_id))
+
+
+@router.delete("/orders/{order_id}", responses=errors(NotFound))
+async def delete_order(order_id: OrderId, orders: OrdersDep) -> Deleted:
+    """Take an order back, or forget one that is over; a version that was made stays."""
+    await orders.delete(await orders.get(order_id))
+    return Deleted(id=order_id, object="adapter.order")

@@ -1,0 +1,42 @@
+"""What the backward kernel of a decoder layer reads and writes: the structs of its header."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from typing import ClassVar
+
+from workers.kernels.cpu_kernels import MAX_PROJECTIONS, AttentionShape, KeySource
+
+NUM_LINEARS = 4
+
+
+class Run(Structure):
+    """Rows [start, stop) with one adapter: its rank columns, and the projections that it has."""
+
+    _fields_ = tuple((name, c_int64) for name in ("start", "stop", "column", "rank", "targets"))
+
+
+class TermSums(Structure):
+    """Where the gradients of one linear's adapter are summed; null: it is not adapted."""
+
+    _fields_ = (("shrink", c_void_p), ("expand", c_void_p * MAX_PROJECTIONS))
+
+
+class BackwardRange(Structure):
+    """A token range of a pack in one layer."""
+
+    KEPT: ClassVar = ("x", "heads", "q", "attn", "x_mid", "gate_up", "lse")
+    SCRATCH: ClassVar = (
+        *("activated", "grad_activated", "grad_gate_up", "normed", "grad_normed"),
+        *("grad_attn", "grad_q", "grad_qkv"),
+    )
+    ADAPTER_SCRATCH: ClassVar = ("shrunk", "grad_shrunk", "grad_rows", "panels")
+    _fields_ = (
+        *(("hidden", c_int64), ("inner", c_int64), ("shape", AttentionShape)),
+        *(("eps", c_float), ("is_first", c_int32)),
+        *((name, c_void_p) for name in ("cosine", "sine", "positions")),
+        *(("run", Run), ("sums", TermSums * NUM_LINEARS), ("source", KeySource)),
+        *(("spans", c_void_p), ("num_spans", c_int64), ("next", c_int64), ("first", c_int64)),
+        *((name, c_void_p) for name in (*KEPT, "grad", "grad_k", "grad_v")),
+        *((name, c_void_p) for name in (*SCRATCH, *ADAPTER_SCRATCH)),
+    )

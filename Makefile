@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test check lint e2e chaos bench gpu postgres docs-check clean
+.PHONY: install demo test check lint browser prometheus e2e chaos bench gpu postgres docs-check clean
 
 install: $(INSTALLED)
 
@@ -39,7 +40,14 @@ lint: install
 
 check: lint test e2e
 
-e2e: install
+# Tests drive a browser, and a Prometheus; a machine without them gets Debian's.
+browser:
+	$(if $(CHROMIUM),,apt-get update -q && apt-get install -qy --no-install-recommends chromium)
+
+prometheus:
+	$(if $(shell command -v prometheus),,apt-get update -q && apt-get install -qy --no-install-recommends prometheus)
+
+e2e: install browser prometheus
 	$(PYTEST) -m e2e tests/e2e
 
 chaos: install
@@ -49,7 +57,8 @@ bench: install
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=10000 $(BIN)/python -m benchmarks.coserve $(if $(QUICK),--quick) $(BENCH)
 
 gpu: install
-	$(PYTEST) -m gpu
+	TRITON_INTERPRET=0 $(PYTEST) -m gpu
+	TRITON_INTERPRET=0 $(PYTEST) $(foreach part,rows adapters attention,tests/unit/workers/test_triton_$(part).py)
 
 postgres: install
 	$(PYTEST) -m postgres

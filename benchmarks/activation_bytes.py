@@ -16,7 +16,7 @@ from benchmarks.saved_graph import graph_figures
 from workers.activations import SaveLevel
 from workers.pack_layout import PackLayout
 from workers.pack_placement import PackPlacement
-from workers.train_pack import PackWork
+from workers.train_pack import PackWork, TrainPack
 from workers.trainer import Trainer
 
 PACKS = 2  # begun and ended under the profiler: at least one whole
@@ -33,7 +33,13 @@ def measure_activation_bytes(bench: Bench) -> dict[str, object]:
 
 
 class FixedLevel(PackPlacement):
-    """A placement that keeps as much as it is told, whatever memory allows."""
+    """A placement that keeps as much as it is told, whatever memory allows.
+
+    Attributes:
+        placed: the pack that was placed last.
+    """
+
+    placed: TrainPack
 
     def __init__(self, before: PackPlacement, level: SaveLevel) -> None:
         super().__init__(before.decoder, before.spec, before.limits, before.memory)
@@ -44,14 +50,23 @@ class FixedLevel(PackPlacement):
         del share_blocks
         return [self._layout(self.level, work.tokens.num_tokens, trains=work.trains)]
 
+    def try_place(
+        self, work: PackWork, room_blocks: int, share_blocks: int, *, is_fixed: bool
+    ) -> TrainPack | None:
+        """The pack, which is remembered."""
+        pack = super().try_place(work, room_blocks, share_blocks, is_fixed=is_fixed)
+        if pack is not None:
+            self.placed = pack
+        return pack
+
 
 @contextmanager
-def fixed_level(trainer: Trainer, level: SaveLevel) -> Iterator[None]:
+def fixed_level(trainer: Trainer, level: SaveLevel) -> Iterator[FixedLevel]:
     """While entered, packs are kept at one save level."""
     before = trainer.placement
-    trainer.placement = FixedLevel(before, level)
+    trainer.placement = placement = FixedLevel(before, level)
     try:
-        yield
+        yield placement
     finally:
         trainer.placement = before
 
@@ -59,12 +74,12 @@ def fixed_level(trainer: Trainer, level: SaveLevel) -> Iterator[None]:
 def level_figures(bench: Bench, level: SaveLevel) -> dict[str, float]:
     """Bytes per token of packs at one save level."""
     trainer = bench.host.trainer
-    with fixed_level(trainer, level):
+    with fixed_level(trainer, level) as placement:
         jobs = bench.start(None, 1)
         rise = peak_rise_bytes(lambda: _run_packs(bench, jobs[0]))
-        pack = trainer.active[jobs[0]].running_pack()
-        borrowed = pack.layout.num_bytes
         bench.stop(jobs)
+    pack = placement.placed
+    borrowed = pack.layout.num_bytes
     layers = bench.host.runner.decoder.config.num_layers
     return {
         "specified": trainer.spec.bytes_per_token(level) * layers,
@@ -74,9 +89,8 @@ def level_figures(bench: Bench, level: SaveLevel) -> dict[str, float]:
 
 
 def _run_packs(bench: Bench, job_id: str) -> None:
-    """Go on until the work at hand has been followed by PACKS others, and the next is in memory."""
+    """Go on until the work at hand has been followed by PACKS others."""
     active = bench.host.trainer.active
     for _ in range(PACKS + 1):
         work = active[job_id].work
         bench.drive(lambda work=work: active[job_id].work is not work)  # type: ignore[misc]
-    bench.drive(lambda: active[job_id].pack is not None)

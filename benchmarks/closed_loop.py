@@ -26,9 +26,11 @@ NO_TARGETS = SloTargets(None, None)
 class Bench:
     """One engine and its callers."""
 
-    def __init__(self, model: BenchModel, **settings: object) -> None:
+    def __init__(
+        self, model: BenchModel, connection: ScriptedConnection | None = None, **settings: object
+    ) -> None:
         self.model = model
-        self.connection = ScriptedConnection(model.adapters)
+        self.connection = connection or ScriptedConnection(model.adapters)
         options = {"base_models": [f"{BASE}={model.folder}"], **settings}
         self.engine = EngineLoop(EngineSettings.model_validate(options), self.connection)
         self.meter = RecordingMeter()

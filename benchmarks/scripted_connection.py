@@ -79,8 +79,8 @@ class ScriptedConnection:
         """The next request of a load, or the one of a given index; counted as sent."""
         place = next(self._ids)
         index = place if index is None else index
-        prompt_tokens, own_tokens = lengths(index)
-        adapter, folder = self._adapter(index, load)
+        prompt_tokens, own_tokens = self.lengths(index)
+        adapter = self._adapter(index, load)
         body = RequestBody(
             request_id=f"r{place}",
             tenant_id=f"tenant{index % 4}",
@@ -93,14 +93,23 @@ class ScriptedConnection:
         )
         sent_s = time.perf_counter() if sent_s is None else sent_s
         self.requests[body.request_id] = RequestTimes(sent_s, is_first)
-        return Generate(request=body, reply_to="bench", adapter_dir=folder)
+        folders = {} if adapter is None else {adapter.digest: adapter.uri}
+        return Generate(request=body, reply_to="bench", adapter_dirs=folders)
 
-    def _adapter(self, index: int, load: Load) -> tuple[AdapterRef | None, str | None]:
+    def _adapter(self, index: int, load: Load) -> AdapterRef | None:
         if not load.num_adapters:
-            return None, None
-        place = index % load.num_adapters
+            return None
+        place = self.place(index, load)
         folder = str(self.adapters[place])
-        return AdapterRef(adapter_id=f"a{place}", version=1, digest=folder, uri=folder), folder
+        return AdapterRef(adapter_id=f"a{place}", version=1, digest=folder, uri=folder)
+
+    def lengths(self, index: int) -> tuple[int, int]:
+        """Prompt and output tokens of a request."""
+        return lengths(index)
+
+    def place(self, index: int, load: Load) -> int:
+        """Which adapter a request names: all take turns."""
+        return index % load.num_adapters
 
     def _sleep(self, timeout_s: float) -> None:
         """As a real pipe would: until the next order, or until the time is over."""

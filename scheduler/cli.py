@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from scheduler.adapter_commands import adapters
 from scheduler.api_client import ApiRefused
 from scheduler.data_dir import accounts, check_class_exists, store_settings
-from scheduler.domain.errors import DomainError
+from scheduler.domain.errors import Conflict, DomainError
 from scheduler.domain.service_class import parse_classes
 from scheduler.launch import UpOptions
 from scheduler.launch import up as launch
@@ -97,12 +97,15 @@ def create_key(
     tenant: Annotated[str, typer.Option(help="Tenant's name; created if there is none.")],
     data: DataOption = DEFAULT_DATA,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    admin: Annotated[bool, typer.Option("--admin", help="The tenant is to be an admin.")] = False,
 ) -> None:
     """Print a new key of a tenant; it cannot be shown again."""
 
     async def create() -> None:
         async with accounts(store_settings(data)) as known:
-            owner = await known.tenant(tenant)
+            owner = await known.tenant(tenant, is_admin=admin)
+            if admin and not owner.is_admin:
+                raise Conflict(f"Tenant {tenant!r} exists and is no admin; name another one.")
             _, plaintext = await known.keys.create(owner.id, name or "made by tandem keys")
         typer.echo(plaintext)
 

@@ -156,6 +156,7 @@ async def _tell_when_ready(plan: Plan, data: Path, say: Callable[[str], None]) -
             await asyncio.sleep(READY_POLL_S)
     names = ", ".join(model.id for model in plan.models)
     say(f"Tandem is ready at {plan.url}/v1 serving {names}; admin key in {data / ADMIN_KEY_FILE}.")
+    say(f"Its dashboard is at {plan.url}/dashboard/.")
 
 
 def _find_models(options: UpOptions) -> tuple[BaseModelFolder, ...]:

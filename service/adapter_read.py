@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
-from service.schemas.adapter import AdapterRead, AdapterVersionRead
+from service.schemas.adapter import (
+    AdapterDetail,
+    AdapterRead,
+    AdapterVersionRead,
+    ResidencyRead,
+)
 from service.schemas.adapter_order import OrderRead
 
 if TYPE_CHECKING:
+    from scheduler.domain.messages import WorkerInfo
     from scheduler.store.adapter_orders import Order
     from scheduler.store.adapters import Adapter, AdapterVersion
     from service.schemas.adapter import Origin
@@ -29,6 +35,18 @@ def read_adapter(adapter: Adapter) -> AdapterRead:
         shared_with=list(adapter.shared_with),
         versions=[read_version(version) for version in adapter.versions],
     )
+
+
+def read_detail(adapter: Adapter, workers: list[WorkerInfo]) -> AdapterDetail:
+    """An adapter and, for its owner, where it lies."""
+    own = adapter.versions if adapter.shared_by is None else ()
+    residency = [
+        ResidencyRead(worker=worker.worker_id, version=version.version, tier=tier)
+        for worker in workers
+        for version in own
+        if (tier := worker.nearest_tier(version.digest)) is not None
+    ]
+    return AdapterDetail(**dict(read_adapter(adapter)), residency=residency)
 
 
 def read_version(version: AdapterVersion) -> AdapterVersionRead:

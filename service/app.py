@@ -17,6 +17,7 @@ from starlette.responses import Response
 from scheduler.domain.errors import DomainError
 from scheduler.store.adapter_orders import Orders
 from scheduler.store.adapters import Adapters
+from scheduler.store.board import Board
 from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database, migrate
 from scheduler.store.files import Files
@@ -29,6 +30,7 @@ from scheduler.store.usage import Usage
 from scheduler.text.tokenizer import load_tokenizer
 from service.catalogue import Catalogue
 from service.coded_adapters import CodedAdapters
+from service.dashboard.files import DashboardFiles
 from service.deps import adapter_path
 from service.errors import domain_response, plain_response, validation_response
 from service.event_stream import CLIENT_CLOSED, ClientLeft
@@ -37,11 +39,13 @@ from service.generation import Engines
 from service.metrics import GatewayMetrics
 from service.middleware import Boundary
 from service.routes import (
+    account,
     adapter_exports,
     adapter_orders,
     adapter_pointers,
     adapters,
     admin,
+    board,
     capabilities,
     chat,
     completions,
@@ -122,14 +126,15 @@ async def open_gateway(settings: ServiceSettings) -> AsyncIterator[Gateway]:
         channel = connect_channel(settings.channel_url)
         stack.push_async_callback(channel.close)
         pool = WorkerPool(channel, settings)
-        meter = UsageMeter(Usage(db))
+        usage = Usage(db)
+        meter = UsageMeter(usage)
         await stack.enter_async_context(meter.running())
         await stack.enter_async_context(pool.running())
-        yield _assemble(settings, db, pool, meter)
+        yield _assemble(settings, db, pool, usage, meter)
 
 
 def _assemble(
-    settings: ServiceSettings, db: Database, pool: WorkerPool, meter: UsageMeter
+    settings: ServiceSettings, db: Database, pool: WorkerPool, usage: Usage, meter: UsageMeter
 ) -> Gateway:
     model_dirs = settings.model_dirs()
     tokenizers = {name: load_tokenizer(folder) for name, folder in model_dirs.items()}
@@ -143,6 +148,8 @@ def _assemble(
         jobs=Jobs(db),
         adapters=Adapters(db),
         orders=Orders(db),
+        usage=usage,
+        board=Board(db),
         idempotency=Idempotency(db),
         objects=ObjectStore(settings.object_store_url),
         coded=CodedAdapters(),
@@ -163,16 +170,8 @@ def _operation_id(route: APIRoute) -> str:
 
 def _add_routes(app: FastAPI) -> None:
     for module in (
-        *(
-            files,
-            fine_tuning,
-            adapter_orders,
-            adapters,
-            adapter_pointers,
-            adapter_exports,
-            capabilities,
-        ),
-        *(admin, workers, health),
+        *(files, fine_tuning, adapter_orders, adapters, adapter_pointers, adapter_exports),
+        *(capabilities, account, admin, board, workers, health),
     ):
         app.include_router(module.router)
     for module in (chat, completions, models):
@@ -182,6 +181,7 @@ def _add_routes(app: FastAPI) -> None:
             prefix="/adapters/{adapter_id}/v1",
             dependencies=[Depends(adapter_path)],
         )
+    app.mount("/dashboard", DashboardFiles(), name="dashboard")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

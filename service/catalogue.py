@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scheduler.domain.adapter import AdapterRef
+    from scheduler.domain.request import WeightedModel
     from scheduler.store.adapters import TenantAdapters
     from scheduler.text.tokenizer import ChatTokenizer
     from service.worker_roster import WorkerRoster
@@ -23,7 +24,8 @@ class ServedModel:
     Attributes:
         name: as the caller wrote it.
         base_model: id of the base model.
-        adapter: the version to put on top; None for the bare base.
+        adapter: the version to put on top; None for the bare base, and for a mixture.
+        mixture: the models whose weighted logits answer together; empty for one alone.
         max_model_len: most tokens of prompt and answer together.
         fingerprint: changes when the base weights change; None while no worker is up.
     """
@@ -34,6 +36,7 @@ class ServedModel:
     tokenizer: ChatTokenizer
     max_model_len: int
     fingerprint: str | None
+    mixture: tuple[WeightedModel, ...] = ()
 
 
 class Catalogue:

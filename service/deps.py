@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Request
@@ -9,18 +10,22 @@ from fastapi import Depends, Header, Path, Request
 from scheduler.domain.tenant import Tenant
 from scheduler.store.adapter_orders import TenantOrders
 from scheduler.store.adapters import TenantAdapters
+from scheduler.store.board import Board
 from scheduler.store.files import TenantFiles
 from scheduler.store.idempotency import IdempotencyKey
 from scheduler.store.jobs import TenantJobs
 from scheduler.store.keys import Keys
 from scheduler.store.objects import ObjectStore
 from scheduler.store.tenants import Tenants
+from scheduler.store.usage import TenantUsage, Usage
 from service.adapter_import import AdapterImport
 from service.auth import CurrentAdmin, CurrentTenant
 from service.catalogue import Catalogue, ServedModel
 from service.coded_adapters import CodedAdapters
 from service.gateway import Gateway
 from service.generation import Engines
+from service.logit_arithmetic import with_terms
+from service.schemas.logit_arithmetic import LogitTerm
 from service.settings import ServiceSettings
 from service.worker_roster import WorkerRoster
 
@@ -51,6 +56,10 @@ def _tenant_adapters(gateway: AnyGateway, tenant: CurrentTenant) -> TenantAdapte
 
 def _tenant_orders(gateway: AnyGateway, tenant: CurrentTenant) -> TenantOrders:
     return gateway.orders.for_tenant(tenant.id)
+
+
+def _tenant_usage(gateway: AnyGateway, tenant: CurrentTenant) -> TenantUsage:
+    return gateway.usage.for_tenant(tenant.id)
 
 
 def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport:
@@ -94,6 +103,16 @@ def _admin_keys(gateway: AnyGateway, admin: CurrentAdmin) -> Keys:
     return gateway.keys
 
 
+def _admin_board(gateway: AnyGateway, admin: CurrentAdmin) -> Board:
+    del admin  # asked for so that nobody else gets here
+    return gateway.board
+
+
+def _admin_usage(gateway: AnyGateway, admin: CurrentAdmin) -> Usage:
+    del admin  # asked for so that nobody else gets here
+    return gateway.usage
+
+
 def _admin_roster(gateway: AnyGateway, admin: CurrentAdmin) -> WorkerRoster:
     del admin  # asked for so that nobody else gets here
     return gateway.engines.pool.roster
@@ -104,6 +123,7 @@ FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
 AdaptersDep = Annotated[TenantAdapters, Depends(_tenant_adapters)]
 OrdersDep = Annotated[TenantOrders, Depends(_tenant_orders)]
+UsageDep = Annotated[TenantUsage, Depends(_tenant_usage)]
 AdapterImportDep = Annotated[AdapterImport, Depends(_adapter_import)]
 CodedDep = Annotated[CodedAdapters, Depends(_coded)]
 ObjectsDep = Annotated[ObjectStore, Depends(_objects)]
@@ -112,6 +132,8 @@ EnginesDep = Annotated[Engines, Depends(_engines)]
 RosterDep = Annotated[WorkerRoster, Depends(_roster)]
 AdminTenants = Annotated[Tenants, Depends(_admin_tenants)]
 AdminKeys = Annotated[Keys, Depends(_admin_keys)]
+AdminBoard = Annotated[Board, Depends(_admin_board)]
+AdminUsage = Annotated[Usage, Depends(_admin_usage)]
 AdminRoster = Annotated[WorkerRoster, Depends(_admin_roster)]
 
 
@@ -164,13 +186,20 @@ class ModelDoor:
         self.bound_to = name
         self._catalogue = catalogue
 
-    async def find(self, name: str) -> ServedModel:
+    async def find(self, name: str, terms: Sequence[LogitTerm] | None = None) -> ServedModel:
         """What answers to `name`; under an adapter's own URL it is always the adapter.
+
+        Names in `terms` mean what they mean everywhere, also there.
 
         Raises:
             ModelNotFound: no such model for this tenant.
+            InvalidInput: a term's model has another base.
         """
-        return await self._catalogue.find(self.bound_to or name, self.adapters)
+        served = await self._catalogue.find(self.bound_to or name, self.adapters)
+        return await with_terms(served, terms or (), self._find_any)
+
+    async def _find_any(self, name: str) -> ServedModel:
+        return await self._catalogue.find(name, self.adapters)
 
 
 def adapter_path(

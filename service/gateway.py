@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scheduler.store.adapter_orders import Orders
     from scheduler.store.adapters import Adapters
+    from scheduler.store.board import Board
     from scheduler.store.database import Database
     from scheduler.store.files import Files
     from scheduler.store.idempotency import Idempotency
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from scheduler.store.keys import Keys
     from scheduler.store.objects import ObjectStore
     from scheduler.store.tenants import Tenants
+    from scheduler.store.usage import Usage
     from service.catalogue import Catalogue
     from service.coded_adapters import CodedAdapters
     from service.generation import Engines
@@ -33,6 +35,8 @@ class Gateway:
     jobs: Jobs
     adapters: Adapters
     orders: Orders
+    usage: Usage
+    board: Board
     idempotency: Idempotency
     objects: ObjectStore
     coded: CodedAdapters

@@ -195,6 +195,7 @@ def request_body(
         tenant_id=tenant.id,
         base_model=served.base_model,
         adapter=served.adapter,
+        mixture=served.mixture,
         prompt_token_ids=tuple(token_ids),
         sampling=sampling,
         n=n,

@@ -44,7 +44,9 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
     max_stop_chars: int = Field(256, ge=1, description="Longest stop string.")
     max_prompts: int = Field(64, ge=1, description="Most prompts of one completions request.")
     max_live_per_tenant: int = Field(
-        256, ge=1, description="Answers of one tenant under way at once; beyond it 429."
+        256,
+        ge=1,
+        description="Answers of one tenant under way at once, times models mixed; beyond it 429.",
     )
     max_waiting_per_worker: int = Field(
         512, ge=1, description="Requests without a first token at one worker; beyond it 503."

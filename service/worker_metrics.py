@@ -17,12 +17,13 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
     from scheduler.domain.engine_stats import EngineStats, HistogramTotals
     from scheduler.domain.messages import WorkerInfo
+    from scheduler.domain.service_class import ClassTargets
     from service.worker_pool import WorkerPool
 
     Reports = list[tuple[WorkerInfo, EngineStats]]
@@ -55,7 +56,30 @@ _HISTOGRAMS = {
         "slack_ms",
         1e3,
     ),
+    "tandem_adapter_cold_load_seconds": (
+        "Time in which an adapter came from the disk, for the requests that waited.",
+        "adapter_load_ms",
+        1e3,
+    ),
+    "tandem_adapter_expand_seconds": (
+        "Time in which a compressed adapter came from host memory.",
+        "adapter_expand_ms",
+        1e3,
+    ),
 }
+_TIERS = {
+    "tandem_adapter_resident": (GaugeMetricFamily, "Adapters that a tier holds.", "num_adapters"),
+    "tandem_adapter_hits": (
+        CounterMetricFamily, "Requests that found their adapter in a tier.", "num_hits"
+    ),
+    "tandem_adapter_misses": (
+        CounterMetricFamily, "Requests that looked for it there in vain.", "num_misses"
+    ),
+    "tandem_adapter_loads": (CounterMetricFamily, "Adapters brought into a tier.", "num_loads"),
+    "tandem_adapter_evictions": (
+        CounterMetricFamily, "Adapters that made room for others.", "num_evictions"
+    ),
+}  # fmt: skip
 
 
 class WorkerCollector(Collector):
@@ -71,18 +95,15 @@ class WorkerCollector(Collector):
         yield from _histograms(reports)
         yield _tokens_by_kind(reports)
         yield _slo(reports)
+        yield from _adapter_tiers(reports)
+        yield _targets(self._pool.roster.service_classes)
         yield from self._counted(reports)
 
     def _counted(self, reports: Reports) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("tandem_active_jobs", "Jobs that train.", labels=["engine"])
-        adapters = GaugeMetricFamily(
-            "tandem_resident_adapters", "Adapters in the engine's slots.", labels=["engine"]
-        )
         for worker, stats in reports:
             jobs.add_metric([worker.worker_id], len(stats.active_jobs))
-            adapters.add_metric([worker.worker_id], len(stats.resident_adapters))
         yield jobs
-        yield adapters
         workers = len(self._pool.roster.workers)
         yield GaugeMetricFamily("tandem_workers", "Live workers.", value=workers)
         waiting = self._pool.num_waiting
@@ -139,6 +160,15 @@ def _tokens_by_kind(reports: Reports) -> Metric:
     return metric
 
 
+def _adapter_tiers(reports: Reports) -> Iterator[Metric]:
+    for name, (family, text, attribute) in _TIERS.items():
+        metric = family(name, text, labels=["engine", "tier"])
+        for worker, _ in reports:
+            for tier in worker.adapter_tiers:
+                metric.add_metric([worker.worker_id, tier.tier], getattr(tier, attribute))
+        yield metric
+
+
 def _slo(reports: Reports) -> Metric:
     metric = CounterMetricFamily(
         "tandem_slo_requests",
@@ -151,4 +181,17 @@ def _slo(reports: Reports) -> Metric:
             labels = [row.service_class, row.target, str(row.training_active).lower()]
             for outcome, count in (("within", row.num_within), ("over", row.num_over)):
                 metric.add_metric([*_labels(worker), *labels, outcome], count)
+    return metric
+
+
+def _targets(classes: Mapping[str, ClassTargets]) -> Metric:
+    metric = GaugeMetricFamily(
+        "tandem_slo_target_seconds",
+        "Targets of the service classes; a class without one has no series.",
+        labels=["service_class", "target"],
+    )
+    for name, targets in classes.items():
+        for target, limit_ms in (("ttft", targets.ttft_ms), ("tpot", targets.tpot_ms)):
+            if limit_ms is not None:
+                metric.add_metric([name, target], limit_ms / 1e3)
     return metric

@@ -125,9 +125,11 @@ class WorkerPool:
         return Counter(live.inbox for live, _ in self._live.values())
 
     def num_answering(self, adapter_id: str) -> int:
-        """Unfinished requests of this gateway that an adapter answers."""
-        adapters = (live.body.adapter for live, _ in self._live.values())
-        return sum(adapter is not None and adapter.adapter_id == adapter_id for adapter in adapters)
+        """Unfinished requests of this gateway that an adapter answers, alone or with others."""
+        return sum(
+            any(adapter.adapter_id == adapter_id for adapter in live.body.adapters)
+            for live, _ in self._live.values()
+        )
 
     @property
     def num_waiting(self) -> int:
@@ -151,13 +153,16 @@ class WorkerPool:
     def _admit(self, bodies: Sequence[RequestBody]) -> None:
         tenant_id = bodies[0].tenant_id
         mine = sum(
-            live.body.n for live, _ in self._live.values() if live.body.tenant_id == tenant_id
+            live.body.num_sequences
+            for live, _ in self._live.values()
+            if live.body.tenant_id == tenant_id
         )
-        wanted = sum(body.n for body in bodies)
+        wanted = sum(body.num_sequences for body in bodies)
         if mine + wanted > self._settings.max_live_per_tenant:
             raise QuotaExceeded(
                 f"{mine} answers of yours are under way and {wanted} more would pass the limit of "
-                f"{self._settings.max_live_per_tenant}; wait for some to finish.",
+                f"{self._settings.max_live_per_tenant} (a mixture counts once for each of its "
+                "models); wait for some to finish.",
             )
         self._refuse_when_full(bodies[0].base_model)
         self.roster.check_served(bodies[0].base_model, bodies[0].service_class)

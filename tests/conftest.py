@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Read when Triton is first imported: its kernels are interpreted, except under `make gpu`.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # On a busy machine a slow example says nothing about the code.
 settings.register_profile(
     "tandem",

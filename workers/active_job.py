@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from workers.attention import AttendsBack
 from workers.batch import ForwardBatch, TrainWindow
-from workers.cpu_attention import pack_attention
 from workers.model import DecoderConfig
+from workers.span_attention import pack_attention
 from workers.train_job import TrainJob
 from workers.train_pack import LossSums, PackWork, TrainPack
 

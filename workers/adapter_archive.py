@@ -86,12 +86,7 @@ class Archive:
             InvalidInput: the payload is wrong, or the initial value cannot be made again.
         """
         params = self.codec.decode(self.payload, self.method.shapes())
-        if self.header.init_seed is not None and self.codec.codes_change:
-            initial = initial_params(self.method, self.header.init_seed)
-            if _crc32(initial) != self.header.init_crc32:
-                raise InvalidInput("This machine draws another initial value from the seed.")
-            params = {name: initial[name].add_(change) for name, change in params.items()}
-        return LoadedAdapter(self.method, params)
+        return LoadedAdapter(self.method, with_initial(params, self.header, self.method))
 
 
 def pack_archive(
@@ -139,6 +134,20 @@ def change_of(params: Params, initial: Params | None) -> Params:
     if initial is None:
         return params
     return {name: p.detach().cpu().float() - initial[name] for name, p in params.items()}
+
+
+def with_initial(params: Params, header: ArchiveHeader, method: PeftMethod) -> Params:
+    """Undo `change_of`: add the initial value to what was coded, where it was taken off.
+
+    Raises:
+        InvalidInput: the initial value cannot be made again.
+    """
+    if header.init_seed is None or not CODECS[header.codec].codes_change:
+        return params
+    initial = initial_params(method, header.init_seed)
+    if _crc32(initial) != header.init_crc32:
+        raise InvalidInput("This machine draws another initial value from the seed.")
+    return {name: initial[name].add_(change) for name, change in params.items()}
 
 
 def initial_params(method: PeftMethod, seed: int) -> Params:

@@ -16,13 +16,16 @@ Shape suffixes: C rows of the arena, I in_features, O out_features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scheduler.domain.errors import InvalidInput
-from workers.kernels.cpu_kernels import MAX_PROJECTIONS, AdaptedLinear
+from workers.kernels.cpu_kernels import MAX_PROJECTIONS
+from workers.kernels.device_kernels import kernels_of
 from workers.model import DecoderConfig, FusedLinear, fused_linears
+
+MAX_KEPT_TERMS = 256  # places in the arena whose views are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class AdapterArena:
         self, config: DecoderConfig, num_columns: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_columns = num_columns
+        self.dtype = dtype
         self.linears = fused_linears(config)
         self.num_layers = config.num_layers
 
@@ -88,14 +92,23 @@ class AdapterArena:
             for linear in self.linears
         ]
 
-        self._adapted = {
-            (layer, index): self._describe(layer, index)
-            for layer in layers
-            for index in range(len(self.linears))
-        }
+        self._terms: dict[AdapterColumns, dict[tuple[int, int], Term]] = {}
+        kernels = kernels_of(device, dtype)
+        self._adapted: dict[tuple[int, int], Any] = {}
+        if kernels is not None:
+            self._adapted = {
+                (layer, index): kernels.adapted_linear(
+                    MAX_PROJECTIONS * index,
+                    [0, *(part.stop for part in linear.slices)],
+                    self.shrink[index][layer],
+                    self.expand[index][layer],
+                )
+                for layer in layers
+                for index, linear in enumerate(self.linears)
+            }
 
-    def adapted(self, layer: int, index: int) -> AdaptedLinear:
-        """The matrices of one fused linear as the kernels read them."""
+    def adapted(self, layer: int, index: int) -> Any:
+        """The matrices of one fused linear, as the kernels of the arena's device read them."""
         return self._adapted[layer, index]
 
     def targets(self, columns: AdapterColumns) -> int:
@@ -107,24 +120,24 @@ class AdapterArena:
             if part.module in columns.modules
         )
 
-    def _describe(self, layer: int, index: int) -> AdaptedLinear:
-        linear, expands = self.linears[index], self.expand[index][layer]
-        described = AdaptedLinear(
-            index, len(linear.slices), linear.in_features, linear.out_features
-        )
-        described.shrink = self.shrink[index][layer].data_ptr()
-        for j, (part, expand) in enumerate(zip(linear.slices, expands, strict=True)):
-            described.expand[j] = expand.data_ptr()
-            described.first_output[j], described.first_output[j + 1] = part.start, part.stop
-        return described
-
     def matrices(self) -> list[Tensor]:
         """Every matrix of the arena."""
         expands = [part for layers in self.expand for parts in layers for part in parts]
         return [matrix for layers in self.shrink for matrix in layers] + expands
 
     def terms(self, columns: AdapterColumns) -> dict[tuple[int, int], Term]:
-        """An adapter's own rows of every fused linear it targets, as views to write into."""
+        """An adapter's own rows of every fused linear it targets, as views to write into.
+
+        A slot is filled and cleared between two steps, and making a hundred views takes as long as
+        copying what goes into them: views are kept.
+        """
+        if columns not in self._terms:
+            if len(self._terms) >= MAX_KEPT_TERMS:
+                self._terms.clear()
+            self._terms[columns] = self._views(columns)
+        return self._terms[columns]
+
+    def _views(self, columns: AdapterColumns) -> dict[tuple[int, int], Term]:
         return {
             (layer, index): Term(
                 self.shrink[index][layer][columns.rows(linear)],
@@ -135,24 +148,24 @@ class AdapterArena:
             if columns.targets(linear)
         }
 
-    def check_finite(self, columns: AdapterColumns) -> None:
-        """Refuse, and wipe, an adapter that is not finite in the arena's dtype.
-
-        Raises:
-            InvalidInput: a weight is NaN, infinite, or overflows.
-        """
-        if not are_finite(self.terms(columns)):
-            self.clear(columns)
-            raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
+    def empty_terms(self, rank: int, modules: frozenset[str]) -> dict[tuple[int, int], Term]:
+        """Zeroed terms such as `terms` gives for a slot, on the CPU and outside of the arena."""
+        columns = AdapterColumns(0, rank, modules)
+        return {
+            (layer, index): Term(
+                torch.zeros(rank * len(linear.slices), linear.in_features, dtype=self.dtype),
+                tuple(
+                    torch.zeros(rank, part.num_features, dtype=self.dtype) for part in linear.slices
+                ),
+            )
+            for layer in range(self.num_layers)
+            for index, linear in enumerate(self.linears)
+            if columns.targets(linear)
+        }
 
     def clear(self, columns: AdapterColumns) -> None:
-        """Zero all rows of the columns, targeted or not."""
-        for index, linear in enumerate(self.linears):
-            rows = columns.rows(linear)
-            for layer in range(self.num_layers):
-                self.shrink[index][layer][rows] = 0
-                for expand in self.expand[index][layer]:
-                    expand[columns.own] = 0
+        """Zero all that an adapter has written: what it does not target was never anything else."""
+        torch._foreach_zero_([m for term in self.terms(columns).values() for m in term.matrices()])
 
 
 def are_finite(terms: dict[tuple[int, int], Term]) -> bool:

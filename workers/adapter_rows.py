@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from workers.adapter_arena import AdapterArena, AdapterColumns
-from workers.kernels.cpu_kernels import kernels_for
+from workers.device_copy import upload
+from workers.kernels.device_kernels import kernels_for
+from workers.kernels.segments import RunTable, tile_places, tile_rows
 
 
 @dataclass(slots=True)
@@ -27,15 +29,15 @@ class AdapterRun:
 
 
 class AdapterRows:
-    """The runs of a batch."""
+    """The runs of a batch; their table is made on first use, unless it is given."""
 
-    def __init__(self, runs: list[AdapterRun]) -> None:
+    def __init__(self, runs: list[AdapterRun], table: RunTable | None = None) -> None:
         self.runs = runs
-        self._table: Tensor | None = None
+        self._table = table
 
     def add(self, arena: AdapterArena, layer: int, index: int, x: Tensor, y: Tensor) -> None:
         """Y += what each row's adapter adds; in place."""
-        if not self.runs:
+        if not self.runs and self._table is None:
             return
         kernels = kernels_for(x)
         if kernels is None:
@@ -43,10 +45,8 @@ class AdapterRows:
                 add_run(run, arena, layer, index, x, y)
         else:
             if self._table is None:
-                self._table = run_table(self.runs, arena)
-            rank = max(run.columns.rank for run in self.runs)
-            width = rank * len(arena.linears[index].slices)
-            kernels.add_adapters(arena.adapted(layer, index), self._table, width, x, y)
+                self._table = run_table(self.runs, arena, x.device)
+            kernels.add_adapters(arena.adapted(layer, index), self._table, x, y)
 
 
 def add_run(
@@ -65,11 +65,17 @@ def add_run(
             y[rows, part.start : part.stop].addmm_(shrunk[:, block], expand[columns.own])
 
 
-def run_table(runs: list[AdapterRun], arena: AdapterArena) -> Tensor:
-    """(n, 5) int64 as the kernels read it: start, stop, column, rank, targets."""
-    return torch.tensor(
-        [
-            (run.start, run.stop, run.columns.offset, run.columns.rank, arena.targets(run.columns))
-            for run in runs
-        ]
+def run_table(runs: list[AdapterRun], arena: AdapterArena, device: torch.device) -> RunTable:
+    """Runs, and tiles of them, as the kernels read them."""
+    lines = [
+        (run.start, run.stop, run.columns.offset, run.columns.rank, arena.targets(run.columns))
+        for run in runs
+    ]
+    rows = tile_rows([run.stop - run.start for run in runs])
+    tiles = tile_places([run.start for run in runs], [run.stop for run in runs], rows)
+    return RunTable(
+        upload(lines, torch.int64, device),
+        upload(tiles, torch.int64, device),
+        rows,
+        max(run.columns.rank for run in runs),
     )

@@ -12,9 +12,10 @@ from workers.adapter_arena import AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import Attends, Extent
 from workers.batch import CacheRows, ForwardBatch, TrainWindow
-from workers.cpu_attention import pack_attention, paged_attention
 from workers.decoder import Decoder
+from workers.device_copy import upload
 from workers.kv_cache import KVCache
+from workers.span_attention import pack_attention, paged_attention
 from workers.train_pack import TrainPack
 
 
@@ -82,13 +83,13 @@ class BatchBuilder:
     def build(self) -> ForwardBatch:
         """The batch as tensors on the decoder's device."""
         device = self.decoder.weights.device
-        cos, sin = self.decoder.rotary.at(torch.tensor(self.positions, device=device))
+        cos, sin = self.decoder.rotary.at(upload(self.positions, torch.int64, device))
         groups: list[Attends] = []
         for window in self.windows:
             groups += pack_attention(window, self.decoder.config)
         groups += paged_attention(self.extents, self.tables, self.cache, self.decoder.config)
         return ForwardBatch(
-            token_ids=torch.tensor(self.token_ids, device=device),
+            token_ids=upload(self.token_ids, torch.int64, device),
             cos=cos,
             sin=sin,
             adapters=AdapterRows(self.runs),
@@ -101,7 +102,7 @@ class BatchBuilder:
     def _cache_rows(self, device: torch.device) -> CacheRows | None:
         if not self.places:
             return None
-        blocks, offsets = torch.tensor(self.places, device=device).T.contiguous()
+        blocks, offsets = upload(self.places, torch.int64, device).T.contiguous()
         return CacheRows(slice(self.num_rows - len(self.places), self.num_rows), blocks, offsets)
 
     def _add_run(self, count: int, columns: AdapterColumns | None) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,21 @@ from workers.peft_method import Params
 
 Shapes = dict[str, tuple[int, ...]]
 Floats = NDArray[np.float32]
+
+
+class CompactParams(Protocol):
+    """Coded parameters as they stay in host memory."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+
+    def expand(self) -> Params:
+        """Float32 parameters.
+
+        Raises:
+            InvalidInput: the payload was wrong, and only expanding it shows that.
+        """
 
 
 class Codec(ABC):
@@ -54,9 +70,35 @@ class Codec(ABC):
             InvalidInput: the payload is not exactly what `encode` writes for such shapes.
         """
 
+    def compact(self, payload: bytes, shapes: Shapes) -> CompactParams:
+        """The form that stays in memory: the payload, where the codec knows none more apt.
+
+        Raises:
+            InvalidInput: see `decode`.
+        """
+        return CodedParams(self, payload, shapes)
+
     @abstractmethod
     def max_bytes(self, shapes: Shapes) -> int:
         """No payload of such shapes is longer: what a reader checks before it reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedParams:
+    """Parameters in memory as in a file."""
+
+    codec: Codec
+    payload: bytes
+    shapes: Shapes
+
+    @property
+    def num_bytes(self) -> int:
+        """See CompactParams."""
+        return len(self.payload)
+
+    def expand(self) -> Params:
+        """See CompactParams."""
+        return self.codec.decode(self.payload, self.shapes)
 
 
 CODECS: Registry[Codec] = Registry("codec")

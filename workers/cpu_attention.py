@@ -1,6 +1,6 @@
 """Attention of a batch's spans by the CPU's kernels: one call a layer, keys read where they lie.
 
-Where a model or machine has no kernel, the groups of `attention_groups` stand in.
+Where a model or machine has no kernel, others stand in: see `span_attention`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from workers.attention import Attends, AttendsBack, Extent, SavedAttention, Sinks
-from workers.attention_groups import paged_groups, window_groups
 from workers.batch import TrainWindow
 from workers.kernels.cpu_kernels import (
     MAX_GROUP,
@@ -76,12 +75,12 @@ class CpuSpans:
         )
 
 
-def pack_attention(window: TrainWindow, config: DecoderConfig) -> Sequence[AttendsBack]:
-    """What attends for one training window."""
+def try_pack_spans(window: TrainWindow, config: DecoderConfig) -> Sequence[AttendsBack] | None:
+    """What attends for one training window; None where this CPU's kernels do not cover it."""
     tokens, device = window.pack.tokens, window.pack.grad_out.device
     kernels = supported(config, window.pack.grad_out.dtype, device)
     if kernels is None:
-        return window_groups(window, device)
+        return None
     extents = tokens.extents(window.start, window.stop)
     firsts = tokens.key_starts(window.start, window.stop)
     rows = [
@@ -98,16 +97,14 @@ def pack_attention(window: TrainWindow, config: DecoderConfig) -> Sequence[Atten
     return [CpuSpans(kernels, config, torch.tensor(rows), source)]
 
 
-def paged_attention(
+def try_paged_spans(
     extents: list[Extent], tables: list[list[int]], cache: KVCache, config: DecoderConfig
-) -> Sequence[Attends]:
-    """What attends for inference spans, given each span's block table."""
+) -> Sequence[Attends] | None:
+    """What attends for inference spans; None where this CPU's kernels do not cover them."""
     keys = cache.keys
     kernels = supported(config, keys.dtype, keys.device)
     if kernels is None:
-        return paged_groups(extents, tables, cache, keys.device)
-    if not extents:
-        return []
+        return None
     rows: list[tuple[int, ...]] = []
     blocks: list[int] = []
     for extent, table in zip(extents, tables, strict=True):

@@ -134,8 +134,9 @@ class PreparedBatch:
         if not runs:
             return
         projections = max(len(linear.slices) for linear in arena.linears)
-        width = projections * max(run.columns.rank for run in runs)
-        self._hold("runs", run_table(runs, arena))
+        table = run_table(runs, arena, torch.device("cpu"))
+        width = projections * table.max_rank
+        self._hold("runs", table.runs)
         self._hold("shrunk", torch.empty(rows, width))
         self.described.num_runs, self.described.shrunk_width = len(runs), width
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
-from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.adapter_rows import AdapterRows, AdapterRun, run_table
 from workers.attention import SavedAttention
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
 from workers.cpu_backward import CpuBackward
 from workers.decoder import Decoder
+from workers.kernels.device_kernels import gpu_kernels_for
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
 from workers.model import DOWN, GATE_UP, OUT, QKV
 
@@ -131,6 +132,19 @@ class DecoderBackward:
         """
         if not unit.columns.targets(self.decoder.arena.linears[index]):
             return
+        kernels = gpu_kernels_for(x)
+        if kernels is None:
+            self._adapter_products(unit, index, grad_y, x, grad_x)
+            return
+        arena, term = self.decoder.arena, unit.grads.terms[unit.layer, index]
+        run = run_table([AdapterRun(0, len(x), unit.columns)], arena, x.device)
+        described = arena.adapted(unit.layer, index)
+        kernels.adapter_backward(described, run, x, grad_y, term.matrices(), grad_x)
+
+    def _adapter_products(
+        self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor, grad_x: Tensor | None
+    ) -> None:
+        """The same in plain products."""
         linear, arena = self.decoder.arena.linears[index], self.decoder.arena
         rank, expands = unit.columns.rank, arena.expand[index][unit.layer]
         shrink = arena.shrink[index][unit.layer][unit.columns.rows(linear)]

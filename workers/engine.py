@@ -34,6 +34,8 @@ from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.registry import Registry
 from scheduler.domain.request import Sequence
 from scheduler.policy.fairness import FairShare
+from workers.adapter_loader import AdapterLoader
+from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter
 from workers.codec import CODECS
@@ -50,6 +52,7 @@ from workers.request_desk import RequestDesk
 from workers.settings import EngineSettings
 
 IDLE_POLL_S = 0.25  # how long an engine without work sleeps between two looks at the clock
+LOADING_POLL_S = 1e-3  # and while adapters are on their way
 
 LANE_SWITCH_S = 5e-4  # how long one lane's Python may hold up the other's
 
@@ -68,7 +71,8 @@ class EngineLoop:
             for model_id, folder in settings.model_dirs().items()
         }
         self.meter = EngineMeter()
-        self.requests = RequestDesk(self.hosts, connection, self.meter)
+        self.loader = AdapterLoader(AdapterShelf(settings.adapter_ram_bytes))
+        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader)
         self.jobs = JobDesk(self.hosts, self.writer)
         self.pending: list[ToEngine] = []
         self.is_draining = False
@@ -83,12 +87,18 @@ class EngineLoop:
         while not (self.is_draining and not self.requests.live):
             self.turn()
             if self.meter.is_due():
-                self.connection.send(self.meter.report(list(self.hosts.values())))
+                self._report()
         self.writer.close()
+
+    def _report(self) -> None:
+        hosts, requests = list(self.hosts.values()), self.requests
+        stats = self.meter.report(hosts, requests.adapter_tiers(), requests.num_loading)
+        self.connection.send(stats)
 
     def turn(self) -> None:
         """Handle the orders that have arrived, then one step of every base model."""
         self._take_orders()
+        self.requests.collect_adapters()
         self.jobs.drop_failed()
         for host in self.hosts.values():
             if host.has_work:
@@ -146,7 +156,8 @@ class EngineLoop:
         """Handle what has arrived; sleep when there is nothing to do at all."""
         orders, self.pending = self.pending, []
         has_work = bool(orders) or any(host.has_work for host in self.hosts.values())
-        orders += self.connection.poll(0.0 if has_work else IDLE_POLL_S)
+        idle_s = LOADING_POLL_S if self.loader.is_busy else IDLE_POLL_S
+        orders += self.connection.poll(0.0 if has_work else idle_s)
         for order in orders:
             self._handle(order)
 
@@ -167,10 +178,10 @@ class EngineLoop:
                 self.jobs.close()
 
     def _nobody_new(self) -> bool:
-        """Look for orders between two units; the lane yields to any."""
+        """Look for orders and adapters between two units; the lane yields to any."""
         if not self.pending:
             self.pending = self.connection.poll(0.0)
-        return not self.pending
+        return not self.pending and not self.loader.has_news
 
 
 def _schemas(registry: Registry[Any]) -> dict[str, dict[str, Any]]:

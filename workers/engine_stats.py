@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from itertools import islice
 
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.engine_stats import EngineStats, JobShare, RequestSample, StepSample
 from scheduler.domain.plan import StepPlan
 from scheduler.policy.pack_cursor import Direction, Unit
 from scheduler.policy.slack import SloTargets
+from workers.adapter_loader import Load
 from workers.histogram import Histogram
 from workers.model_host import ModelHost
 from workers.slo_tally import SloTally
@@ -43,6 +45,8 @@ class EngineMeter:
             "prediction_error_ms": Histogram(ERROR_MS_BOUNDS),
             "slack_ms": Histogram((0.0, *MS_BOUNDS)),
             "inference_tokens": Histogram(TOKEN_BOUNDS),
+            "adapter_load_ms": Histogram(MS_BOUNDS),
+            "adapter_expand_ms": Histogram(MS_BOUNDS),
         }
         self._slo = SloTally()
 
@@ -73,8 +77,24 @@ class EngineMeter:
         if len(self._requests) < MAX_REQUESTS:
             self._requests.append(sample)
 
-    def report(self, hosts: list[ModelHost]) -> EngineStats:
-        """Gauges, totals, and the steps and requests since the last report."""
+    def count_load(self, load: Load) -> None:
+        """Remember how long the requests of a cold adapter waited for it."""
+        name = "adapter_expand_ms" if load.was_shelved else "adapter_load_ms"
+        self._histograms[name].observe((time.monotonic() - load.began_s) * 1e3)
+
+    def report(
+        self,
+        hosts: list[ModelHost],
+        adapter_tiers: tuple[AdapterTier, ...] = (),
+        num_loading: int = 0,
+    ) -> EngineStats:
+        """Gauges, totals, and the steps and requests since the last report.
+
+        Args:
+            hosts: all base models of the engine.
+            adapter_tiers: where adapters lie.
+            num_loading: sequences that wait for their adapter, not for the scheduler.
+        """
         self._due_s = time.monotonic() + REPORT_EVERY_S
         requests, self._requests = tuple(self._requests), []
         blocks = sum(host.scheduler.pool.num_blocks for host in hosts)
@@ -82,14 +102,14 @@ class EngineMeter:
         lent = sum(host.scheduler.pool.num_lent for host in hosts)
         return EngineStats(
             num_running=sum(len(host.scheduler.running) for host in hosts),
-            num_waiting=sum(len(host.scheduler.waiting) for host in hosts),
+            num_waiting=sum(len(host.scheduler.waiting) for host in hosts) + num_loading,
             kv_usage=1 - (free + lent) / blocks,
             num_free_blocks=free,
             num_training_blocks=lent,
             num_recalls=sum(host.trainer.num_recalls for host in hosts),
             num_blocks=blocks,
             num_preemptions=sum(host.scheduler.num_preemptions for host in hosts),
-            resident_adapters=tuple(key for host in hosts for key in host.adapters.resident),
+            adapter_tiers=adapter_tiers,
             active_jobs=tuple(job for host in hosts for job in host.trainer.active),
             steps=self._new_steps(),
             requests=requests,
@@ -124,7 +144,7 @@ def step_sample(index: int, plan: StepPlan, units: list[Unit], step_ms: float) -
         train_backward_tokens=_at_first_layer(backward),
         train_backward_token_layers=sum(u.num_tokens for u in backward),
         num_units=len(units),
-        was_cut=len(units) < sum(lane.count for lane in plan.units),
+        was_cut=len(units) < sum(lane.count for lane in (*plan.beside, *plan.units)),
         jobs=_job_shares(plan),
         step_ms=step_ms,
         predicted_ms=plan.predicted_ms,
@@ -139,8 +159,10 @@ def _at_first_layer(units: list[Unit]) -> int:
 
 def _job_shares(plan: StepPlan) -> tuple[JobShare, ...]:
     windows = {window.job_id: window.count for window in plan.windows}
-    units = {lane.job_id: lane.count for lane in plan.units}
+    units: Counter[str] = Counter()
+    for lane in (*plan.beside, *plan.units):
+        units[lane.job_id] += lane.count
     return tuple(
-        JobShare(job_id=job, window_tokens=windows.get(job, 0), num_units=units.get(job, 0))
+        JobShare(job_id=job, window_tokens=windows.get(job, 0), num_units=units[job])
         for job in dict.fromkeys([*windows, *units])
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels.cpu_kernels import PanelWeights, kernels_for
+from workers.kernels.cpu_kernels import PanelWeights, cpu_kernels_for
 
 
 class FrozenLinear:
@@ -18,7 +18,7 @@ class FrozenLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        self._kernels = kernels_for(weight)
+        self._kernels = cpu_kernels_for(weight)
         self._forward = PanelWeights.try_of(weight)
         self._backward = PanelWeights.try_of(weight.T)
         self._weight = None if self._forward and self._backward else weight
@@ -49,6 +49,8 @@ class FrozenLinear:
         if self._kernels is not None and self._forward is not None:
             return self._kernels.linear(x, self._forward, self.bias, into)
         assert self._weight is not None
+        if into is not None and self.bias is None:
+            return into.addmm_(x, self._weight.T)
         y = F.linear(x, self._weight, self.bias)
         return y if into is None else into.add_(y)
 

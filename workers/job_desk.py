@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,11 +15,9 @@ from scheduler.domain.plan import LaneUnits, StepPlan
 from scheduler.policy.pack_cursor import Unit
 from workers.checkpoint_writer import CheckpointWriter
 from workers.model_host import ModelHost
+from workers.unit_clock import TimedUnit, unit_clock
 
 log = structlog.get_logger()
-
-
-TimedUnit = tuple[Unit, float]  # and its milliseconds
 
 
 class JobDesk:
@@ -85,18 +82,15 @@ class JobDesk:
             if active is None:
                 continue  # it failed beside the forward
             with self._boundary(lane.job_id, active.job.order.epoch):
-                began_s = time.perf_counter()
-                for unit in host.trainer.run_units(lane, may_go_on):
-                    now_s = time.perf_counter()
-                    elapsed_ms = (now_s - began_s) * 1e3
+                for unit, elapsed_ms in timed_units(host, lane, may_go_on):
                     host.scheduler.law.observe_unit(unit, elapsed_ms, is_cold=is_cold)
-                    began_s, is_cold = now_s, False
+                    is_cold = False
                     done.append(unit)
         return done
 
     def begin_beside(self, host: ModelHost, plan: StepPlan) -> list[Future[list[TimedUnit]]]:
         """Start the units that run beside the packed forward, on a thread of their own."""
-        return [self._side.submit(timed_units, host, lane) for lane in plan.beside]
+        return [self._side.submit(whole_lane, host, lane) for lane in plan.beside]
 
     def finish_beside(
         self, host: ModelHost, plan: StepPlan, lanes: list[Future[list[TimedUnit]]]
@@ -144,12 +138,17 @@ class JobDesk:
         return [active.job.order.epoch for active in found if active is not None]
 
 
-def timed_units(host: ModelHost, lane: LaneUnits) -> list[TimedUnit]:
+def timed_units(
+    host: ModelHost, lane: LaneUnits, may_go_on: Callable[[], bool]
+) -> Iterator[TimedUnit]:
+    """Run the units of a lane while they may go on; each is yielded once its time is known."""
+    clock = unit_clock(host.trainer.device)
+    clock.start()
+    for unit in host.trainer.run_units(lane, may_go_on):
+        yield from clock.lap(unit)
+    yield from clock.finish()
+
+
+def whole_lane(host: ModelHost, lane: LaneUnits) -> list[TimedUnit]:
     """Run all units of a lane."""
-    timed = []
-    began_s = time.perf_counter()
-    for unit in host.trainer.run_units(lane, lambda: True):
-        now_s = time.perf_counter()
-        timed.append((unit, (now_s - began_s) * 1e3))
-        began_s = now_s
-    return timed
+    return list(timed_units(host, lane, lambda: True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.kernels.device_kernels import gpu_kernels_for
 from workers.model import DecoderConfig
 
 NULL_BLOCK = 0
@@ -61,6 +62,11 @@ class KVCache:
         self, layer: int, blocks_T: Tensor, offsets_T: Tensor, k_TKD: Tensor, v_TKD: Tensor
     ) -> None:
         """Store the rows' K and V at (block, offset)."""
+        kernels = gpu_kernels_for(k_TKD)
+        if kernels is not None:
+            pages = self.keys[layer], self.values[layer]
+            kernels.store_pages(*pages, blocks_T, offsets_T, k_TKD, v_TKD)
+            return
         self.keys[layer][blocks_T, :, offsets_T] = k_TKD
         self.values[layer][blocks_T, :, offsets_T] = v_TKD
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels.cpu_kernels import kernels_for
+from workers.kernels.device_kernels import kernels_for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,17 +1,39 @@
-"""A request inside the engine: its sequences, its adapter, and every frame sent so far."""
+"""A request inside the engine: its sequences, its adapters, and every frame sent so far."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.engine_stats import RequestSample
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
-from scheduler.domain.request import FinishReason, Sequence
-from workers.adapter_file import LoadedAdapter
+from scheduler.domain.request import FinishReason, RequestBody, Sequence
+from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
 from workers.model_host import ModelHost
 from workers.sampler import SampledToken
+
+
+@dataclass(slots=True)
+class WantedAdapter:
+    """One adapter of a request, until its last frame.
+
+    Attributes:
+        load: on the way to a slot, while it has none.
+        slot: held while any sequence is alive.
+    """
+
+    ref: AdapterRef
+    load: Load | None = None
+    slot: AdapterSlot | None = None
+
+    @property
+    def rank(self) -> int:
+        """Arena columns that it takes; 0 while it is on the way."""
+        if self.slot is not None:
+            return self.slot.columns.rank
+        return self.load.adapter.method.rank if self.load and self.load.adapter else 0
 
 
 @dataclass(slots=True)
@@ -19,8 +41,9 @@ class LiveRequest:
     """State of one request from arrival to its last frame.
 
     Attributes:
-        adapter: read from disk, on its way into a slot.
-        slot: held while any sequence is alive.
+        sequences: the answers' leads.
+        members: by member, the adapter that its sequences run with; None: the bare base.
+        is_queued: its sequences are with the scheduler; those of a cold adapter come later.
         frames: all frames so far, for a gateway that asks for a replay.
         prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
         token_times_s: by sequence index, when each output token left.
@@ -30,8 +53,8 @@ class LiveRequest:
     order: Generate
     host: ModelHost
     sequences: list[Sequence]
-    adapter: LoadedAdapter | None = None
-    slot: AdapterSlot | None = None
+    members: list[WantedAdapter | None]
+    is_queued: bool = False
     frames: list[TokenFrame] = field(default_factory=list)
     prompt_scores: list[TokenLogprobs] = field(default_factory=list)
     token_times_s: dict[int, list[float]] = field(default_factory=dict)
@@ -41,11 +64,21 @@ class LiveRequest:
     @classmethod
     def of(cls, order: Generate, host: ModelHost, now_s: float) -> LiveRequest:
         """A request that has just arrived."""
-        prompt = list(order.request.prompt_token_ids)
-        sequences = [
-            Sequence(order.request, index, list(prompt), now_s) for index in range(order.request.n)
-        ]
-        return cls(order, host, sequences)
+        request = order.request
+        sequences = [_answer(request, index, now_s) for index in range(request.n)]
+        refs = [part.adapter for part in request.members]
+        members = [None if ref is None else WantedAdapter(ref) for ref in refs]
+        return cls(order, host, sequences, members)
+
+    @property
+    def adapters(self) -> list[WantedAdapter]:
+        """The adapters of all members."""
+        return [wanted for wanted in self.members if wanted is not None]
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether none of its adapters is on the way."""
+        return all(a.load is None or a.load.adapter is not None for a in self.adapters)
 
     @property
     def is_done(self) -> bool:
@@ -102,3 +135,14 @@ class LiveRequest:
             inter_token_s=tuple(b - a for a, b in pairwise(times)),
             training_active=self.saw_training,
         )
+
+
+def _answer(request: RequestBody, index: int, now_s: float) -> Sequence:
+    """The lead of the group of sequences that compute one answer."""
+    prompt = request.prompt_token_ids
+    lead, *followers = (
+        Sequence(request, index, list(prompt), now_s, member=member, weight=part.weight)
+        for member, part in enumerate(request.members)
+    )
+    lead.followers = followers
+    return lead

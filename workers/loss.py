@@ -13,7 +13,7 @@ from workers.decoder import Decoder
 from workers.layers import rms_norm_backward
 from workers.train_pack import LossSums
 
-MAX_LOGITS = 1 << 22  # logits of one chunk: 16 MiB in float32
+MAX_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}  # of one chunk; 16 MiB in float32 on a CPU
 
 
 def window_loss(
@@ -28,7 +28,7 @@ def window_loss(
     sums = LossSums(tokens=len(x))
     grad = torch.zeros_like(x) if wants_grad else x.new_empty(0)
     trained = weights.nonzero().flatten()
-    chunk = max(1, MAX_LOGITS // decoder.config.vocab_size)
+    chunk = max(1, MAX_LOGITS[x.device.type] // decoder.config.vocab_size)
     for rows in trained.split(chunk):
         part, grad_rows = _chunk(decoder, x[rows], targets[rows], weights[rows], wants_grad)
         sums.add(part)
@@ -47,11 +47,8 @@ def _chunk(
     correct = (logits.argmax(-1) == targets).to(wide)
     logprobs = torch.log_softmax(logits, dim=-1)
     loss = -logprobs.gather(1, targets[:, None])[:, 0]
-    sums = LossSums(
-        float((loss * weights).sum()),
-        float((correct * weights).sum()),
-        float(weights.sum()),
-    )
+    parts = ((loss * weights).sum(), (correct * weights).sum(), weights.sum())
+    sums = LossSums(*torch.stack(parts).tolist())
     if not wants_grad:
         return sums, x
     grad = logprobs.exp_()

@@ -24,7 +24,7 @@ from workers.decoder import Decoder
 from workers.hf_config import read_hf_config
 from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
-from workers.model import decoder_config
+from workers.model import DecoderConfig, DecoderWeights, decoder_config
 from workers.model_runner import ModelRunner
 from workers.pack_placement import TrainerLimits
 from workers.row_costs import measure_row_costs
@@ -33,6 +33,21 @@ from workers.trainer import Trainer
 from workers.training_memory import TrainingMemory
 
 COLUMNS_PER_SLOT = 16  # an adapter slot is counted at rank 16
+
+TRAINING_SHAPES = {
+    "cpu": {"pack_tokens": 512, "window_tokens": 256, "range_tokens": 256},
+    "cuda": {"pack_tokens": 4096, "window_tokens": 1024, "range_tokens": 2048},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base model in memory, before anything is set up around it."""
+
+    identity: BaseIdentity
+    config: DecoderConfig
+    weights: DecoderWeights
+    eos_ids: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -68,7 +83,25 @@ def load_host(
     device, dtype = torch.device(settings.device), compute_dtype(settings)
     config = decoder_config(read_hf_config(folder))
     files = WeightFolder(folder)
-    weights = load_weights(files, config, dtype, device)
+    base = LoadedBase(
+        BaseIdentity(model_id, files.digest()),
+        config,
+        load_weights(files, config, dtype, device),
+        read_model_files(folder).eos_ids,
+    )
+    return make_host(base, settings, writer, report, fair)
+
+
+def make_host(
+    base: LoadedBase,
+    settings: EngineSettings,
+    writer: CheckpointWriter,
+    report: Callable[[JobProgress], None],
+    fair: FairShare,
+) -> ModelHost:
+    """Set up cache, adapters, scheduler and trainer around a base model."""
+    config, weights = base.config, base.weights
+    device, dtype = weights.device, weights.dtype
     columns = max(settings.adapter_slots * COLUMNS_PER_SLOT, 2 * settings.max_rank)
     arena = AdapterArena(config, columns, dtype, device)
     decoder = Decoder(config, weights, arena)
@@ -77,7 +110,6 @@ def load_host(
     )
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
-    base = BaseIdentity(model_id, files.digest())
     num_threads = torch.get_num_threads()
     law = LatencyLaw(measure_row_costs(weights, num_threads), config.num_layers)
     beside = None
@@ -86,18 +118,19 @@ def load_host(
         beside = LatencyLaw(costs, config.num_layers)
     pool = BlockPool(num_blocks, settings.page_tokens)
     memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
-    limits = TrainerLimits(settings.max_jobs)
-    trainer = Trainer(decoder, adapters, base, limits, memory, writer, report, fair)
+    limits = TrainerLimits(settings.max_jobs, **TRAINING_SHAPES[device.type])
+    identity = base.identity
+    trainer = Trainer(decoder, adapters, identity, limits, memory, writer, report, fair)
     return ModelHost(
         info=BaseModelInfo(
-            id=model_id,
-            digest=base.digest,
+            id=base.identity.model,
+            digest=base.identity.digest,
             max_model_len=config.max_model_len,
             vocab_size=config.vocab_size,
             num_parameters=weights.num_parameters,
             dtype=str(dtype).removeprefix("torch."),
         ),
-        eos_ids=read_model_files(folder).eos_ids,
+        eos_ids=base.eos_ids,
         runner=ModelRunner(decoder, cache),
         adapters=adapters,
         scheduler=IterationScheduler(

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from scheduler.domain.messages import TokenLogprobs
+from scheduler.domain.request import Sequence
 from workers.batch_builder import BatchBuilder, InferenceRow, PackWindow, placement
 from workers.decoder import Decoder
+from workers.device_copy import upload
 from workers.kv_cache import KVCache
+from workers.logit_mixing import mix_groups, weighted_sum
 from workers.sampler import SampledToken, Sampler, score
+from workers.step_graphs import StepGraphs
 
 
 @dataclass(slots=True)
@@ -19,8 +23,8 @@ class ForwardResult:
     """What a packed forward gave.
 
     Attributes:
-        sampled: next token by sequence id, for spans that complete.
-        prompt_logprobs: scores of prompt tokens start + 1 .. by sequence id, where asked for.
+        sampled: next token by the lead's id, for groups whose spans complete.
+        prompt_logprobs: scores of prompt tokens start + 1 .. by the lead's id, where asked for.
         hidden: rows after the last layer; training windows come first, in order.
     """
 
@@ -37,14 +41,17 @@ class ModelRunner:
         self.cache = cache
         self.sampler = Sampler()
         self.device = decoder.weights.device
+        self.graphs = StepGraphs.try_of(decoder, cache)
 
     @torch.inference_mode()
     def run(self, rows: list[InferenceRow], windows: list[PackWindow]) -> ForwardResult:
         """One packed forward of training windows and inference spans."""
+        rows = sorted(rows, key=placement)
+        if self.graphs is not None and rows and not windows and self.graphs.covers(rows):
+            return self._replay(self.graphs, rows)
         builder = BatchBuilder(self.decoder, self.cache)
         for window in windows:
             builder.add_window(window)
-        rows = sorted(rows, key=placement)
         for row in rows:
             builder.add_row(row)
         hidden = self.decoder.forward(builder.build())
@@ -52,8 +59,14 @@ class ModelRunner:
         prompt_logprobs = self._prompt_logprobs(rows, hidden[first:])
         return ForwardResult(self._sample(rows, hidden[first:]), prompt_logprobs, hidden)
 
+    def _replay(self, graphs: StepGraphs, rows: list[InferenceRow]) -> ForwardResult:
+        """A step of single tokens, each of which completes its sequence."""
+        logits = graphs.logits(rows)
+        sampled = self._draw(logits, [row.sequence for row in rows])
+        return ForwardResult(sampled, {}, logits[:0])
+
     def _sample(self, rows: list[InferenceRow], hidden: Tensor) -> dict[str, SampledToken]:
-        """Draw a token for every span that completes its sequence."""
+        """Draw a token for every group whose spans complete its sequences."""
         last_rows, sequences = [], []
         row = 0
         for item in rows:
@@ -63,26 +76,37 @@ class ModelRunner:
                 sequences.append(item.sequence)
         if not sequences:
             return {}
-        logits = self.decoder.logits(hidden[last_rows])
-        sampled = self.sampler.sample(logits, sequences)
-        return {s.id: token for s, token in zip(sequences, sampled, strict=True)}
+        logits = self.decoder.logits(hidden[upload(last_rows, torch.int64, self.device)])
+        return self._draw(logits, sequences)
+
+    def _draw(self, logits: Tensor, sequences: list[Sequence]) -> dict[str, SampledToken]:
+        """The next token of each group, by its lead's id."""
+        mixed, leads = mix_groups(logits, sequences)
+        sampled = self.sampler.sample(mixed, leads)
+        return {lead.id: token for lead, token in zip(leads, sampled, strict=True)}
 
     def _prompt_logprobs(
         self, rows: list[InferenceRow], hidden: Tensor
     ) -> dict[str, list[TokenLogprobs]]:
         """Score the prompt tokens that follow each row, for requests that ask for it."""
-        result = {}
-        row = 0
+        result, begins, row = {}, {}, 0
         for item in rows:
-            sampling, sequence = item.sequence.request.sampling, item.sequence
-            if sampling.prompt_logprobs:
-                stop = min(item.span.start + item.span.count, sequence.num_prompt_tokens - 1)
-                logits = self.decoder.logits(hidden[row : row + max(0, stop - item.span.start)])
-                scores = torch.log_softmax(logits.float(), dim=-1)
-                following = sequence.token_ids[item.span.start + 1 : stop + 1]
-                result[sequence.id] = [
-                    score(line, token, sampling.num_logprobs or 0)
-                    for line, token in zip(scores, following, strict=True)
-                ]
+            begins[item.sequence.id] = row
             row += item.span.count
+        for item in rows:
+            lead, span = item.sequence, item.span
+            if lead.member == 0 and lead.request.sampling.prompt_logprobs:
+                stop = min(span.start + span.count, lead.num_prompt_tokens - 1)
+                first = [begins[member.id] for member in lead.group]
+                count = max(0, stop - span.start)
+                logits = (self.decoder.logits(hidden[i : i + count]) for i in first)
+                following = lead.token_ids[span.start + 1 : stop + 1]
+                result[lead.id] = _scores(weighted_sum(logits, lead), following, lead)
         return result
+
+
+def _scores(logits_TV: Tensor, token_ids: list[int], lead: Sequence) -> list[TokenLogprobs]:
+    """Log-probabilities of the tokens that follow."""
+    num_alternatives = lead.request.sampling.num_logprobs or 0
+    lines = torch.log_softmax(logits_TV, dim=-1)
+    return [score(line, t, num_alternatives) for line, t in zip(lines, token_ids, strict=True)]

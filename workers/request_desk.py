@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
+from scheduler.domain.adapter import AdapterKey
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.errors import (
     ContextTooLong,
     DomainError,
@@ -18,24 +19,34 @@ from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFram
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
-from workers.adapter_file import LoadedAdapter
-from workers.adapter_folder import read_folder
+from workers.adapter_loader import AdapterLoader
+from workers.adapter_tiers import ram_tier, slot_tier
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
-from workers.live_request import LiveRequest
+from workers.live_request import LiveRequest, WantedAdapter
 from workers.model_host import ModelHost
 from workers.sampler import SampledToken
+
+MIN_COPYING_S = 4e-3  # of a step, while others run: what comes on top waits for the next
+COPYING_SHARE = 0.1  # and of a long step this share of the time since the one before
 
 
 class RequestDesk:
     """All live requests of an engine, over all its base models."""
 
     def __init__(
-        self, hosts: Mapping[str, ModelHost], connection: Connection, meter: EngineMeter
+        self,
+        hosts: Mapping[str, ModelHost],
+        connection: Connection,
+        meter: EngineMeter,
+        loader: AdapterLoader,
     ) -> None:
         self.hosts = hosts
         self.connection = connection
         self.meter = meter
+        self.loader = loader
+        self._may_copy_s = MIN_COPYING_S
+        self._collected_s = time.perf_counter()
         self.live: dict[str, LiveRequest] = {}
         self.is_closed = False
 
@@ -57,8 +68,22 @@ class RequestDesk:
             self.connection.send(Frames(reply_to=order.reply_to, frames=(frame,)))
             return
         self.live[order.request.request_id] = request
-        for sequence in request.sequences:
-            request.host.scheduler.add(sequence)
+        found = [self._find_adapter(request, wanted) for wanted in request.adapters]
+        if all(found):
+            self._enqueue(request)
+
+    def collect_adapters(self) -> None:
+        """Queue the requests whose adapters have come, refuse those whose adapter cannot come."""
+        now_s = time.perf_counter()
+        self._may_copy_s = max(MIN_COPYING_S, COPYING_SHARE * (now_s - self._collected_s))
+        self._collected_s = now_s
+        for load in self.loader.collect():
+            self.meter.count_load(load)
+            for live in [self.live[request_id] for request_id in sorted(load.waiters)]:
+                if load.error is not None:
+                    self._refuse(live, load.error)
+                elif not live.is_queued and live.is_at_hand:
+                    self._enqueue(live)
 
     def abort(self, order: Abort) -> None:
         """The caller has left: end a request, or one of its answers."""
@@ -78,10 +103,10 @@ class RequestDesk:
             self.connection.send(Frames(reply_to=live.order.reply_to, frames=frames))
 
     def admit(self, sequence: Sequence) -> bool:
-        """Bring a sequence's adapter into a slot; False while none is free, or if it is refused."""
+        """Bring a group's adapters into slots; False while there are none, or if it is refused."""
         live = self.live[sequence.request.request_id]
         try:
-            if not self._hold_adapter(live):
+            if not self._hold_adapters(live):
                 return False
         except DomainError as error:
             self._refuse(live, error)
@@ -90,10 +115,22 @@ class RequestDesk:
             live.admitted_s = time.monotonic()
         return True
 
+    @property
+    def num_loading(self) -> int:
+        """Answers that wait for their adapters."""
+        return sum(len(live.sequences) for live in self.live.values() if not live.is_queued)
+
+    def adapter_tiers(self) -> tuple[AdapterTier, ...]:
+        """Where the engine keeps adapters."""
+        return (
+            slot_tier([host.adapters for host in self.hosts.values()]),
+            ram_tier(self.loader.shelf),
+        )
+
     def columns(self, sequence: Sequence) -> AdapterColumns | None:
         """Arena columns of a running sequence's adapter."""
-        slot = self.live[sequence.request.request_id].slot
-        return None if slot is None else slot.columns
+        wanted = self.live[sequence.request.request_id].members[sequence.member]
+        return None if wanted is None or wanted.slot is None else wanted.slot.columns
 
     def keep_prompt_scores(
         self, sequence: Sequence, start: int, scores: list[TokenLogprobs]
@@ -123,30 +160,89 @@ class RequestDesk:
         if self.is_closed:
             raise Overloaded("This worker is shutting down; try again.")
         check_request(request, host)
-        live = LiveRequest.of(order, host, time.monotonic())
-        if request.adapter is not None and host.adapters.get(request.adapter.digest) is None:
-            live.adapter = self._read_adapter(live)
-        return live
-
-    @staticmethod
-    def _read_adapter(live: LiveRequest) -> LoadedAdapter:
-        if live.order.adapter_dir is None:
+        if any(adapter.digest not in order.adapter_dirs for adapter in request.adapters):
             raise InvalidInput("The request names an adapter but came without its files.")
-        return read_folder(Path(live.order.adapter_dir), live.host.runner.decoder.config)
+        return LiveRequest.of(order, host, time.monotonic())
 
-    def _hold_adapter(self, live: LiveRequest) -> bool:
-        """Hold the adapter's slot; only from here on, so that waiting requests block no columns."""
-        adapter, pool = live.order.request.adapter, live.host.adapters
-        if adapter is None or live.slot is not None:
-            return True
-        slot = pool.get(adapter.digest)
-        if slot is None:
-            slot = pool.try_load(adapter.digest, live.adapter or self._read_adapter(live))
-        if slot is None:
+    def _find_adapter(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
+        """Whether the adapter is in a slot or at hand for one; otherwise it is sent for."""
+        digest, is_pinned = wanted.ref.digest, wanted.ref.is_pinned
+        in_slot = live.host.adapters.find(digest, is_pinned=is_pinned) is not None
+        key = AdapterKey(live.order.request.base_model, digest)
+        self.loader.shelf.count(key, in_slot=in_slot, is_pinned=is_pinned)
+        return in_slot or self._is_at_hand(live, wanted)
+
+    def _is_at_hand(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
+        """Whether the adapter can be copied into a slot; it is sent for if it cannot."""
+        if wanted.load is None:
+            decoder = live.host.runner.decoder
+            wanted.load = self.loader.ask(live.order, wanted.ref, decoder.config, decoder.arena)
+        return wanted.load.adapter is not None
+
+    def _enqueue(self, live: LiveRequest) -> None:
+        live.is_queued = True
+        for sequence in live.sequences:
+            if sequence.finish_reason is None:
+                live.host.scheduler.add(sequence)
+
+    def _withdraw(self, live: LiveRequest) -> None:
+        live.is_queued = False
+        for sequence in live.sequences:
+            if sequence.finish_reason is None:
+                live.host.scheduler.remove(sequence)
+
+    def _hold_adapters(self, live: LiveRequest) -> bool:
+        """Hold the slots of all adapters, or of none: a part would block columns in vain.
+
+        Only from here on, so that waiting requests block no columns either.
+        """
+        cold = [wanted for wanted in live.adapters if not self._hold(live, wanted)]
+        absent = [wanted for wanted in cold if not self._is_at_hand(live, wanted)]
+        if absent:  # they had slots when the request was queued, and have lost them since
+            self._withdraw(live)
+            self._let_go(live)
             return False
-        pool.acquire(slot)
-        live.slot, live.adapter = slot, None
+        check_ranks(live)
+        if not all(self._fill_slot(live, wanted) for wanted in cold):
+            self._let_go(live)
+            if not live.host.scheduler.running:  # room enough, but not in one piece
+                live.host.adapters.evict_idle()
+            return False
+        self._leave_loads(live)
         return True
+
+    def _hold(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
+        """Hold the adapter's slot, if it is in one."""
+        pool = live.host.adapters
+        if wanted.slot is None and (slot := pool.get(wanted.ref.digest)) is not None:
+            pool.acquire(slot)
+            wanted.slot = slot
+        return wanted.slot is not None
+
+    def _fill_slot(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
+        """Copy the adapter into columns, unless others have to wait too long for it."""
+        assert wanted.load is not None
+        assert wanted.load.adapter is not None
+        if self._may_copy_s < 0 and live.host.scheduler.running:
+            return False
+        began_s = time.perf_counter()
+        live.host.adapters.try_load(
+            wanted.ref.digest, wanted.load.adapter, is_pinned=wanted.ref.is_pinned
+        )
+        self._may_copy_s -= time.perf_counter() - began_s
+        return self._hold(live, wanted)
+
+    def _let_go(self, live: LiveRequest) -> None:
+        for wanted in live.adapters:
+            if wanted.slot is not None:
+                live.host.adapters.release(wanted.slot)
+                wanted.slot = None
+
+    def _leave_loads(self, live: LiveRequest) -> None:
+        for wanted in live.adapters:
+            if wanted.load is not None:
+                self.loader.leave(wanted.load, live.order.request.request_id)
+                wanted.load = None
 
     def _refuse(self, live: LiveRequest, error: DomainError) -> None:
         """End a request that waits, with the reason."""
@@ -175,9 +271,10 @@ class RequestDesk:
         if sequence.request.sampling.max_tokens == 0:
             self._end(live, sequence, FinishReason.LENGTH)
             return live.frame(sequence, None)
-        sequence.token_ids.append(token.token_id)
-        if sequence.first_token_s is None:
-            sequence.first_token_s = now_s
+        for member in sequence.group:
+            member.token_ids.append(token.token_id)
+            if member.first_token_s is None:
+                member.first_token_s = now_s
         live.token_times_s.setdefault(sequence.index, []).append(now_s)
         live.notice_training()
         reason = finish_reason(sequence, host)
@@ -193,7 +290,8 @@ class RequestDesk:
 
     def _end(self, live: LiveRequest, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
-        live.host.scheduler.remove(sequence)
+        if live.is_queued:
+            live.host.scheduler.remove(sequence)
         live.notice_training()
         targets = live.host.scheduler.classes[sequence.request.service_class]
         self.meter.count_request(live.sample(sequence, time.monotonic()), targets)
@@ -201,8 +299,8 @@ class RequestDesk:
     def _forget_if_done(self, live: LiveRequest) -> None:
         if live.is_done:
             del self.live[live.order.request.request_id]
-            if live.slot is not None:
-                live.host.adapters.release(live.slot)
+            self._leave_loads(live)
+            self._let_go(live)
 
 
 def check_request(request: RequestBody, host: ModelHost) -> None:
@@ -210,14 +308,16 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
 
     Raises:
         ContextTooLong: the prompt is longer than the model's context or the K/V cache.
-        InvalidInput: a token id outside the vocabulary, or an unknown service class.
+        InvalidInput: a token id outside the vocabulary, an unknown service class, or more models
+            in a mixture than sequences may run at once.
     """
     biased = request.sampling.logit_bias
     for name, token_ids in (("prompt", request.prompt_token_ids), ("logit_bias", biased)):
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < host.info.vocab_size:
             raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
     check_class(request.service_class, host.scheduler.classes)
-    longest = max_tokens(host)
+    check_mixture(request, host)
+    longest = max_tokens(host, len(request.members))
     if len(request.prompt_token_ids) > longest:
         raise ContextTooLong(
             f"The prompt has {len(request.prompt_token_ids)} tokens; this worker holds {longest}.",
@@ -225,10 +325,40 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
         )
 
 
-def max_tokens(host: ModelHost) -> int:
-    """Longest sequence that the model's positions and the K/V cache hold."""
+def check_mixture(request: RequestBody, host: ModelHost) -> None:
+    """Refuse a mixture that could never run.
+
+    Raises:
+        InvalidInput: the batch is too small for its members.
+    """
+    limits = host.scheduler.limits
+    most = min(limits.max_num_sequences, limits.max_batched_tokens)
+    if len(request.members) > most:
+        raise InvalidInput(
+            f"{len(request.members)} models are mixed; this worker mixes at most {most}.",
+            param="logit_arithmetic",
+        )
+
+
+def check_ranks(live: LiveRequest) -> None:
+    """Refuse a mixture whose adapters never fit the arena together.
+
+    Raises:
+        InvalidInput: with the sum of ranks that fits.
+    """
+    most = live.host.adapters.arena.num_columns
+    total = sum(wanted.rank for wanted in live.adapters)
+    if len(live.adapters) > 1 and total > most:
+        raise InvalidInput(
+            f"The ranks of the mixed adapters add up to {total}; this worker holds {most}.",
+            param="logit_arithmetic",
+        )
+
+
+def max_tokens(host: ModelHost, num_members: int) -> int:
+    """Longest sequence that the model's positions hold, and the K/V cache once for each member."""
     pool = host.scheduler.pool
-    return min(host.info.max_model_len, pool.num_blocks * pool.block_size - 1)
+    return min(host.info.max_model_len, pool.num_blocks // num_members * pool.block_size - 1)
 
 
 def finish_reason(sequence: Sequence, host: ModelHost) -> FinishReason | None:
@@ -239,6 +369,6 @@ def finish_reason(sequence: Sequence, host: ModelHost) -> FinishReason | None:
         return FinishReason.STOP
     if sequence.num_output_tokens >= sampling.max_tokens:
         return FinishReason.LENGTH
-    if len(sequence.token_ids) >= max_tokens(host):
+    if len(sequence.token_ids) >= max_tokens(host, len(sequence.group)):
         return FinishReason.LENGTH
     return None

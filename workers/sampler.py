@@ -15,6 +15,8 @@ from torch import Tensor
 
 from scheduler.domain.messages import TokenLogprobs
 from scheduler.domain.request import SamplingParams, Sequence
+from workers.device_copy import upload
+from workers.kernels.device_kernels import gpu_kernels_for
 
 MIN_TEMPERATURE = 1e-5  # below this, scaled logits overflow and the best token is certain
 
@@ -37,18 +39,23 @@ class Sampler:
             logits_RV: (rows, vocab); not changed.
         """
         wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-        is_finite = torch.isfinite(wide.sum(-1)).tolist()
         shaped = self._penalised(wide, sequences)
-        token_ids = shaped.argmax(-1)
-        drawn = [i for i, s in enumerate(sequences) if not _is_greedy(s.request.sampling)]
+        kernels = gpu_kernels_for(wide)
+        if kernels is None:
+            is_finite = torch.isfinite(wide.sum(-1))
+            token_ids = shaped.argmax(-1)
+            drawn = [i for i, s in enumerate(sequences) if not _is_greedy(s.request.sampling)]
+        else:
+            token_ids, is_finite = kernels.sample(shaped, *_marks(sequences, wide.device))
+            drawn = [i for i, s in enumerate(sequences) if _is_truncated(s.request.sampling)]
         if drawn:
             rows = torch.tensor(drawn, device=wide.device)
             token_ids[rows] = self._draw(shaped[rows], [sequences[i] for i in drawn])
-        chosen = token_ids.tolist()
+        chosen, finite_rows = torch.stack((token_ids, is_finite.to(token_ids.dtype))).tolist()
         logprobs = score_rows(wide, chosen, sequences)
         return [
             SampledToken(token if finite else None, scored)
-            for token, finite, scored in zip(chosen, is_finite, logprobs, strict=True)
+            for token, finite, scored in zip(chosen, finite_rows, logprobs, strict=True)
         ]
 
     def _penalised(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -67,7 +74,7 @@ class Sampler:
         temperature = logits.new_tensor([p.temperature for p in params])
         probs = torch.softmax(logits / temperature[:, None], dim=-1)
         for i, p in enumerate(params):
-            if p.top_k or p.top_p < 1 or p.min_p > 0:
+            if _truncates(p):
                 truncate(probs[i], p)
         cumulative = probs.cumsum(-1)
         draws = logits.new_tensor([uniform(s) for s in sequences])
@@ -80,6 +87,23 @@ class Sampler:
 
 def _is_greedy(params: SamplingParams) -> bool:
     return params.temperature < MIN_TEMPERATURE
+
+
+def _truncates(params: SamplingParams) -> bool:
+    return bool(params.top_k or params.top_p < 1 or params.min_p > 0)
+
+
+def _is_truncated(params: SamplingParams) -> bool:
+    return _truncates(params) and not _is_greedy(params)
+
+
+def _marks(sequences: list[Sequence], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Temperature, 0 where the likeliest token is certain, and uniform number of every row."""
+    params = [s.request.sampling for s in sequences]
+    temperatures = [0.0 if _is_greedy(p) else p.temperature for p in params]
+    numbers = [temperatures, [uniform(s) for s in sequences]]
+    first, second = upload(numbers, torch.float32, device)
+    return first, second
 
 
 def _reshapes(params: SamplingParams) -> bool:

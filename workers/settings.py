@@ -46,6 +46,9 @@ class EngineSettings(TextSettings, LogSettings):
         None, gt=0, description="The same in bytes, in place of kv_cache_tokens."
     )
     adapter_slots: int = Field(32, ge=1, description="Adapters that are resident at once.")
+    adapter_ram_bytes: int = Field(
+        2 * 2**30, ge=0, description="Host memory for adapters on their way to and from the slots."
+    )
     max_rank: int = Field(64, ge=1, description="Largest adapter rank that is accepted.")
     training_memory_bytes: int = Field(
         2 * 2**30, gt=0, description="Most of it that training may borrow."

@@ -21,7 +21,7 @@ from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
 from workers.active_job import ActiveJob
 from workers.adapter_file import BaseIdentity
-from workers.adapter_pool import AdapterPool, AdapterSlot
+from workers.adapter_pool import JOB_PREFIX, AdapterPool, AdapterSlot
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
@@ -70,6 +70,8 @@ class Trainer:
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
         self.trained_tokens = 0
+        # Inference alone replays captured steps on CUDA; with a window in it a step is eager.
+        self.windows_ride = self.device.type == "cpu"
         self.num_recalls = 0
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
@@ -172,7 +174,7 @@ class Trainer:
             pack.cursor,
             served=self.fair.level(order.tenant_id),
             priority=order.spec.priority,
-            may_ride=not order.spec.deterministic,
+            may_ride=self.windows_ride and not order.spec.deterministic,
             max_share=order.spec.max_share,
         )
 
@@ -307,7 +309,7 @@ class Trainer:
     def _reserve(self, job_id: str, method: PeftMethod) -> AdapterSlot:
         if len(self.active) >= self.limits.max_jobs:
             raise Overloaded(f"This worker trains at most {self.limits.max_jobs} jobs at once.")
-        slot = self.pool.try_reserve(f"job:{job_id}", method)
+        slot = self.pool.try_reserve(f"{JOB_PREFIX}{job_id}", method)
         if slot is None:
             raise Overloaded("No adapter columns are free for this job's rank.")
         self.pool.acquire(slot)

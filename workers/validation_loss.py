@@ -18,13 +18,13 @@ from workers.adapter_file import LoadedAdapter
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.base_weights import WeightFolder, load_weights
 from workers.batch import ForwardBatch, TrainWindow
-from workers.cpu_attention import pack_attention
 from workers.decoder import Decoder
 from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
 from workers.loss import window_loss
 from workers.model import DecoderConfig
 from workers.pack_layout import PackLayout
+from workers.span_attention import pack_attention
 from workers.train_data import pack_examples
 from workers.train_pack import LossSums, PackTokens, TrainPack
 from workers.training_memory import TrainingMemory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +12,13 @@ CONFIG_FILE = "adapter_config.json"
 MANIFEST_FILE = "manifest.json"
 ARCHIVE_FILE = "adapter_model.tandem"  # in place of the tensors, where a codec has made them small
 ARCHIVE_MAGIC = b"TNDMAD01"  # its first bytes
+
+
+class AdapterKey(NamedTuple):
+    """What an engine knows an adapter by: equal content on two base models is two adapters."""
+
+    base_model: str
+    digest: str
 
 
 class AdapterRef(BaseModel):
@@ -22,6 +30,9 @@ class AdapterRef(BaseModel):
     version: int = Field(ge=1, description="Versions count from 1; a version never changes.")
     digest: str = Field(description="SHA-256 of the artefact's tensors and configuration.")
     uri: str = Field(description="Object-store key of the artefact's folder.")
+    is_pinned: bool = Field(
+        False, description="Its owner wanted it kept close to the engine, when it was asked for."
+    )
 
 
 class AdapterManifest(BaseModel):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.message import Message
 from scheduler.domain.request import FinishReason
 
@@ -95,8 +96,8 @@ class EngineStats(Message):
     num_training_blocks: int = Field(0, description="Blocks that training has borrowed.")
     num_preemptions: int
     num_recalls: int = Field(0, description="Training packs that started over to free blocks.")
-    resident_adapters: tuple[str, ...]
     active_jobs: tuple[str, ...]
+    adapter_tiers: tuple[AdapterTier, ...] = ()
     steps: tuple[StepSample, ...] = ()
     requests: tuple[RequestSample, ...] = ()
     prompt_tokens: int = Field(0, description="Total since the engine started.")

@@ -14,6 +14,7 @@ import msgpack
 from pydantic import Field, TypeAdapter
 
 from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.adapter_tier import AdapterTier, Tier
 from scheduler.domain.engine_stats import EngineStats, RequestSample, StepSample
 from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.message import Message
@@ -106,12 +107,14 @@ ToGateway = Annotated[Frames, Field()]
 
 
 class Generate(Message):
-    """A request, with its adapter's artefact already on this machine."""
+    """A request, with its adapters' artefacts already on this machine."""
 
     type: Literal["generate"] = "generate"
     request: RequestBody
     reply_to: str
-    adapter_dir: str | None = None
+    adapter_dirs: dict[str, str] = Field(
+        default_factory=dict, description="Digest of an adapter -> folder of its artefact."
+    )
 
 
 class StartJob(Message):
@@ -250,6 +253,17 @@ class WorkerInfo(Message):
     boot_id: str = Field(description="New at every start, part of the inbox's name.")
     capabilities: WorkerCapabilities
     stats: EngineStats | None = None
+    disk: AdapterTier | None = None
+
+    @property
+    def adapter_tiers(self) -> tuple[AdapterTier, ...]:
+        """Where the worker keeps adapters, nearest to the device first."""
+        engine = () if self.stats is None else self.stats.adapter_tiers
+        return engine if self.disk is None else (*engine, self.disk)
+
+    def nearest_tier(self, digest: str) -> Tier | None:
+        """The first tier that is told to hold an adapter."""
+        return next((t.tier for t in self.adapter_tiers if t.holds(digest)), None)
 
     @property
     def inbox(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.service_class import DEFAULT
@@ -43,6 +43,15 @@ class SamplingParams(BaseModel):
     prompt_logprobs: bool = Field(False, description="Also score the prompt's own tokens (echo).")
 
 
+class WeightedModel(BaseModel):
+    """A part of a mixture: an adapter, or the bare base, and the factor of its logits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: AdapterRef | None
+    weight: float = Field(allow_inf_nan=False)
+
+
 class RequestBody(BaseModel):
     """One request as it travels from a gateway to an engine. Never changes."""
 
@@ -57,11 +66,41 @@ class RequestBody(BaseModel):
     n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
     tenant_weight: float = Field(1.0, gt=0)
     service_class: str = DEFAULT
+    mixture: tuple[WeightedModel, ...] = Field(
+        (), description="Models whose weighted logits are added up; empty: `adapter` alone."
+    )
+
+    @model_validator(mode="after")
+    def _names_each_model_once(self) -> RequestBody:
+        digests = [part.adapter and part.adapter.digest for part in self.mixture]
+        if len(set(digests)) < len(digests):
+            raise ValueError("a mixture names a model twice")
+        return self
+
+    @property
+    def members(self) -> tuple[WeightedModel, ...]:
+        """The models that compute each answer together, most often one."""
+        return self.mixture or (WeightedModel(adapter=self.adapter, weight=1.0),)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that an engine computes for it: one for each answer and member."""
+        return self.n * len(self.members)
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...]:
+        """The adapters of all members."""
+        return tuple(part.adapter for part in self.members if part.adapter is not None)
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Running state of one answer: counters only, no phase.
+    """Running state of one answer by one model: counters only, no phase.
+
+    An answer by several models is a sample group: a lead and its followers, one sequence for each
+    model, with K/V of its own. They start, advance and stop together, so their counters are always
+    equal; one token is drawn from their weighted logits and appended to all. Who handles groups
+    holds on to the lead.
 
     tokens      |<---- prompt ---->|<-- output -->|
     computed    |<-- num_computed_tokens -->|         K/V are in the cache
@@ -74,6 +113,9 @@ class Sequence:
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
         arrival_s: monotonic time at which the engine took the request in.
+        member: which of the request's members computes it; the first leads the group.
+        weight: factor of its logits.
+        followers: the other sequences of the group, in the order of members; a lead's only.
         first_token_s: monotonic time of its first output token.
     """
 
@@ -86,11 +128,20 @@ class Sequence:
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    member: int = 0
+    weight: float = 1.0
+    followers: list[Sequence] = field(default_factory=list)
 
     @property
     def id(self) -> str:
         """Unique among all sequences of an engine."""
-        return f"{self.request.request_id}/{self.index}"
+        name = f"{self.request.request_id}/{self.index}"
+        return f"{name}/{self.member}" if self.member else name
+
+    @property
+    def group(self) -> list[Sequence]:
+        """A lead and all that follow it."""
+        return [self, *self.followers]
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -78,18 +78,17 @@ class IterationScheduler:
         self._lends_from_s = 0.0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence."""
+        """Queue a sequence, with all that follow it."""
         self.fair.enter(sequence.request.tenant_id)
         self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it stands, and free its blocks."""
+        """Forget a sequence and its followers, wherever they stand, and free their blocks."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            self._stop(sequence)
         else:
             self.waiting.remove(sequence)
         self.fair.leave(sequence.request.tenant_id)
-        self._free_blocks(sequence)
 
     def schedule(self, now_s: float, admit: Callable[[Sequence], bool]) -> StepPlan:
         """Fill one step: serving first, then training within the slack that is left.
@@ -206,54 +205,64 @@ class IterationScheduler:
         return tuple(span for span in spans if span.sequence_id in running)
 
     def _serve(self, admit: Callable[[Sequence], bool]) -> Iterator[Span]:
-        """Spans of running sequences, shortest first, then of those that may be admitted."""
+        """Spans of running groups, shortest first, then of those that may be admitted."""
         budget = self.limits.max_batched_tokens
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed_tokens > 1):
-            if sequence not in self.running:
+        for lead in sorted(self._leads(), key=lambda s: s.num_uncomputed_tokens > 1):
+            if lead not in self.running:
                 continue  # preempted by one before it
-            count = min(sequence.num_uncomputed_tokens, budget)
-            if count > 0 and self._make_room(sequence, count):
-                budget -= count
-                yield Span(sequence.id, sequence.num_computed_tokens, count)
-        while budget > 0 and (admitted := self._next_admitted(admit)) is not None:
-            count = min(admitted.num_uncomputed_tokens, budget)
-            budget -= count
-            yield Span(admitted.id, admitted.num_computed_tokens, count)
+            count = min(lead.num_uncomputed_tokens, budget // len(lead.group))
+            if count > 0 and self._make_room(lead, count):
+                budget -= count * len(lead.group)
+                yield from _spans_of(lead, count)
+        while (admitted := self._next_admitted(admit, budget)) is not None:
+            count = min(admitted.num_uncomputed_tokens, budget // len(admitted.group))
+            budget -= count * len(admitted.group)
+            yield from _spans_of(admitted, count)
 
-    def _next_admitted(self, admit: Callable[[Sequence], bool]) -> Sequence | None:
-        """Start the first head of a line, in fair order, whose adapter has room.
+    def _leads(self) -> list[Sequence]:
+        return [sequence for sequence in self.running if sequence.member == 0]
 
-        Where the blocks do not suffice nobody is let past, or small prompts would starve long ones.
+    def _next_admitted(self, admit: Callable[[Sequence], bool], budget: int) -> Sequence | None:
+        """Start the first head of a line, in fair order, whose adapters have room.
+
+        Where the blocks do not suffice nobody is let past, or small prompts would starve long ones;
+        nor where a group does not fit beside those that run.
         """
-        if len(self.running) >= self.limits.max_num_sequences:
+        room = min(self.limits.max_num_sequences - len(self.running), budget)
+        if room <= 0:
             return None
-        for sequence in self.waiting.heads():
-            needed = self._blocks_to_begin(sequence)
-            if not self._have_free(needed):
+        for lead in self.waiting.heads():
+            if len(lead.group) > room or not self._have_free(self._blocks_to_begin(lead)):
                 return None
-            if admit(sequence):
-                self.waiting.remove(sequence)
-                self.running.append(sequence)
-                sequence.block_table = self.pool.allocate(sequence.id, needed)
-                return sequence
+            if admit(lead):
+                self.waiting.remove(lead)
+                self._start(lead)
+                return lead
         return None
 
-    def _make_room(self, sequence: Sequence, count: int) -> bool:
+    def _start(self, lead: Sequence) -> None:
+        for sequence in lead.group:
+            self.running.append(sequence)
+            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
+            sequence.block_table = self.pool.allocate(sequence.id, needed)
+
+    def _make_room(self, lead: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
-        while not self._grow(sequence, count):
-            victim = max(self.running, key=lambda s: (s.arrival_s, s.id))  # never a tie
+        while not self._grow(lead, count):
+            victim = max(self._leads(), key=lambda s: (s.arrival_s, s.id))  # never a tie
             self._preempt(victim)
-            if victim is sequence:
+            if victim is lead:
                 return False
         return True
 
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        needed = self.pool.blocks_for(sequence.num_computed_tokens + count)
-        missing = needed - len(sequence.block_table)
+    def _grow(self, lead: Sequence, count: int) -> bool:
+        needed = self.pool.blocks_for(lead.num_computed_tokens + count)
+        missing = needed - len(lead.block_table)
         if missing > 0:
-            if not self._have_free(missing):
+            if not self._have_free(missing * len(lead.group)):
                 return False
-            sequence.block_table += self.pool.allocate(sequence.id, missing)
+            for sequence in lead.group:
+                sequence.block_table += self.pool.allocate(sequence.id, missing)
         return True
 
     # ---- memory that training borrows ------------------------------------------------------
@@ -284,17 +293,25 @@ class IterationScheduler:
         next_in_line = sum(map(self._blocks_to_begin, self.waiting.heads()))
         return max(0, self.pool.num_free - growth - next_in_line)
 
-    def _blocks_to_begin(self, sequence: Sequence) -> int:
-        return self.pool.blocks_for(len(sequence.token_ids) + 1)
+    def _blocks_to_begin(self, lead: Sequence) -> int:
+        return self.pool.blocks_for(len(lead.token_ids) + 1) * len(lead.group)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._free_blocks(sequence)
-        sequence.num_computed_tokens = 0
-        sequence.num_preemptions += 1
-        self.num_preemptions += 1
-        self.waiting.put_back(sequence)
+    def _preempt(self, lead: Sequence) -> None:
+        self._stop(lead)
+        for sequence in lead.group:
+            sequence.num_computed_tokens = 0
+            sequence.num_preemptions += 1
+            self.num_preemptions += 1
+        self.waiting.put_back(lead)
 
-    def _free_blocks(self, sequence: Sequence) -> None:
-        self.pool.free(sequence.id, sequence.block_table)
-        sequence.block_table = []
+    def _stop(self, lead: Sequence) -> None:
+        for sequence in lead.group:
+            self.running.remove(sequence)
+            self.pool.free(sequence.id, sequence.block_table)
+            sequence.block_table = []
+
+
+def _spans_of(lead: Sequence, count: int) -> Iterator[Span]:
+    """The same tokens for every sequence of a group."""
+    for sequence in lead.group:
+        yield Span(sequence.id, sequence.num_computed_tokens, count)

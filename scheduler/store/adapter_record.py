@@ -82,9 +82,9 @@ class Adapter:
         return self.final_version if self.live_version is None else self.live_version
 
 
-def adapter_of(row: Row[Any], reader_id: str) -> Adapter:
+def adapter_of(row: Row[Any], reader_id: str | None) -> Adapter:
     """The adapter of a row that carries `owner_name`, without its versions and tags."""
-    is_owner = row.tenant_id == reader_id
+    is_owner = reader_id in (row.tenant_id, None)
     return Adapter(
         id=row.id,
         job_id=row.job_id if is_owner else None,
@@ -99,14 +99,15 @@ def adapter_of(row: Row[Any], reader_id: str) -> Adapter:
 
 
 async def whole_adapters(
-    conn: AsyncConnection, rows: Sequence[Row[Any]], reader_id: str
+    conn: AsyncConnection, rows: Sequence[Row[Any]], reader_id: str | None
 ) -> list[Adapter]:
     """The adapters of the rows with all that belongs to them, by three queries in all.
 
-    A borrower sees no jobs and no data digests: they tell of the owner's other things.
+    A borrower sees no jobs and no data digests: they tell of the owner's other things. An
+    operator (`reader_id` None) sees what each owner sees.
     """
     ids = [row.id for row in rows]
-    owned = {row.id for row in rows if row.tenant_id == reader_id}
+    owned = {row.id for row in rows if reader_id in (row.tenant_id, None)}
     versions: dict[str, list[AdapterVersion]] = defaultdict(list)
     by_version = select(adapter_versions).order_by(adapter_versions.c.version)
     for row in await conn.execute(by_version.where(adapter_versions.c.adapter_id.in_(ids))):

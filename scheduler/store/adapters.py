@@ -158,7 +158,13 @@ class TenantAdapters:
             row = (await conn.execute(query)).first()
         if row is None:
             raise unknown_model(model_name)
-        ref = AdapterRef(adapter_id=row.id, version=row.version, digest=row.digest, uri=row.uri)
+        ref = AdapterRef(
+            adapter_id=row.id,
+            version=row.version,
+            digest=row.digest,
+            uri=row.uri,
+            is_pinned=row.is_pinned,
+        )
         return ResolvedAdapter(name=model_name, base_model=row.base_model, ref=ref)
 
     async def named(self, model_name: str) -> Adapter:

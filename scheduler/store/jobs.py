@@ -11,6 +11,7 @@ from scheduler.domain.job import JobStatus, check_transition
 from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.ids import new_id
+from scheduler.store.job_curve import CurvePoint, fetch_curve
 from scheduler.store.job_end import end_job
 from scheduler.store.job_events import (
     JobCheckpoint,
@@ -220,6 +221,12 @@ class TenantJobs:
         async with self._db.read() as conn:
             await self._row(conn, job_id)
             return await fetch_checkpoints(conn, job_id, after=after, limit=limit)
+
+    async def curve(self, job_id: str, *, max_points: int) -> tuple[CurvePoint, ...]:
+        """The job's losses, oldest first. Raises NotFound when the tenant has no such job."""
+        async with self._db.read() as conn:
+            await self._row(conn, job_id)
+            return await fetch_curve(conn, job_id, max_points=max_points)
 
     async def count_active(self) -> int:
         """Jobs of the tenant that are not over (paused ones count)."""

@@ -47,7 +47,7 @@ async def delete_tag(adapter_id: str, tag: Tag, adapters: AdaptersDep) -> Delete
 
 @router.post("/pin", responses=errors(NotFound, PermissionDenied))
 async def pin_adapter(adapter_id: str, adapters: AdaptersDep) -> AdapterRead:
-    """Protect an adapter from deletion."""
+    """Protect an adapter from deletion, and keep it close to the engines that serve it."""
     return read_adapter(await adapters.set_pinned(adapter_id, True))
 
 

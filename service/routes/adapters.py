@@ -14,7 +14,7 @@ from scheduler.domain.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from service.adapter_read import read_adapter, read_version
+from service.adapter_read import read_adapter, read_detail, read_version
 from service.adapter_removal import remove_adapter
 from service.adapter_upload import received_adapter
 from service.deps import (
@@ -24,10 +24,17 @@ from service.deps import (
     FilesDep,
     ObjectsDep,
     ReplaysDep,
+    RosterDep,
     SettingsDep,
 )
 from service.errors import errors
-from service.schemas.adapter import MAX_VERSION, AdapterRead, AdapterVersionRead, VersionPath
+from service.schemas.adapter import (
+    MAX_VERSION,
+    AdapterDetail,
+    AdapterRead,
+    AdapterVersionRead,
+    VersionPath,
+)
 from service.schemas.base import Deleted, ListPage
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -97,9 +104,11 @@ async def import_adapter(
 
 
 @router.get("/{adapter_id}", responses=errors(NotFound))
-async def retrieve_adapter(adapter_id: str, adapters: AdaptersDep) -> AdapterRead:
-    """Show one adapter."""
-    return read_adapter(await adapters.get(adapter_id))
+async def retrieve_adapter(
+    adapter_id: str, adapters: AdaptersDep, roster: RosterDep
+) -> AdapterDetail:
+    """Show one adapter, and to its owner which workers hold it where."""
+    return read_detail(await adapters.get(adapter_id), roster.workers)
 
 
 @router.delete("/{adapter_id}", responses=errors(NotFound, PermissionDenied, AdapterInUse))

@@ -9,7 +9,6 @@ from scheduler.domain.errors import (
     Overloaded,
     PermissionDenied,
 )
-from scheduler.domain.tenant import Tenant
 from service.deps import AdminKeys, AdminTenants, RosterDep
 from service.errors import errors
 from service.schemas.admin import (
@@ -21,18 +20,9 @@ from service.schemas.admin import (
     TenantRead,
 )
 from service.schemas.base import Deleted, ListPage
+from service.tenant_read import read_tenant
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
-
-
-def _read(tenant: Tenant) -> TenantRead:
-    return TenantRead(
-        id=tenant.id,
-        name=tenant.name,
-        is_admin=tenant.is_admin,
-        weight=tenant.weight,
-        service_class=tenant.service_class,
-    )
 
 
 @router.post("/tenants", responses=errors(InvalidInput, PermissionDenied, Conflict, Overloaded))
@@ -45,7 +35,7 @@ async def create_tenant(body: TenantCreate, tenants: AdminTenants, roster: Roste
         weight=body.weight,
         service_class=body.service_class,
     )
-    return _read(tenant)
+    return read_tenant(tenant)
 
 
 @router.post(
@@ -58,13 +48,13 @@ async def change_tenant(
     if body.service_class is not None:
         roster.check_declared(body.service_class)
     changed = await tenants.change(tenant_id, weight=body.weight, service_class=body.service_class)
-    return _read(changed)
+    return read_tenant(changed)
 
 
 @router.get("/tenants", responses=errors(PermissionDenied))
 async def list_tenants(tenants: AdminTenants) -> ListPage[TenantRead]:
     """List all tenants, oldest first."""
-    return ListPage(data=[_read(tenant) for tenant in await tenants.list()])
+    return ListPage(data=[read_tenant(tenant) for tenant in await tenants.list()])
 
 
 @router.post("/tenants/{tenant_id}/keys", responses=errors(NotFound, PermissionDenied))

@@ -37,7 +37,7 @@ async def create_chat_completion(
     settings: SettingsDep,
 ) -> Response:
     """Answer a conversation."""
-    served = await models.find(require_model(body.model, models))
+    served = await models.find(require_model(body.model, models), body.logit_arithmetic)
     answer = await start_chat(body, served, tenant, engines, settings)
     if body.stream:
         return EventStream(

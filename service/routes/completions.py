@@ -37,7 +37,7 @@ async def create_completion(
     settings: SettingsDep,
 ) -> Response:
     """Continue one or several prompts."""
-    served = await models.find(require_model(body.model, models))
+    served = await models.find(require_model(body.model, models), body.logit_arithmetic)
     answer = await start_completion(body, served, tenant, engines, settings)
     if body.stream:
         return EventStream(

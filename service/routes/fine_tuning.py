@@ -17,50 +17,28 @@ from scheduler.domain.errors import (
 )
 from scheduler.domain.job import is_final
 from scheduler.store.job_events import JobEvent
-from scheduler.store.jobs import Job, TenantJobs
+from scheduler.store.jobs import TenantJobs
 from service.deps import CatalogueDep, JobsDep, ReplaysDep, RosterDep, SettingsDep
 from service.encoding import to_json
 from service.errors import errors
 from service.event_stream import DONE, EventStream, event
+from service.job_read import read_curve, read_job
 from service.job_request import draft_job
 from service.schemas.base import ListPage
 from service.schemas.fine_tuning import (
+    DEFAULT_POINTS,
     CheckpointRead,
+    CurvePointRead,
     EventRead,
     JobCreate,
-    JobErrorRead,
     JobRead,
+    MaxPoints,
 )
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 EVENT_POLL_S = 0.5
 After = Annotated[str | None, Query(max_length=128, description="Last id of the page before.")]
-
-
-def _read(job: Job) -> JobRead:
-    error = job.error
-    return JobRead(
-        id=job.id,
-        created_at=job.created_at,
-        error=error and JobErrorRead(code=error.code, message=error.message, param=error.param),
-        estimated_finish=job.estimated_finish,
-        fine_tuned_model=job.fine_tuned_model,
-        finished_at=job.finished_at,
-        hyperparameters=job.hyperparameters,
-        metadata=job.metadata,
-        method=job.method,
-        model=job.model,
-        organization_id=job.tenant_id,
-        result_files=list(job.result_files),
-        seed=job.seed,
-        status=job.status,
-        suffix=job.suffix or None,
-        trained_tokens=job.trained_tokens,
-        training_file=job.training_file,
-        validation_file=job.validation_file,
-        adapter_id=job.adapter_id,
-    )
 
 
 def _read_event(entry: JobEvent) -> EventRead:
@@ -87,9 +65,9 @@ async def create_job(
     key = replays.key_for("jobs", body.model_dump(mode="json"))
     earlier = await replays.earlier(key)
     if earlier is not None:
-        return _read(await jobs.get(earlier))
+        return read_job(await jobs.get(earlier))
     draft = draft_job(body, catalogue, roster)
-    return _read(await jobs.create(draft, max_active=settings.max_active_jobs, idempotency=key))
+    return read_job(await jobs.create(draft, max_active=settings.max_active_jobs, idempotency=key))
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | None:
@@ -111,31 +89,31 @@ async def list_jobs(
 ) -> ListPage[JobRead]:
     """List jobs, newest first; `metadata[key]=value` keeps those that carry the pair."""
     page = await jobs.list(after=after, limit=limit, metadata=_metadata_filter(request))
-    return _page([_read(job) for job in page], page.has_more)
+    return _page([read_job(job) for job in page], page.has_more)
 
 
 @router.get("/{job_id}", responses=errors(NotFound))
 async def retrieve_job(job_id: str, jobs: JobsDep) -> JobRead:
     """Show one job."""
-    return _read(await jobs.get(job_id))
+    return read_job(await jobs.get(job_id))
 
 
 @router.post("/{job_id}/cancel", responses=errors(NotFound, InvalidTransition))
 async def cancel_job(job_id: str, jobs: JobsDep) -> JobRead:
     """Cancel a job; a running one stops within seconds."""
-    return _read(await jobs.cancel(job_id))
+    return read_job(await jobs.cancel(job_id))
 
 
 @router.post("/{job_id}/pause", responses=errors(NotFound, InvalidTransition))
 async def pause_job(job_id: str, jobs: JobsDep) -> JobRead:
     """Pause a job; a running one writes a checkpoint first."""
-    return _read(await jobs.pause(job_id))
+    return read_job(await jobs.pause(job_id))
 
 
 @router.post("/{job_id}/resume", responses=errors(NotFound, InvalidTransition))
 async def resume_job(job_id: str, jobs: JobsDep) -> JobRead:
     """Queue a paused job again; it goes on at its last checkpoint."""
-    return _read(await jobs.resume(job_id))
+    return read_job(await jobs.resume(job_id))
 
 
 @router.get(
@@ -177,6 +155,14 @@ async def _follow(jobs: TenantJobs, job_id: str, since: str | None) -> AsyncGene
             break
         await asyncio.sleep(EVENT_POLL_S)
     yield DONE
+
+
+@router.get("/{job_id}/curve", responses=errors(NotFound, InvalidInput))
+async def retrieve_curve(
+    job_id: str, jobs: JobsDep, points: MaxPoints = DEFAULT_POINTS
+) -> ListPage[CurvePointRead]:
+    """Show how a job's losses went, oldest first, evenly thinned; the newest is always there."""
+    return read_curve(await jobs.curve(job_id, max_points=points))
 
 
 @router.get("/{job_id}/checkpoints", responses=errors(NotFound, InvalidInput))

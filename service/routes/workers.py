@@ -26,6 +26,7 @@ def _read(worker: WorkerInfo) -> WorkerRead:
         base_models=[base.id for base in worker.capabilities.base_models],
         service_classes=worker.capabilities.service_classes,
         load=None if stats is None else WorkerLoad.model_validate(stats, from_attributes=True),
+        adapter_tiers=worker.adapter_tiers,
         slo=() if stats is None else stats.slo,
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path
 from pydantic import Field
 
+from scheduler.domain.adapter_tier import Tier
 from service.schemas.base import Body, Read
 
 MAX_VERSION = 2**31 - 1
@@ -51,6 +52,22 @@ class AdapterRead(Read):
     shared_by: str | None = Field(description="Its owner, when it is another tenant's.")
     shared_with: list[str] = Field(description="Tenants that may call it; empty for borrowers.")
     versions: list[AdapterVersionRead]
+
+
+class ResidencyRead(Read):
+    """A version on a worker, in the nearest tier to the device that holds it."""
+
+    worker: str
+    version: int
+    tier: Tier
+
+
+class AdapterDetail(AdapterRead):
+    """An adapter, and where it lies at the moment."""
+
+    residency: list[ResidencyRead] = Field(
+        description="Seconds old; empty for borrowers, and beyond a worker's 1024 newest of a tier."
+    )
 
 
 class VersionChoice(Body):

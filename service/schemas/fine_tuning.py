@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -9,6 +10,8 @@ from service.schemas.adapter_order import CompressOptions
 from service.schemas.base import Body, OpenBody, Read
 
 Metadata = dict[str, str]
+DEFAULT_POINTS = 200
+MaxPoints = Annotated[int, Query(ge=2, le=1000, description="Most points of the answer.")]
 
 
 def _none_for_auto(value: Any) -> Any:
@@ -154,6 +157,19 @@ class EventRead(Read):
     message: str
     type: Literal["message", "metrics"]
     data: dict[str, Any] | None
+
+
+class CurvePointRead(Read):
+    """One optimizer step of a job."""
+
+    step: int
+    total_steps: int
+    train_loss: float
+    valid_loss: float | None = Field(description="Of the steps that were followed by a validation.")
+    learning_rate: float
+    trained_tokens: int
+    tokens_per_second: float
+    eta_seconds: float
 
 
 class CheckpointRead(Read):

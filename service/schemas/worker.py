@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+from pydantic import Field
+
+from scheduler.domain.adapter_tier import AdapterTier
 from scheduler.domain.engine_stats import SloTotals
 from scheduler.domain.service_class import ClassTargets
 from service.schemas.base import Read
@@ -15,8 +18,9 @@ class WorkerLoad(Read):
     kv_usage: float
     training_usage: float
     num_preemptions: int
+    generation_tokens: int = Field(description="Total since the engine started.")
+    trained_tokens: int = Field(description="Total since the engine started.")
     active_jobs: tuple[str, ...]
-    resident_adapters: tuple[str, ...]
 
 
 class WorkerRead(Read):
@@ -28,4 +32,5 @@ class WorkerRead(Read):
     base_models: list[str]
     service_classes: dict[str, ClassTargets]
     load: WorkerLoad | None
+    adapter_tiers: tuple[AdapterTier, ...] = Field(description="Nearest to the device first.")
     slo: tuple[SloTotals, ...]

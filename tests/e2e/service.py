@@ -48,8 +48,7 @@ class RunningService:
 
     def tenant(self, name: str) -> OpenAI:
         """A client of a new tenant."""
-        headers = {"Authorization": f"Bearer {self.admin_key}"}
-        with httpx.Client(base_url=f"{self.url}/v1/admin", headers=headers) as admin:
+        with self._admin() as admin:
             tenant = admin.post("/tenants", json={"name": name}).raise_for_status().json()
             made = admin.post(f"/tenants/{tenant['id']}/keys", json={"name": "test"})
         key = made.raise_for_status().json()["value"]
@@ -57,6 +56,19 @@ class RunningService:
         return OpenAI(
             base_url=f"{self.url}/v1", api_key=key, max_retries=4, default_headers=headers
         )
+
+    def revoke_keys(self, name: str) -> None:
+        """Revoke all keys of a tenant."""
+        with self._admin() as admin:
+            known = {
+                tenant["name"]: tenant["id"] for tenant in admin.get("/tenants").json()["data"]
+            }
+            for key in admin.get(f"/tenants/{known[name]}/keys").json()["data"]:
+                admin.delete(f"/keys/{key['id']}").raise_for_status()
+
+    def _admin(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.admin_key}"}
+        return httpx.Client(base_url=f"{self.url}/v1/admin", headers=headers)
 
     def stop(self) -> int:
         """End it as an operator does; its exit status."""

@@ -41,12 +41,13 @@ def call(client: OpenAI, method: str, path: str, **options: Any) -> httpx.Respon
         return http.request(method, path, **options).raise_for_status()
 
 
-def say(client: OpenAI, model: str) -> str:
+def say(client: OpenAI, model: str, **extras: Any) -> str:
     answer = client.chat.completions.create(
         model=model,
         messages=QUESTION,
         max_tokens=12,
         temperature=0,  # type: ignore[arg-type]
+        extra_body=extras,
     )
     text: str = answer.choices[0].message.content
     return text

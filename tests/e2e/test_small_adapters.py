@@ -62,6 +62,15 @@ def test_small_ones_go_round(service: RunningService, tmp_path: Path) -> None:
     assert small["recipe"]["valid_loss"] <= small["recipe"]["valid_loss_uncompressed"] + 5
     assert say(maker, adapter["model"]) != say(maker, BASE_MODEL)
 
+    # Logits are mixed: less than the whole way from the small version to the trained one.
+    big, little = (f"{adapter['model']}@{v['version']}" for v in (trained, small))
+    alone, whole = say(maker, big), {"model": big, "reference": little, "beta": 1.0}
+    assert say(maker, little, logit_arithmetic=[whole]) == alone
+    assert say(maker, BASE_MODEL, logit_arithmetic=[{"model": big, "beta": 0.0}]) == say(
+        maker, BASE_MODEL
+    )
+    assert say(maker, little, logit_arithmetic=[whole | {"beta": 0.5}])
+
     # A search for the smallest that is good enough.
     body = {"search": {"densities": [0.1, 0.5], "alphas": [None], "guard": 0.5},
             "validation_file": valid.id}  # fmt: skip

@@ -203,12 +203,7 @@ def generate(
 ) -> Generate:
     """An order to answer; greedy and deaf to eos unless `sampling` says otherwise."""
     plain: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
-    adapter = None
-    if adapter_dir is not None:
-        manifest = json.loads((adapter_dir / "manifest.json").read_text())
-        adapter = AdapterRef(
-            adapter_id=adapter_dir.name, version=1, digest=manifest["digest"], uri="none"
-        )
+    adapter = None if adapter_dir is None else adapter_ref(adapter_dir)
     body = RequestBody(
         request_id=request_id,
         tenant_id=tenant_id,
@@ -218,8 +213,14 @@ def generate(
         sampling=SamplingParams(**plain | sampling),
         n=n,
     )
-    directory = None if adapter_dir is None else str(adapter_dir)
-    return Generate(request=body, reply_to=REPLY_TO, adapter_dir=directory)
+    folders = {} if adapter is None else {adapter.digest: str(adapter_dir)}
+    return Generate(request=body, reply_to=REPLY_TO, adapter_dirs=folders)
+
+
+def adapter_ref(folder: Path) -> AdapterRef:
+    """How a request names the adapter in a folder."""
+    digest = json.loads((folder / "manifest.json").read_text())["digest"]
+    return AdapterRef(adapter_id=folder.name, version=1, digest=digest, uri="none")
 
 
 def assert_nothing_is_held(host: ModelHost) -> None:

@@ -94,7 +94,7 @@ class ScriptedEngine:
         prompt = order.request.prompt_token_ids
         frame = TokenFrame(request_id=order.request.request_id, index=0, seq=0, token_ids=prompt)
         if prompt[0] not in (DIE, HANG):
-            adapter = (order.adapter_dir and len(list(Path(order.adapter_dir).iterdir()))) or 0
+            adapter = sum(len(list(Path(path).iterdir())) for path in order.adapter_dirs.values())
             frame = frame.model_copy(
                 update={"token_ids": (*prompt, adapter), "finish_reason": "stop"}
             )
@@ -216,7 +216,6 @@ def _stats() -> EngineStats:
         num_free_blocks=3,
         num_blocks=4,
         num_preemptions=0,
-        resident_adapters=(),
         active_jobs=(),
     )
 

@@ -25,7 +25,7 @@ from scheduler.domain.messages import (
     decode,
     encode,
 )
-from scheduler.domain.request import RequestBody
+from scheduler.domain.request import RequestBody, WeightedModel
 from scheduler.processes import EXIT_UNUSABLE
 from scheduler.store.adapters import Adapters
 from scheduler.store.channels.local import LocalBroker, LocalChannel
@@ -42,7 +42,7 @@ from workers.agent.agent import Agent, EngineKeepsDying, EngineUnusable
 from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 ENGINE = Path(__file__).with_name("scripted_engine.py")
 REPO = Path(__file__).resolve().parents[2]
@@ -93,7 +93,11 @@ class Stage:
         return workers[0]
 
     async def submit(
-        self, request_id: str, *prompt: int, adapter: AdapterRef | None = None
+        self,
+        request_id: str,
+        *prompt: int,
+        adapter: AdapterRef | None = None,
+        mixture: Sequence[WeightedModel] = (),
     ) -> WorkerInfo:
         """Send a request to the announced worker."""
         worker = await self.worker()
@@ -102,6 +106,7 @@ class Stage:
             tenant_id=self.tenant_id,
             base_model="tiny",
             adapter=adapter,
+            mixture=tuple(mixture),
             prompt_token_ids=prompt,
         )
         await self.channel.append(worker.inbox, encode(Submit(request=request, reply_to=OUT)))
@@ -205,10 +210,13 @@ async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await database.close()
 
 
-async def _stored_adapter(stage: Stage, folder: Path, content: bytes) -> AdapterRef:
+async def _stored_adapter(
+    stage: Stage, folder: Path, content: bytes, adapter_id: str = "a1"
+) -> AdapterRef:
     digest, _ = write_adapter(folder, content)
-    await stage.objects.put_dir(folder, "adapters/a1/1/v1")
-    return AdapterRef(adapter_id="a1", version=1, digest=digest, uri="adapters/a1/1/v1")
+    uri = f"adapters/{adapter_id}/1/v1"
+    await stage.objects.put_dir(folder, uri)
+    return AdapterRef(adapter_id=adapter_id, version=1, digest=digest, uri=uri)
 
 
 # ---- requests ----------------------------------------------------------------------------
@@ -250,6 +258,25 @@ async def test_an_adapter_is_fetched_once_and_handed_to_the_engine(
         frames = await stage.frames(4)
 
     assert {frame.token_ids for frame in frames} == {(1, 3)}  # three files in its folder
+
+
+async def test_all_adapters_of_a_mixture_are_handed_to_the_engine(
+    stage: Stage, tmp_path: Path
+) -> None:
+    refs = [await _stored_adapter(stage, tmp_path / name, name.encode(), name) for name in "ab"]
+    parts = [WeightedModel(adapter=ref, weight=0.5) for ref in refs]
+    gone = AdapterRef(adapter_id="c", version=1, digest="e" * 64, uri="adapters/c/1/v1")
+
+    async with stage.agent():
+        await stage.submit("r1", 1, adapter=refs[0])  # one of the two is there already
+        await stage.frames(1)
+        await stage.submit("r2", 1, mixture=[WeightedModel(adapter=None, weight=0.0), *parts])
+        await stage.frames(2)
+        await stage.submit("r3", 1, mixture=[parts[0], WeightedModel(adapter=gone, weight=0.5)])
+        _, mixed, refused = await stage.frames(3)
+
+    assert mixed.token_ids == (1, 6)  # three files in each folder
+    assert refused.error_code == "model_not_found"
 
 
 async def test_a_damaged_adapter_never_reaches_the_engine(stage: Stage, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -286,7 +287,7 @@ def test_what_cannot_be_answered_is_refused_and_the_rest_goes_on(engine: TinyEng
         generate("r3", prompt(1, 5), gone),
         generate("r4", [1, VOCAB_SIZE, 2]),
         generate("r5", prompt(1, 5), logit_bias={VOCAB_SIZE: 1.0}),
-        homeless.model_copy(update={"adapter_dir": None}),
+        homeless.model_copy(update={"adapter_dirs": {}}),
         generate("r7", [1, -1, 2]),
         generate("r8", prompt(1, 5), engine.adapter("wide", 65, ("q_proj",)), n=2),
         good,
@@ -332,6 +333,66 @@ def test_a_waiting_request_for_a_resident_adapter_does_not_block_one_that_needs_
     )
 
     assert all(len(script.tokens(f"r{i}")) == 8 for i in range(3))
+
+
+def test_an_adapter_that_takes_long_to_read_holds_up_its_own_request_only(tmp_path: Path) -> None:
+    engine = TinyEngine(tmp_path)
+    slow = engine.adapter("slow", 4, ("q_proj",), seed=1)
+    quick = engine.adapter("quick", 4, ("q_proj",), seed=2)
+    config = slow / "adapter_config.json"
+    content = config.read_bytes()
+    config.unlink()
+    os.mkfifo(config)  # whoever opens it waits for a writer
+
+    script = engine.run(
+        (
+            always,
+            [
+                generate("cold", prompt(1, 5), slow),
+                generate("r0", prompt(2, 5), quick, max_tokens=40),
+                generate("r1", prompt(3, 5), max_tokens=40, tenant_id="other"),
+            ],
+        ),
+        (lambda s: s.is_answered("r0") and s.is_answered("r1"), [generate("r2", prompt(4, 5))]),
+        (lambda s: s.is_answered("r2") and bool(config.write_bytes(content)), []),
+        (lambda s: s.is_answered("cold"), []),
+    )
+
+    assert len(script.tokens("cold")) == 8
+
+
+def test_a_request_that_leaves_while_its_adapter_is_read_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    engine = TinyEngine(tmp_path)
+    slow = engine.adapter("slow", 4, ("q_proj",))
+    config = slow / "adapter_config.json"
+    content = config.read_bytes()
+    config.unlink()
+    os.mkfifo(config)
+
+    script = engine.run(
+        (always, [generate("gone", prompt(1, 5), slow), generate("r0", prompt(2, 5))]),
+        (lambda s: s.is_answered("r0"), [Abort(request_id="gone")]),
+        (lambda _: bool(config.write_bytes(content)), [generate("r1", prompt(2, 5))]),
+        (lambda s: s.is_answered("r1"), []),
+    )
+
+    assert script.frames("gone") == []
+
+
+def test_without_host_memory_adapters_come_from_the_disk_and_answer_the_same(
+    tmp_path: Path,
+) -> None:
+    answered = []
+    for ram in (0, 1 << 30):
+        engine = TinyEngine(tmp_path, adapter_slots=1, max_rank=8, adapter_ram_bytes=ram)
+        adapters = [engine.adapter(f"a{i}", 8, ("q_proj", "v_proj"), seed=i) for i in range(4)]
+        orders = [generate(f"r{i}", prompt(i, 6), adapters[i % 4]) for i in range(12)]
+        script = answers(engine, *orders)
+        answered.append([script.tokens(f"r{i}") for i in range(12)])
+
+    assert answered[0] == answered[1]
 
 
 # ---- jobs ------------------------------------------------------------------------------------

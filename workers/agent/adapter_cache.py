@@ -13,6 +13,7 @@ import structlog
 from pydantic import ValidationError
 
 from scheduler.domain.adapter import MANIFEST_FILE, AdapterManifest, AdapterRef
+from scheduler.domain.adapter_tier import AdapterTier, Tier, told
 from scheduler.domain.errors import DomainError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -43,15 +44,30 @@ class AdapterCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._fetching: dict[str, asyncio.Task[Path]] = {}
+        self._num_hits = 0
+        self._num_misses = 0
+        self._num_loads = 0
+        self._num_evictions = 0
+
+    def tier(self) -> AdapterTier:
+        """What lies here, whoever brought it, and what this process has done about it."""
+        digests = [folder.name for folder in self._folders()]
+        return AdapterTier(
+            tier=Tier.DISK,
+            num_adapters=len(digests),
+            num_hits=self._num_hits,
+            num_misses=self._num_misses,
+            num_loads=self._num_loads,
+            num_evictions=self._num_evictions,
+            digests=told(digests),
+        )
 
     def cached(self, ref: AdapterRef) -> Path | None:
         """Return the adapter's folder if it is here already, and note its use."""
-        manifest = self._folder / ref.digest / MANIFEST
-        try:
-            os.utime(manifest)
-        except FileNotFoundError:
-            return None
-        return manifest.parent
+        folder = self._here(ref)
+        self._num_hits += folder is not None
+        self._num_misses += folder is None
+        return folder
 
     async def fetch(self, ref: AdapterRef) -> Path:
         """Return the adapter's folder, fetched and checked.
@@ -61,7 +77,7 @@ class AdapterCache:
             CorruptAdapter: its files differ from its manifest.
             OSError: the object store or the disk fails.
         """
-        if (folder := self.cached(ref)) is not None:
+        if (folder := self._here(ref)) is not None:
             return folder
         task = self._fetching.get(ref.digest)
         if task is None:
@@ -69,6 +85,14 @@ class AdapterCache:
             self._fetching[ref.digest] = task
             task.add_done_callback(lambda _: self._fetching.pop(ref.digest, None))
         return await asyncio.shield(task)  # one caller that leaves must not stop the others'
+
+    def _here(self, ref: AdapterRef) -> Path | None:
+        manifest = self._folder / ref.digest / MANIFEST
+        try:
+            os.utime(manifest)
+        except FileNotFoundError:
+            return None
+        return manifest.parent
 
     async def _fetch(self, ref: AdapterRef) -> Path:
         arriving = self._folder / f".{uuid.uuid4().hex}"
@@ -80,19 +104,31 @@ class AdapterCache:
             raise ModelNotFound(f"Adapter {ref.adapter_id} is not there any more.") from None
         finally:
             await asyncio.to_thread(shutil.rmtree, arriving, ignore_errors=True)
+        self._num_loads += 1
         await asyncio.to_thread(self._evict, ref.digest)
         log.info("adapter_fetched", adapter_id=ref.adapter_id, version=ref.version)
         return folder
 
     def _evict(self, newest: str) -> None:
         """Remove the least recently used adapters beyond the limit, never the newest."""
-        folders = [path.parent for path in self._folder.glob(f"*/{MANIFEST}")]
-        folders.sort(key=lambda folder: (folder / MANIFEST).stat().st_mtime, reverse=True)
         total = 0
-        for folder in folders:
+        for folder in self._folders():
             total += sum(file.stat().st_size for file in folder.iterdir())
             if total > self._max_bytes and folder.name != newest:
                 shutil.rmtree(folder, ignore_errors=True)
+                self._num_evictions += 1
+
+    def _folders(self) -> list[Path]:
+        """The adapters' folders, most recently used first; another worker may remove one."""
+        used = [(_used_at(path), path.parent) for path in self._folder.glob(f"*/{MANIFEST}")]
+        return [folder for _, folder in sorted(used, reverse=True)]
+
+
+def _used_at(manifest: Path) -> float:
+    try:
+        return manifest.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _verify(folder: Path, ref: AdapterRef) -> None:

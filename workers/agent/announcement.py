@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scheduler.domain.messages import WorkerInfo
 
 if TYPE_CHECKING:
+    from scheduler.domain.adapter_tier import AdapterTier
     from scheduler.domain.messages import EngineStats, WorkerCapabilities
 
 MAX_STEP_SAMPLES = 256
@@ -40,9 +41,9 @@ class Announcement:
             }
         )
 
-    def take(self) -> WorkerInfo:
+    def take(self, disk: AdapterTier) -> WorkerInfo:
         """Return what to announce now; requests are told once."""
-        info = self._info.model_copy(update={"stats": self._stats})
+        info = self._info.model_copy(update={"stats": self._stats, "disk": disk})
         if self._stats is not None:
             self._stats = self._stats.model_copy(update={"requests": ()})
         return info

@@ -33,7 +33,7 @@ from workers.agent.job_keeper import JobKeeper
 from workers.agent.live_requests import LiveRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from scheduler.domain.adapter import AdapterRef
@@ -188,9 +188,10 @@ class EngineSession:
 
     async def _announce(self) -> None:
         while True:
+            disk = await asyncio.to_thread(self._adapters.tier)
             try:
                 await self._channel.announce(
-                    self._announcement.take(), self._settings.announce_ttl_s
+                    self._announcement.take(disk), self._settings.announce_ttl_s
                 )
             except ChannelDown:
                 log.warning("channel_down", doing="announce")
@@ -231,37 +232,39 @@ class EngineSession:
         if request_id in self._live:  # the channel may repeat an entry
             return
         self._live.add(submit)
-        adapter = submit.request.adapter
         if self._is_draining:
             self._refuse(request_id, "This worker is shutting down.", WorkerLost.code)
-        elif adapter is None:
-            await self._generate(submit, None)
-        elif (folder := self._adapters.cached(adapter)) is not None:
-            await self._generate(submit, folder)
+            return
+        adapters = submit.request.adapters
+        found = {adapter.digest: self._adapters.cached(adapter) for adapter in adapters}
+        folders = {digest: folder for digest, folder in found.items() if folder is not None}
+        if len(folders) == len(adapters):
+            await self._generate(submit, folders)
         else:
-            task = group.create_task(self._fetch_then_generate(submit, adapter))
+            task = group.create_task(self._fetch_then_generate(submit, adapters))
             self._fetching[request_id] = task
             task.add_done_callback(lambda _: self._fetching.pop(request_id, None))
 
-    async def _fetch_then_generate(self, submit: Submit, adapter: AdapterRef) -> None:
+    async def _fetch_then_generate(self, submit: Submit, adapters: Sequence[AdapterRef]) -> None:
         try:
-            folder = await self._adapters.fetch(adapter)
+            folders = {adapter.digest: await self._adapters.fetch(adapter) for adapter in adapters}
         except DomainError as error:
             self._refuse(submit.request.request_id, error.message, error.code)
         except OSError as error:
-            log.error("adapter_unavailable", adapter_id=adapter.adapter_id, error=str(error))
+            adapter_ids = [adapter.adapter_id for adapter in adapters]
+            log.error("adapter_unavailable", adapter_ids=adapter_ids, error=str(error))
             self._refuse(
                 submit.request.request_id, "The adapter's files cannot be read.", WorkerLost.code
             )
         else:
-            await self._generate(submit, folder)
+            await self._generate(submit, folders)
 
-    async def _generate(self, submit: Submit, folder: Path | None) -> None:
+    async def _generate(self, submit: Submit, folders: Mapping[str, Path]) -> None:
         await self._engine.send(
             Generate(
                 request=submit.request,
                 reply_to=submit.reply_to,
-                adapter_dir=str(folder) if folder else None,
+                adapter_dirs={digest: str(folder) for digest, folder in folders.items()},
             )
         )
 

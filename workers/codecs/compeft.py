@@ -16,6 +16,7 @@ Source: Yadav, Choshen, Raffel, Bansal 2023, arXiv:2311.13171, section 2, which 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -62,6 +63,10 @@ class Compeft(Codec):
     def decode(self, payload: bytes, shapes: Shapes) -> Params:
         """See Codec."""
         return self.expand(self.unpack(payload, shapes), shapes)
+
+    def compact(self, payload: bytes, shapes: Shapes) -> Bitmaps:
+        """See Codec: expanding bitmaps is far quicker than reading Rice code again."""
+        return Bitmaps(self, self.unpack(payload, shapes), shapes)
 
     def max_bytes(self, shapes: Shapes) -> int:
         """See Codec."""
@@ -155,6 +160,24 @@ class Compeft(Codec):
         if len(change) == 1:
             return abs(float(change[0]))
         return float(np.float32(self.config.alpha * change.std(dtype=np.float64, ddof=1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmaps:
+    """Signs and scales in host memory: two bits a number."""
+
+    codec: Compeft
+    ternary: TernaryParams
+    shapes: Shapes
+
+    @property
+    def num_bytes(self) -> int:
+        """See CompactParams."""
+        return self.ternary.num_bytes
+
+    def expand(self) -> Params:
+        """See CompactParams."""
+        return self.codec.expand(self.ternary, self.shapes)
 
 
 def largest(values: Floats, density: float) -> Ints:

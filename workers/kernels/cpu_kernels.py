@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels.native import cpu_flags, library
+from workers.kernels.segments import RunTable
 
 MAX_PROJECTIONS = 3
 MAX_HEAD_DIM = 256
@@ -192,8 +193,8 @@ def cpu_kernels(dtype: torch.dtype) -> CpuKernels | None:
     return CpuKernels(loaded, dtype)
 
 
-def kernels_for(x: Tensor) -> CpuKernels | None:
-    """The kernels for a tensor's device and dtype, if there are any."""
+def cpu_kernels_for(x: Tensor) -> CpuKernels | None:
+    """The kernels for a tensor that lies on the CPU, if there are any for its dtype."""
     return cpu_kernels(x.dtype) if x.device.type == "cpu" else None
 
 
@@ -216,7 +217,7 @@ class PanelWeights:
         None where this machine has no kernel for the dtype, or for an odd number of bf16 inputs.
         """
         out_features, in_features = weight.shape
-        if kernels_for(weight) is None:
+        if cpu_kernels_for(weight) is None:
             return None
         narrow = weight.to(torch.bfloat16)
         if in_features % 2 == 0 and bool((narrow.to(weight.dtype) == weight).all()):
@@ -315,18 +316,26 @@ class CpuKernels:
         )
         return y
 
-    def add_adapters(
-        self, linear: AdaptedLinear, runs: Tensor, max_width: int, x: Tensor, y: Tensor
-    ) -> None:
-        """Y += what each run's adapter adds; in place.
+    def adapted_linear(
+        self, first_bit: int, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
+    ) -> AdaptedLinear:
+        """One fused linear's matrices; output columns bounds[j] to bounds[j + 1] are expand j's."""
+        described = AdaptedLinear(
+            first_bit // MAX_PROJECTIONS, len(expands), shrink.shape[1], bounds[-1]
+        )
+        described.shrink = shrink.data_ptr()
+        for j, expand in enumerate(expands):
+            described.expand[j] = expand.data_ptr()
+        for j, bound in enumerate(bounds):
+            described.first_output[j] = bound
+        return described
 
-        Shapes:
-            runs: (n, 5) int64: start, stop, column, rank, targets.
-            max_width: widest projections * rank of the runs.
-        """
+    def add_adapters(self, linear: AdaptedLinear, runs: RunTable, x: Tensor, y: Tensor) -> None:
+        """Y += what each run's adapter adds; in place."""
+        max_width = runs.max_rank * linear.num_projections
         shrunk = torch.empty(x.shape[0], max_width)
         self._functions["add_adapters"](
-            *(byref(linear), runs.data_ptr(), len(runs)),
+            *(byref(linear), runs.runs.data_ptr(), len(runs.runs)),
             *(*_pointers(x, shrunk), max_width, _address(y), torch.get_num_threads()),
         )
 

@@ -71,3 +71,30 @@ def attention(
             lse[i, head] = torch.logsumexp(scores, 0)
             out[i, head] = torch.softmax(scores, 0) @ v_TKD[first:stop, head // group_size]
     return out, lse
+
+
+def column_sums(q_THD: Tensor, k_TKD: Tensor, start: int, window: int | None) -> Tensor:
+    """Attention weights of the queries, summed over them and the heads of a group: (K, keys).
+
+    Source: SnapKV's votes, Li et al. 2024, arXiv:2404.14469.
+    """
+    num_queries, num_heads, head_dim = q_THD.shape
+    kv_heads = k_TKD.shape[1]
+    sums = q_THD.new_zeros(kv_heads, len(k_TKD))
+    for i in range(num_queries):
+        stop = start + i + 1
+        first = 0 if window is None else max(0, stop - window)
+        for head in range(num_heads):
+            kv_head = head * kv_heads // num_heads
+            scores = k_TKD[first:stop, kv_head] @ q_THD[i, head] * head_dim**-0.5
+            sums[kv_head, first:stop] += torch.softmax(scores, 0)
+    return sums
+
+
+def sample(logits_V: Tensor, temperature: float, uniform: float) -> int:
+    """The likeliest token at temperature 0; else the first whose running sum passes the mark."""
+    if temperature == 0:
+        return int(logits_V.argmax())
+    sums = torch.softmax(logits_V / temperature, 0).cumsum(0)
+    past = (sums > uniform * sums[-1]).nonzero()
+    return int(past[0]) if len(past) else len(sums) - 1

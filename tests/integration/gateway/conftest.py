@@ -209,6 +209,7 @@ def worker(service: Service, only_worker: FakeWorker) -> FakeWorker:
     token_ids = service.tokenizer.encode(ANSWER)
     only_worker.plan = lambda _: Plan(token_ids)
     only_worker.num_waiting = 0
+    only_worker.tiers = ()
     for memory in (only_worker.requests, only_worker.aborts, only_worker.replays):
         memory.clear()
     return only_worker

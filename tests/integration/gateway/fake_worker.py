@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from scheduler.domain.adapter_tier import AdapterTier, Tier, told
 from scheduler.domain.engine_stats import (
     EngineStats,
     HistogramTotals,
@@ -102,6 +103,7 @@ class FakeWorker:
     replays: list[Replay] = field(default_factory=list)
     hints: list[JobHint] = field(default_factory=list)
     num_waiting: int = 0
+    tiers: tuple[AdapterTier, ...] = ()
     task: asyncio.Task[None] | None = None
     _sent: dict[str, tuple[str, list[TokenFrame]]] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -139,8 +141,8 @@ class FakeWorker:
             num_free_blocks=3,
             num_blocks=4,
             num_preemptions=0,
-            resident_adapters=("a",),
             active_jobs=(),
+            adapter_tiers=self.tiers,
             generation_tokens=7,
             trained_tokens=11,
             steps=tuple(_step(index) for index in range(60)),
@@ -227,6 +229,19 @@ class FakeWorker:
 
     async def _send(self, reply_to: str, frame: TokenFrame) -> None:
         await self.channel.append(reply_to, encode(Frames(reply_to=reply_to, frames=(frame,))))
+
+
+def tier(name: Tier, *digests: str) -> AdapterTier:
+    """A tier that holds these adapters and has served two requests."""
+    return AdapterTier(
+        tier=name,
+        num_adapters=len(digests),
+        num_hits=2,
+        num_misses=1,
+        num_loads=4,
+        num_evictions=3,
+        digests=told(digests),
+    )
 
 
 def _step(index: int) -> StepSample:

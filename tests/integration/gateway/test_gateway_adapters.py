@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
+from scheduler.domain.adapter_tier import Tier
 from scheduler.domain.errors import InvalidInput
 from scheduler.tasks.adapter_order import carry_out_order
 from scheduler.tasks.context import TaskContext
 from scheduler.tasks.encode import EncodedSummary
 from scheduler.tasks.programs import Program
 from tests.integration.gateway.conftest import BASE, wait_until
-from tests.integration.gateway.fake_worker import Plan
+from tests.integration.gateway.fake_worker import Plan, tier
 from tests.integration.gateway.test_gateway_jobs import finished_job
 from tests.unit.scheduler.artefact.peft_folder import LORA, good_files, good_tensors, safetensors
 from tests.unit.scheduler.artefact.test_archive import make_tar_gz, make_zip
@@ -93,6 +94,50 @@ def borrower(service: Service) -> Caller:
     return Caller(service)
 
 
+class TestResidency:
+    def test_an_owner_sees_the_nearest_tier_of_each_version_and_a_borrower_none(
+        self, service: Service, owner: Caller, borrower: Caller, worker: FakeWorker
+    ) -> None:
+        adapter = owner.imported()
+        path = f"/adapters/{adapter['id']}"
+        second = owner.with_version(adapter, 0.5)
+        (first,) = adapter["versions"]
+        owner.ok("POST", f"{path}/shares", json={"tenant_id": borrower.tenant.id})
+
+        worker.tiers = (
+            tier(Tier.SLOT, "f" * 64, first["digest"]),
+            tier(Tier.RAM, first["digest"], second["digest"]),
+        )
+        wait_until(lambda: bool(owner.ok("GET", path)["residency"]))
+
+        assert sorted(owner.ok("GET", path)["residency"], key=lambda row: row["version"]) == [
+            {"worker": "w1", "version": 1, "tier": "slot"},
+            {"worker": "w1", "version": 2, "tier": "ram"},
+        ]
+        assert borrower.ok("GET", path)["residency"] == []
+        text = service.http.get("/metrics").text
+        for line in (
+            'tandem_adapter_resident{engine="w1",tier="ram"} 2.0',
+            'tandem_adapter_hits_total{engine="w1",tier="slot"} 2.0',
+            'tandem_adapter_misses_total{engine="w1",tier="slot"} 1.0',
+            'tandem_adapter_loads_total{engine="w1",tier="ram"} 4.0',
+            'tandem_adapter_evictions_total{engine="w1",tier="ram"} 3.0',
+        ):
+            assert f"\n{line}" in text
+
+    def test_a_pin_reaches_the_worker_with_the_next_request(
+        self, owner: Caller, worker: FakeWorker
+    ) -> None:
+        adapter = owner.imported()
+
+        for wish in ("pin", "unpin"):
+            owner.ok("POST", f"/adapters/{adapter['id']}/{wish}")
+            owner.chat(adapter["model"])
+
+        pins = [request.adapter.is_pinned for request in worker.requests if request.adapter]
+        assert pins == [True, False]
+
+
 class TestImport:
     @pytest.mark.parametrize("kind", ["zip", "tar.gz", "file id", "folder"])
     def test_an_adapter_comes_in_and_answers(
@@ -125,7 +170,7 @@ class TestImport:
         assert request.adapter is not None
         assert (request.adapter.version, request.adapter.digest) == (1, version["digest"])
         assert name in [model["id"] for model in owner.ok("GET", "/models")["data"]]
-        assert owner.ok("GET", f"/adapters/{adapter['id']}") == adapter
+        assert owner.ok("GET", f"/adapters/{adapter['id']}") == adapter | {"residency": []}
 
     def test_the_stored_artefact_is_what_a_worker_loads(
         self, service: Service, owner: Caller
@@ -455,14 +500,15 @@ class TestSharing:
         assert worker.requests[-1].tenant_id == borrower.tenant.id
         seen = borrower.ok("GET", path)
         assert (seen["shared_by"], seen["shared_with"]) == (owner.tenant.name, [])
-        assert borrower.ok("GET", "/adapters")["data"] == [seen]
+        (listed,) = borrower.ok("GET", "/adapters")["data"]
+        assert seen == listed | {"residency": []}
         models = {model["id"]: model for model in borrower.ok("GET", "/models")["data"]}
         assert models[name]["shared_by"] == models[name]["owned_by"] == owner.tenant.name
         for method, suffix, options in CHANGES:
             error = borrower.refused(method, path + suffix, 403, **options)
             assert error["code"] == "permission_denied"
         borrower.refused("DELETE", f"/models/{name}", 403)
-        assert owner.ok("GET", path) == shared
+        assert owner.ok("GET", path) == shared | {"residency": []}
 
     def test_unsharing_ends_it_with_the_next_request(
         self, service: Service, owner: Caller, borrower: Caller, worker: FakeWorker
@@ -496,7 +542,7 @@ class TestSharing:
             assert said[0].replace(adapter["id"], "NOBODYXX") == said[1]
         for mark in ("", "@1", ":live", ":prod"):
             assert borrower.chat(adapter["model"] + mark).status_code == 404
-        assert owner.ok("GET", f"/adapters/{adapter['id']}") == adapter
+        assert owner.ok("GET", f"/adapters/{adapter['id']}") == adapter | {"residency": []}
 
     def test_an_unknown_borrower_is_not_found(self, owner: Caller) -> None:
         adapter = owner.imported()

@@ -50,6 +50,12 @@ def test_an_admin_creates_tenants_and_keys_that_work_until_revoked(service: Serv
         ("DELETE", "/keys/key-1"),
         ("GET", "/workers"),
         ("GET", "/workers/w1/steps"),
+        ("GET", "/jobs"),
+        ("GET", "/jobs/ftjob-1/curve"),
+        ("GET", "/adapters"),
+        ("GET", "/usage"),
+        ("GET", "/outbox"),
+        ("GET", "/metrics"),
     ],
 )
 def test_other_tenants_may_not_administer(service: Service, method: str, path: str) -> None:
@@ -90,7 +96,7 @@ def test_metrics_use_vllms_names(service: Service, client: OpenAI) -> None:
         f'tandem_step_tokens_total{{engine="w1",kind="decode",model_name="{BASE}"}} 60.0',
         f'tandem_slo_requests_total{{engine="w1",model_name="{BASE}",outcome="within",'
         'service_class="gold",target="tpot",training="true"} 99.0',
-        'tandem_resident_adapters{engine="w1"} 1.0',
+        'tandem_slo_target_seconds{service_class="gold",target="tpot"} 0.01',
         f'vllm:time_to_first_token_seconds_count{{model_name="{BASE}"}}',
         f'vllm:inter_token_latency_seconds_count{{model_name="{BASE}"}}',
         f'vllm:request_time_per_output_token_seconds_count{{model_name="{BASE}"}}',

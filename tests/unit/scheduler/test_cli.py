@@ -87,6 +87,20 @@ async def test_a_revoked_key_is_refused(data: Path) -> None:
             await known.keys.authenticate(plaintext)
 
 
+def test_a_key_that_may_administer_is_made_for_a_new_tenant_only(data: Path) -> None:
+    _tandem("keys", "create", "--tenant", "watch", "--admin", "--data", data)
+    _tandem("keys", "create", "--tenant", "team-a", "--data", data)
+    refused = _tandem("keys", "create", "--tenant", "team-a", "--admin", "--data", data)
+
+    lines = _tandem("tenants", "list", "--data", data).stdout.splitlines()
+    assert {line.split("\t")[1]: line.endswith("admin") for line in lines} == {
+        "watch": True,
+        "team-a": False,
+    }
+    assert refused.exit_code == 1
+    assert "no admin" in refused.stderr
+
+
 def test_keys_are_listed_with_their_state_and_without_their_secret(data: Path) -> None:
     key = _tandem("keys", "create", "--tenant", "team-a", "--data", data).stdout.strip()
     key_id = _tandem("keys", "list", "--data", data).stdout.split("\t")[0]

@@ -23,6 +23,7 @@ WIDE_STORES = {
     "Checks",
     "Database",
     "Usage",
+    "Board",
     "Idempotency",
 }
 

@@ -35,7 +35,6 @@ def worker(name: str, boot: str = "1", base: str = "b", busy: int = 0) -> Worker
         num_free_blocks=1,
         num_blocks=2,
         num_preemptions=0,
-        resident_adapters=(),
         active_jobs=(),
     )
     return WorkerInfo(worker_id=name, boot_id=boot, capabilities=capabilities, stats=stats)

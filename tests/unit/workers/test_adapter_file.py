@@ -25,7 +25,7 @@ from workers.adapter_file import (
     read_adapter,
     write_adapter,
 )
-from workers.adapter_pool import AdapterPool
+from workers.lowered_adapter import LoweredAdapter
 from workers.model import MODULE_PATHS
 
 if TYPE_CHECKING:
@@ -245,14 +245,10 @@ def test_a_missing_file_is_refused(tiny: TinyModel, artefact: Path, name: str) -
         read_adapter(artefact, tiny.decoder.config)
 
 
-def test_weights_that_overflow_the_arena_are_refused_and_leave_it_zero(tiny: TinyModel) -> None:
+def test_weights_that_overflow_the_arena_are_refused(tiny: TinyModel) -> None:
     config = tiny.decoder.config
     arena = AdapterArena(config, 16, torch.float16, CPU)
-    pool = AdapterPool(arena, max_rank=8)
     method, params = random_lora(config, 1, 4, MODULES, scale=1e5)
 
     with pytest.raises(InvalidInput, match="overflow"):
-        pool.try_load("big", LoadedAdapter(method, params))
-
-    assert pool.resident == ()
-    assert not any(matrix.any() for matrix in arena.matrices())
+        LoweredAdapter.of(LoadedAdapter(method, params), arena)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from scheduler.domain.adapter_tier import AdapterTier, Tier
 from scheduler.domain.engine_stats import EngineStats, RequestSample, StepSample
 from scheduler.domain.messages import WorkerCapabilities
 from scheduler.domain.request import FinishReason
 from workers.agent.announcement import MAX_STEP_SAMPLES, Announcement
+
+DISK = AdapterTier(
+    tier=Tier.DISK, num_adapters=0, num_hits=0, num_misses=0, num_loads=0, num_evictions=0
+)
 
 
 def report(first: int, count: int) -> EngineStats:
@@ -23,7 +28,7 @@ def report(first: int, count: int) -> EngineStats:
     )  # fmt: skip
     return EngineStats(
         num_running=first, num_waiting=0, kv_usage=0.0, num_free_blocks=1, num_blocks=1,
-        num_preemptions=0, resident_adapters=(), active_jobs=(),
+        num_preemptions=0, active_jobs=(),
         steps=tuple(steps), requests=(request,),
     )  # fmt: skip
 
@@ -34,13 +39,13 @@ def test_the_newest_steps_are_told_again_and_requests_once() -> None:
         max_rank=1, max_num_sequences=1,
     )  # fmt: skip
     announcement = Announcement("w", "b", capabilities)
-    assert announcement.take().stats is None
+    assert announcement.take(DISK).stats is None
 
     announcement.add(report(0, MAX_STEP_SAMPLES + 5))
-    first = announcement.take().stats
+    first = announcement.take(DISK).stats
     announcement.add(report(MAX_STEP_SAMPLES + 5, 2))
-    second = announcement.take().stats
-    third = announcement.take().stats
+    second = announcement.take(DISK).stats
+    third = announcement.take(DISK).stats
 
     assert first is not None
     assert second is not None

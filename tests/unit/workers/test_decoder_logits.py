@@ -16,7 +16,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
-from workers.adapter_arena import AdapterColumns
 from workers.adapter_pool import AdapterPool
 from workers.model import MODULE_PATHS
 
@@ -101,7 +100,8 @@ def test_mixed_adapters_and_the_bare_base_in_one_batch_are_those_of_peft(
 ) -> None:
     random = Random(seed)
     decoder = model(family).decoder
-    decoder.arena.clear(AdapterColumns(0, decoder.arena.num_columns, frozenset()))
+    for matrix in decoder.arena.matrices():
+        matrix.zero_()
     pool = AdapterPool(decoder.arena, max_rank=16)
     run = PackedRun(decoder, random)
     wanted = []

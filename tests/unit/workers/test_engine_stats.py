@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +67,20 @@ def test_a_step_is_told_by_kinds_of_tokens_and_by_jobs() -> None:
     )
     assert (step.step_ms, step.predicted_ms, step.slack_ms) == (20.0, 12.0, 5.0)
     assert (step.num_units, step.was_cut) == (4, False)
+
+
+def test_units_beside_the_forward_are_of_the_plan_too() -> None:
+    beside = (LaneUnits("lane", 2), LaneUnits("only-beside", 1))
+    plan = replace(PLAN, beside=beside)
+
+    step = step_sample(0, plan, UNITS, 20.0)
+
+    assert [(share.job_id, share.num_units) for share in step.jobs] == [
+        ("ride", 1),
+        ("lane", 5),
+        ("only-beside", 1),
+    ]
+    assert step.was_cut  # 7 were planned
 
 
 def test_the_error_of_a_prediction_counts_only_where_the_whole_plan_ran() -> None:

@@ -20,7 +20,6 @@ from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
-from workers.cpu_attention import pack_attention
 from workers.cpu_backward import CpuBackward
 from workers.decoder import Decoder
 from workers.decoder_backward import DecoderBackward
@@ -36,6 +35,7 @@ from workers.model import (
 )
 from workers.pack_layout import PackLayout
 from workers.rope import default_frequencies
+from workers.span_attention import pack_attention
 from workers.term_grads import TermGrads
 from workers.train_pack import PackTokens, TrainPack
 from workers.training_memory import Loan

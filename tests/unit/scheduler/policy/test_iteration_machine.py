@@ -19,7 +19,7 @@ from scheduler.policy.training import TrainDemand
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 12  # of which block 0 is nobody's
-CAPACITY = (NUM_BLOCKS - 1) * BLOCK_SIZE - 1
+CAPACITY = (NUM_BLOCKS - 1) * BLOCK_SIZE - 1  # of one sequence
 BUDGET = 16
 MAX_SEQUENCES = 5
 CLASSES = {"default": SloTargets(500.0, 100.0), "best_effort": SloTargets(None, None)}
@@ -94,17 +94,22 @@ class History(RuleBasedStateMachine):
         prompt=st.one_of(st.integers(1, 6), st.integers(1, CAPACITY)),
         output=st.integers(10, 40),
         n=st.integers(1, 3),
+        size=st.sampled_from([1, 1, 1, 2, 3]),
         tenant_id=TENANTS,
         service_class=st.sampled_from(sorted(CLASSES)),
     )
-    def add(self, prompt: int, output: int, n: int, tenant_id: str, service_class: str) -> None:
+    def add(
+        self, prompt: int, output: int, n: int, size: int, tenant_id: str, service_class: str
+    ) -> None:
+        longest = capacity(size)
+        prompt = min(prompt, longest)
         request = body(f"r{self.num_requests}", prompt, tenant_id, n, service_class)
         self.num_requests += 1
         for index in range(n):
-            sequence = Sequence(request, index, list(request.prompt_token_ids), self.now_s)
-            self.alive[sequence.id] = sequence
-            self.wanted[sequence.id] = min(prompt + output, CAPACITY)
-            self.scheduler.add(sequence)
+            lead = group(request, index, size, self.now_s)
+            self.alive[lead.id] = lead
+            self.wanted[lead.id] = min(prompt + output, longest)
+            self.scheduler.add(lead)
 
     @rule(num_steps=st.integers(1, 8), tokens=st.integers(0, 200), passes_s=st.floats(0, 0.2))
     def step(self, num_steps: int, tokens: int, passes_s: float) -> None:
@@ -141,25 +146,37 @@ class History(RuleBasedStateMachine):
     def every_block_is_free_or_owned_once(self) -> None:
         pool = self.scheduler.pool
         pool.check_conserved()
-        owned = Counter(b for s in self.alive.values() for b in s.block_table)
+        owned = Counter(b for s in self._sequences() for b in s.block_table)
         assert all(count == 1 for count in owned.values())
         assert 0 not in owned
         assert pool.num_lent == sum(map(len, self.borrower.loans))
         assert pool.num_free + pool.num_lent + len(owned) == pool.num_blocks
 
     @invariant()
-    def every_living_sequence_waits_or_runs(self) -> None:
-        waiting, running = list(self.scheduler.waiting), self.scheduler.running
-        assert len(self.scheduler.waiting) == len(waiting)
-        assert sorted(s.id for s in [*waiting, *running]) == sorted(self.alive)
+    def every_living_group_waits_or_runs_as_a_whole(self) -> None:
+        leads, running = list(self.scheduler.waiting), self.scheduler.running
+        waiting = [member for lead in leads for member in lead.group]
+        assert len(self.scheduler.waiting) == len(leads)
+        everything = sorted(s.id for s in [*waiting, *running])
+        assert everything == sorted(s.id for s in self._sequences())
         assert all(not s.block_table and s.num_computed_tokens == 0 for s in waiting)
         assert len(running) <= MAX_SEQUENCES
+
+    @invariant()
+    def the_sequences_of_a_group_advance_together(self) -> None:
+        for lead in self.alive.values():
+            assert {s.num_computed_tokens for s in lead.group} == {lead.num_computed_tokens}
+            assert {len(s.block_table) for s in lead.group} == {len(lead.block_table)}
+            assert all(s.token_ids == lead.token_ids for s in lead.group)
+
+    def _sequences(self) -> list[Sequence]:
+        return [member for lead in self.alive.values() for member in lead.group]
 
     def _admit(self, sequence: Sequence) -> bool:
         return self.columns_are_free or sequence.request.tenant_id == "a"
 
     def _step(self, num_training_tokens: int) -> None:
-        before = {s.id: set(s.block_table) for s in self.alive.values()}
+        before = {s.id: set(s.block_table) for s in self._sequences()}
         num_preemptions = self.scheduler.num_preemptions
         self.borrower.num_tokens = num_training_tokens
         plan = self.scheduler.schedule(self.now_s, self._admit)
@@ -179,19 +196,35 @@ class History(RuleBasedStateMachine):
             assert fresh <= set(plan.fresh_blocks)
         self.scheduler.commit(plan)
         for span in plan.spans:
-            self._draw(running[span.sequence_id])
+            if running[span.sequence_id].member == 0:
+                self._draw(running[span.sequence_id])
 
-    def _draw(self, sequence: Sequence) -> None:
-        if sequence.num_uncomputed_tokens == 0:
-            sequence.token_ids.append(7)
-            if sequence.first_token_s is None:
-                sequence.first_token_s = self.now_s
-            if len(sequence.token_ids) >= self.wanted[sequence.id]:
-                self._end(sequence)
+    def _draw(self, lead: Sequence) -> None:
+        if lead.num_uncomputed_tokens == 0:
+            for sequence in lead.group:
+                sequence.token_ids.append(7)
+                sequence.first_token_s = sequence.first_token_s or self.now_s
+            if len(lead.token_ids) >= self.wanted[lead.id]:
+                self._end(lead)
 
     def _end(self, sequence: Sequence) -> None:
         del self.alive[sequence.id]
         self.scheduler.remove(sequence)
+
+
+def capacity(size: int) -> int:
+    """Tokens of the longest answer that `size` models can compute together."""
+    return (NUM_BLOCKS - 1) // size * BLOCK_SIZE - 1
+
+
+def group(request: RequestBody, index: int, size: int, now_s: float) -> Sequence:
+    """The lead of `size` sequences that compute one answer."""
+    lead, *followers = (
+        Sequence(request, index, list(request.prompt_token_ids), now_s, member=member)
+        for member in range(size)
+    )
+    lead.followers = followers
+    return lead
 
 
 def demand(num_tokens: int) -> TrainDemand:

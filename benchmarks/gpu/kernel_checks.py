@@ -1,0 +1,106 @@
+"""Every kernel of the device against the plain torch beside it: the difference, and both times.
+
+On a card both run in bf16 at the shapes of an 8B model's layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.attention_checks import attention_checks
+from benchmarks.gpu.random_model import adapter_columns, random_decoder
+from benchmarks.gpu.setting import Figures, Setting
+from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.decoder import Decoder
+from workers.kernels.device_kernels import KERNELS, kernels_of
+from workers.layers import (
+    rms_norm,
+    rms_norm_backward,
+    rotate,
+    rotate_backward,
+    silu_mul,
+    silu_mul_backward,
+)
+
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # shares of the largest number
+Check = Callable[[], Tensor]
+
+
+@torch.inference_mode()
+def measure(setting: Setting) -> Figures:
+    """Difference and times by kernel; `wrong` names those that are not within their tolerance."""
+    decoder = random_decoder("tiny" if setting.is_tiny else "8b-layer", setting, 4)
+    checks = row_checks(setting, decoder) | adapter_checks(setting, decoder)
+    checks |= attention_checks(setting, decoder)
+    figures = {name: compare(setting, check) for name, check in checks.items()}
+    limit = TOLERANCE[setting.dtype]
+    return {
+        "kernels": type(kernels_of(setting.device, setting.dtype)).__name__,
+        "wrong": [name for name, f in figures.items() if not f["difference"] <= limit],
+        **figures,
+    }
+
+
+def compare(setting: Setting, check: Check) -> dict[str, float]:
+    """A kernel beside plain torch: largest difference as a share of the largest number."""
+    got = check().float()
+    kernel_s = setting.time_s(check)
+    with patch.dict(KERNELS, {setting.device.type: no_kernels}):
+        want = check().float()
+        torch_s = setting.time_s(check)
+    difference = (got - want).abs().max() / want.abs().max().clamp_min(1e-6)
+    return {"difference": float(difference), "us": kernel_s * 1e6, "torch_us": torch_s * 1e6}
+
+
+def no_kernels(dtype: torch.dtype) -> None:
+    """Stand in for a device that has none."""
+    del dtype
+
+
+def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
+    """Norm, rotation and gate, forward and back."""
+    config, rows = decoder.config, 16 if setting.is_tiny else 4096
+    heads, half = config.num_heads + config.num_kv_heads, config.head_dim // 2
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, device=setting.device).to(setting.dtype)
+
+    x, grad, weight = torch.stack([rand(rows, config.hidden_size) for _ in range(3)])
+    gate_up, inner = rand(rows, 2 * config.intermediate_size), rand(rows, config.intermediate_size)
+    q, angles = rand(rows, heads, config.head_dim), rand(rows, 1, half)
+    cos, sin = angles.cos(), angles.sin()
+    return {
+        "rms_norm": lambda: rms_norm(x, weight[0], 1e-5),
+        "rms_norm_backward": lambda: rms_norm_backward(grad, x, weight[0], 1e-5),
+        "silu_mul": lambda: silu_mul(gate_up),
+        "silu_mul_backward": lambda: silu_mul_backward(inner, gate_up),
+        "rotate": lambda: rotate(q, cos, sin),
+        "rotate_backward": lambda: rotate_backward(q, cos, sin),
+    }
+
+
+def adapter_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
+    """Four adapters in one launch, for decode rows and for long windows."""
+
+    def check(index: int, count: int) -> Check:
+        linear = decoder.arena.linears[index]
+        x = torch.randn(4 * count, linear.in_features, device=setting.device).to(setting.dtype)
+        runs = [AdapterRun(i * count, (i + 1) * count, adapter_columns(i)) for i in range(4)]
+        rows = AdapterRows(runs)
+
+        def run() -> Tensor:
+            y = x.new_zeros(4 * count, linear.out_features)
+            rows.add(decoder.arena, 0, index, x, y)
+            return y
+
+        return run
+
+    return {
+        f"adapters {linear.name}, {count} rows each": check(index, count)
+        for index, linear in enumerate(decoder.arena.linears)
+        for count in ((1,) if setting.is_tiny else (1, 512))
+    }

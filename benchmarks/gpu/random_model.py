@@ -1,0 +1,68 @@
+"""Llamas of random weights, made on the device that runs them, and random adapters beside them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.setting import Setting, llama_config
+from workers.adapter_arena import AdapterArena, AdapterColumns
+from workers.decoder import Decoder
+from workers.frozen_linear import FrozenLinear
+from workers.model import (
+    MODULE_PATHS,
+    DecoderConfig,
+    DecoderWeights,
+    LayerWeights,
+    fused_linears,
+)
+
+SCALE = 0.02
+RANK = 16
+
+
+def random_weights(config: DecoderConfig, setting: Setting) -> DecoderWeights:
+    """Normal weights of a small scale; norms are ones."""
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        weight = torch.empty(rows, columns, dtype=setting.dtype, device=setting.device)
+        return weight.normal_(0.0, SCALE)
+
+    def ones() -> Tensor:
+        return torch.ones(config.hidden_size, dtype=setting.dtype, device=setting.device)
+
+    def layer() -> LayerWeights:
+        qkv, out, gate_up, down = (
+            FrozenLinear(matrix(linear.out_features, linear.in_features))
+            for linear in fused_linears(config)
+        )
+        return LayerWeights((qkv, out, gate_up, down), ones(), ones(), None, None)
+
+    torch.manual_seed(0)
+    embedding = matrix(config.vocab_size, config.hidden_size)
+    tied = config.tie_embeddings
+    head = embedding if tied else matrix(config.vocab_size, config.hidden_size)
+    layers = tuple(layer() for _ in range(config.num_layers))
+    return DecoderWeights(embedding, layers, ones(), FrozenLinear(head), tied)
+
+
+def random_decoder(shape: str, setting: Setting, num_adapters: int) -> Decoder:
+    """A decoder whose arena holds `num_adapters` random adapters."""
+    config = llama_config(shape)
+    columns = max(1, num_adapters) * RANK
+    arena = AdapterArena(config, columns, setting.dtype, setting.device)
+    for matrix in arena.matrices() if num_adapters else ():
+        matrix.normal_(0.0, SCALE)
+    return Decoder(config, random_weights(config, setting), arena)
+
+
+def adapter_columns(place: int) -> AdapterColumns:
+    """The place-th adapter of a random decoder: LoRA on all linears."""
+    return AdapterColumns(place * RANK, RANK, frozenset(MODULE_PATHS))
+
+
+def adapter_bytes(decoder: Decoder) -> int:
+    """Memory of one adapter of RANK."""
+    arena = decoder.arena
+    per_column = sum(matrix.nbytes for matrix in arena.matrices()) / arena.num_columns
+    return int(per_column * RANK)

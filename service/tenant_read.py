@@ -1,0 +1,21 @@
+"""Tenants as answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.schemas.admin import TenantRead
+
+if TYPE_CHECKING:
+    from scheduler.domain.tenant import Tenant
+
+
+def read_tenant(tenant: Tenant) -> TenantRead:
+    """What may be shown about a tenant."""
+    return TenantRead(
+        id=tenant.id,
+        name=tenant.name,
+        is_admin=tenant.is_admin,
+        weight=tenant.weight,
+        service_class=tenant.service_class,
+    )

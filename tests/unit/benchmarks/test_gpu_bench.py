@@ -1,0 +1,56 @@
+"""The benchmark of a card runs at toy sizes on any machine, and knows its own parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu.part import PARTS, measure
+from benchmarks.gpu.setting import SHAPES, Setting, linear_parameters, llama_config
+from benchmarks.gpu.table import table
+
+TINY = Setting(torch.device("cpu"), is_tiny=True)
+
+
+@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill"])
+def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
+    figures = measure(name, TINY)
+
+    assert json.loads(json.dumps(figures)) == figures
+    assert name in table({"parts": {name: figures}})
+
+
+def test_kernels_of_this_machine_equal_plain_torch() -> None:
+    assert measure("kernel_checks", TINY)["wrong"] == []
+
+
+def test_a_part_that_failed_is_one_line_of_the_table() -> None:
+    assert table({"parts": {"decode": {"error": "Traceback\nRuntimeError: no"}}}) == (
+        "decode: RuntimeError: no"
+    )
+
+
+def test_the_large_shape_has_the_parameters_of_an_8b_model() -> None:
+    config = llama_config("8b")
+
+    vocabulary = 2 * config.vocab_size * config.hidden_size
+    assert 8.0e9 < linear_parameters(config) + vocabulary < 8.1e9
+    assert set(SHAPES) >= set(TINY.models)
+
+
+@pytest.mark.e2e
+def test_a_whole_run_measures_every_part(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)]
+
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--tiny"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:]
+    (path,) = tmp_path.glob("*.json")
+    assert set(json.loads(path.read_text())["parts"]) == set(PARTS)

@@ -1,0 +1,137 @@
+"""Triton's kernels over rows equal their specification in kernels/reference.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
+from workers.kernels import reference
+from workers.kernels.triton.gate import silu_mul, silu_mul_backward
+from workers.kernels.triton.norm import rms_norm, rms_norm_backward
+from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.rotary import rotate
+from workers.kernels.triton.sampling import sample
+
+SEEDS = st.integers(0, 2**32 - 1)
+FEW = settings(max_examples=4, deadline=None)
+
+
+def autograd(outputs: Tensor, inputs: Tensor, grad: Tensor) -> Tensor:
+    (result,) = torch.autograd.grad(outputs, inputs, grad)
+    return result
+
+
+@FEW
+@given(seed=SEEDS, rows=st.integers(1, 4), width=st.sampled_from((1, 12, 16, 33)))
+def test_rms_norm_and_its_backward(seed: int, rows: int, width: int) -> None:
+    weight, grad, before = rand(seed, width), rand(seed + 1, rows, width), rand(seed, rows, width)
+    x = rand(seed + 2, rows, width + 3)[:, :width].requires_grad_()
+    want = reference.rms_norm(x, weight, 1e-6)
+    want_grad = autograd(want, x, grad)
+
+    assert_close(rms_norm(x.detach(), weight, 1e-6), want.detach())
+    assert_close(rms_norm_backward(grad, x.detach(), weight, 1e-6), want_grad)
+    total = before.clone()
+    rms_norm_backward(grad, x.detach(), weight, 1e-6, into=total)
+    assert_close(total, before + want_grad)
+
+
+def test_rms_norm_takes_every_head_of_a_slice() -> None:
+    heads, weight = rand(0, 3, 5, 8)[:, 1:4], rand(1, 8)
+
+    want = reference.rms_norm(heads.reshape(-1, 8), weight, 1e-6).view(heads.shape)
+    assert_close(rms_norm(heads, weight, 1e-6), want)
+
+
+@FEW
+@given(seed=SEEDS, rows=st.integers(1, 4), width=st.sampled_from((1, 7, 1030)))
+def test_silu_mul_and_its_backward(seed: int, rows: int, width: int) -> None:
+    x = rand(seed, rows, 2 * width).requires_grad_()
+    grad = rand(seed + 1, rows, width)
+    want = reference.silu_mul(x)
+
+    assert_close(silu_mul(x.detach()), want.detach())
+    assert_close(silu_mul_backward(grad, x.detach()), autograd(want, x, grad))
+
+
+@FEW
+@given(seed=SEEDS, rows=st.integers(1, 4), half=st.sampled_from((2, 3, 8)))
+def test_rotation_of_strided_heads_and_its_way_back(seed: int, rows: int, half: int) -> None:
+    inv_freq, positions = rand(seed, half).abs(), torch.arange(rows, device=DEVICE) * 7
+    angles = positions[:, None, None].to(DTYPE) * inv_freq
+    cos, sin = angles.cos(), angles.sin()
+    x = rand(seed + 1, rows, 5, 2 * half)[:, 1:4]
+
+    got = rotate(x, cos, sin)
+
+    assert_close(got, reference.rotate(x, positions, inv_freq))
+    assert_close(rotate(got, cos, sin, direction=-1.0), x)
+
+
+@FEW
+@given(seed=SEEDS)
+def test_rows_go_to_their_pages_and_nowhere_else(seed: int) -> None:
+    storage = rand(seed, 5, 2, 2, 3, 4, 6)  # blocks, layers, keys and values, heads, tokens, dim
+    before = storage.clone()
+    keys, values = storage.permute(2, 1, 0, 3, 4, 5)[:, 1]
+    blocks, offsets = torch.tensor([4, 1, -1, 1]), torch.tensor([3, 0, 2, 2])
+    k, v = rand(seed + 1, 4, 9, 6)[:, 3:6], rand(seed + 2, 4, 3, 6)
+
+    store_pages(keys, values, blocks.to(DEVICE), offsets.to(DEVICE), k, v)
+
+    for row in (0, 1, 3):
+        before[blocks[row], 1, 0, :, offsets[row]] = k[row]
+        before[blocks[row], 1, 1, :, offsets[row]] = v[row]
+    assert torch.equal(storage, before)
+
+
+@FEW
+@given(seed=SEEDS, vocabulary=st.sampled_from((5, 2048, 2500)))
+def test_each_row_draws_its_own_token(seed: int, vocabulary: int) -> None:
+    logits = 3 * rand(seed, 4, vocabulary)
+    uniforms = torch.rand(4, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    temperatures = torch.tensor([0.0, 0.5, 1.0, 2.0], device=DEVICE)
+
+    tokens, finite = sample(logits, temperatures, uniforms)
+
+    assert finite.all()
+    for row in range(4):
+        want = reference.sample(logits[row], float(temperatures[row]), float(uniforms[row]))
+        assert int(tokens[row]) == want
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_range_pick_tokens_of_the_vocabulary(uniform: float) -> None:
+    logits = rand(3, 1, 2100)
+
+    tokens, _ = sample(
+        logits, torch.ones(1, device=DEVICE), torch.full((1,), uniform, device=DEVICE)
+    )
+
+    assert 0 <= int(tokens[0]) < 2100
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_is_marked_alone(bad: float) -> None:
+    logits = rand(1, 3, 2100)
+    logits[1, 2077] = bad
+
+    ones = torch.ones(3, device=DEVICE)
+    tokens, finite = sample(logits, 0 * ones, 0.5 * ones)
+
+    assert finite.tolist() == [True, False, True]
+    assert tokens[[0, 2]].tolist() == logits[[0, 2]].argmax(-1).tolist()
+
+
+def test_equal_logits_give_the_first_of_them() -> None:
+    logits = torch.zeros(1, 5000, device=DEVICE, dtype=DTYPE)
+
+    tokens, _ = sample(logits, torch.zeros(1, device=DEVICE), torch.zeros(1, device=DEVICE))
+
+    assert tokens.tolist() == [0]

@@ -1,0 +1,16 @@
+"""Numbers from the host to a device, without waiting for what the device is doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A (nested) list as a tensor; on CUDA by way of pinned memory, in stream order."""
+    tensor = torch.tensor(values, dtype=dtype)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

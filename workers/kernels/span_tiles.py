@@ -1,0 +1,83 @@
+"""What attention kernels read beside queries: where keys lie, and spans cut into tiles.
+
+Shape suffixes: K KV heads, S spans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+SMALLEST_TILE = 16  # a side of Triton's matrix product
+LARGEST_TILE = 64  # stacked rows of a tile of long spans
+BLOCK_KEYS = 64
+KEYS_PER_SPLIT = 256
+ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
+MAX_SPLITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlace:
+    """Keys and values of one layer, and how their dimensions stride, in elements.
+
+    Attributes:
+        tables: (n,) int32 block ids of all spans, end to end; None where keys lie side by side.
+        page_tokens: tokens of a page; 0 without tables.
+        lengths_SK: keys of each span in each KV head, its own queries' included, where heads keep
+            different numbers of them; None: start + queries.
+    """
+
+    keys: Tensor
+    values: Tensor
+    page_stride: int
+    head_stride: int
+    token_stride: int
+    tables: Tensor | None = None
+    page_tokens: int = 0
+    lengths_SK: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTiles:
+    """Spans of a batch, cut into tiles of queries.
+
+    Attributes:
+        spans: (n, 4) int64: row, queries, start, first entry of its table (or first key).
+        tiles: (m, 2) int64: span, first query.
+        queries: queries of a tile.
+        splits: pieces that the keys of a tile are cut into.
+    """
+
+    spans: Tensor
+    tiles: Tensor
+    queries: int
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """Heads of an attention, and its sliding window (0: none)."""
+
+    kv_heads: int
+    group: int
+    dim: int
+    window: int
+
+    @property
+    def stacked(self) -> int:
+        """Rows that one query takes in a tile."""
+        return 1 << (self.group - 1).bit_length()
+
+    def tile_queries(self, longest: int) -> int:
+        """Queries of a tile for spans of up to `longest` queries."""
+        rows = SMALLEST_TILE if longest * self.stacked <= SMALLEST_TILE else LARGEST_TILE
+        return max(1, rows // self.stacked)
+
+    def splits(self, num_tiles: int, queries: int, most_keys: int) -> int:
+        """Pieces to cut the keys of short tiles into, so that the card is full."""
+        if queries * self.stacked > SMALLEST_TILE:
+            return 1
+        wanted = -(-ENOUGH_PROGRAMS // (num_tiles * self.kv_heads))
+        pieces = max(1, min(MAX_SPLITS, wanted, -(-most_keys // KEYS_PER_SPLIT)))
+        return 1 << (pieces.bit_length() - 1)  # few different kernels to compile

@@ -1,0 +1,240 @@
+"""Causal attention of spans of any kind: decode, chunks of a prompt, windows of a training pack.
+
+Keys lie in pages or side by side, strided as they may be. The query heads of one KV head are
+stacked, so grouped-query attention reads each key once; a tile is some queries of one span with
+all their stacked heads. Tiles of few queries cut their keys into splits, so that a single long
+sequence fills the card; a second kernel joins the splits by their log-sum-exps.
+
+Equals `reference.attention`.
+
+Shape suffixes: T rows, H query heads, K KV heads, D head_dim, S spans.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.triton.accumulator import accumulator
+
+
+def attend(
+    q_THD: Tensor, place: KeyPlace, batch: SpanTiles, shape: HeadShape, out: Tensor, lse: Tensor
+) -> None:
+    """Write the spans' rows of the output (T, H, D) and of the log-sum-exps (T, H)."""
+    wide = torch.promote_types(q_THD.dtype, torch.float32)
+    splits = batch.splits
+    if splits == 1:
+        parts, part_lse = out, lse
+    else:
+        parts = torch.empty(splits, *out.shape, dtype=wide, device=out.device)
+        part_lse = torch.empty(splits, *lse.shape, dtype=wide, device=out.device)
+    sizes = tile_sizes(batch.queries, shape)
+    _attend[(len(batch.tiles), shape.kv_heads, splits)](
+        q_THD,
+        place.keys,
+        place.values,
+        *table_arguments(place, batch),
+        parts,
+        part_lse,
+        shape.dim**-0.5,
+        shape.window,
+        q_THD.stride(0),
+        q_THD.stride(1),
+        place.page_stride,
+        place.head_stride,
+        place.token_stride,
+        out.numel(),
+        lse.numel(),
+        PAGE=place.page_tokens,
+        HAS_LENGTHS=place.lengths_SK is not None,
+        SPLITS=splits,
+        BLOCK_N=BLOCK_KEYS,
+        WIDE=accumulator(q_THD.dtype),
+        **sizes,
+    )
+    if splits > 1:
+        _join[(len(batch.tiles), shape.kv_heads)](
+            parts,
+            part_lse,
+            out,
+            lse,
+            batch.spans,
+            batch.tiles,
+            out.numel(),
+            lse.numel(),
+            SPLITS=splits,
+            WIDE=accumulator(q_THD.dtype),
+            **sizes,
+        )
+
+
+def tile_sizes(queries: int, shape: HeadShape) -> dict[str, int]:
+    """Constants of a tile that every kernel of attention takes."""
+    return {
+        "KV_HEADS": shape.kv_heads,
+        "GROUP": shape.group,
+        "STACKED": shape.stacked,
+        "BLOCK_M": max(SMALLEST_TILE, queries * shape.stacked),
+        "DIM": shape.dim,
+        "BLOCK_D": max(SMALLEST_TILE, triton.next_power_of_2(shape.dim)),
+    }
+
+
+def table_arguments(place: KeyPlace, batch: SpanTiles) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tables, lengths, spans and tiles; what is absent is never read."""
+    tables = batch.spans if place.tables is None else place.tables
+    lengths = batch.spans if place.lengths_SK is None else place.lengths_SK
+    return tables, lengths, batch.spans, batch.tiles
+
+
+@triton.jit
+def key_offsets(tables, first, slot, inside, page_stride, token_stride, PAGE: tl.constexpr):
+    """Offsets of a span's key slots, in elements from its head's first number."""
+    if PAGE > 0:
+        page = tl.load(tables + first + slot // PAGE, mask=inside, other=0).to(tl.int64)
+        return page * page_stride + (slot % PAGE) * token_stride
+    else:
+        return (first + slot) * token_stride
+
+
+@triton.jit(do_not_specialize=["out_split", "lse_split"])
+def _attend(
+    q,
+    keys,
+    values,
+    tables,
+    lengths,
+    spans,
+    tiles,
+    out,
+    lse,
+    scale,
+    window,
+    q_row,
+    q_head,
+    page_stride,
+    head_stride,
+    token_stride,
+    out_split,
+    lse_split,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    which, first_query = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
+    span = spans + 4 * which
+    queries, first = tl.load(span + 1), tl.load(span + 3)
+    if HAS_LENGTHS:
+        num_keys = tl.load(lengths + which * KV_HEADS + head).to(tl.int64)
+    else:
+        num_keys = tl.load(span + 2) + queries
+    stacked = tl.arange(0, BLOCK_M)
+    query, member = first_query + stacked // STACKED, stacked % STACKED
+    is_query = (query < queries) & (member < GROUP)
+    row, query_head = tl.load(span) + query, head * GROUP + member
+    limit = num_keys - queries + query + 1  # keys before this slot are seen
+    low = tl.zeros((), tl.int64)
+    if window > 0:
+        low = tl.maximum(num_keys - queries + first_query + 1 - window, 0)
+    high = tl.minimum(num_keys, num_keys - queries + first_query + BLOCK_M // STACKED)
+    share = tl.cdiv(tl.cdiv(high - low, SPLITS), BLOCK_N) * BLOCK_N
+    low += split * share
+    high = tl.minimum(low + share, high)
+
+    place = tl.arange(0, BLOCK_D)
+    is_dim = place < DIM
+    inside_q = is_query[:, None] & is_dim[None, :]
+    source = q + row[:, None] * q_row + query_head[:, None] * q_head + place[None, :]
+    query_rows = tl.load(source, mask=inside_q, other=0.0)
+    peak = tl.full((BLOCK_M,), float("-inf"), WIDE)
+    total = tl.zeros((BLOCK_M,), WIDE)
+    sums = tl.zeros((BLOCK_M, BLOCK_D), WIDE)
+    for begin in range(low.to(tl.int32), high.to(tl.int32), BLOCK_N):
+        slot = begin + tl.arange(0, BLOCK_N)
+        is_key = slot < high
+        offset = key_offsets(tables, first, slot, is_key, page_stride, token_stride, PAGE)
+        offset = offset[:, None] + head.to(tl.int64) * head_stride + place[None, :]
+        inside = is_key[:, None] & is_dim[None, :]
+        key = tl.load(keys + offset, mask=inside, other=0.0)
+        scores = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
+        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee") * scale
+        visible = is_key[None, :] & is_query[:, None] & (slot[None, :] < limit[:, None])
+        if window > 0:
+            visible = visible & (slot[None, :] >= limit[:, None] - window)
+        scores = tl.where(visible, scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp(scores - level[:, None])
+        shrunk = tl.exp(peak - level)
+        total = total * shrunk + tl.sum(weights, 1)
+        value = tl.load(values + offset, mask=inside, other=0.0)
+        sums = sums * shrunk[:, None]
+        sums = tl.dot(weights.to(value.dtype), value, sums, input_precision="ieee")
+        peak = higher
+    has_keys = total > 0
+    divisor = tl.where(has_keys, total, 1.0)
+    sums = sums / divisor[:, None]
+    log_sum = tl.where(has_keys, peak + tl.log(divisor), float("-inf"))
+    heads: tl.constexpr = KV_HEADS * GROUP
+    target = split * out_split + (row * heads + query_head)[:, None] * DIM + place[None, :]
+    tl.store(out + target, sums.to(out.dtype.element_ty), mask=inside_q)
+    tl.store(lse + split * lse_split + row * heads + query_head, log_sum, mask=is_query)
+
+
+@triton.jit(do_not_specialize=["out_split", "lse_split"])
+def _join(
+    parts,
+    part_lse,
+    out,
+    lse,
+    spans,
+    tiles,
+    out_split,
+    lse_split,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    tile, head = tl.program_id(0), tl.program_id(1)
+    span = spans + 4 * tl.load(tiles + 2 * tile)
+    stacked = tl.arange(0, BLOCK_M)
+    query = tl.load(tiles + 2 * tile + 1) + stacked // STACKED
+    is_query = (query < tl.load(span + 1)) & (stacked % STACKED < GROUP)
+    heads: tl.constexpr = KV_HEADS * GROUP
+    line = (tl.load(span) + query) * heads + head * GROUP + stacked % STACKED
+    place = tl.arange(0, BLOCK_D)
+    inside = is_query[:, None] & (place < DIM)[None, :]
+    target = line[:, None] * DIM + place[None, :]
+    peak = tl.full((BLOCK_M,), float("-inf"), WIDE)
+    for split in range(SPLITS):
+        logs = tl.load(part_lse + split * lse_split + line, mask=is_query, other=0.0)
+        peak = tl.maximum(peak, logs)
+    total = tl.zeros((BLOCK_M,), WIDE)
+    sums = tl.zeros((BLOCK_M, BLOCK_D), WIDE)
+    for split in range(SPLITS):
+        logs = tl.load(part_lse + split * lse_split + line, mask=is_query, other=0.0)
+        weight = tl.exp(logs - peak)
+        total += weight
+        sums += weight[:, None] * tl.load(
+            parts + split * out_split + target, mask=inside, other=0.0
+        )
+    tl.store(out + target, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    tl.store(lse + line, peak + tl.log(total), mask=is_query)

@@ -1,0 +1,5 @@
+"""One file per KV policy."""
+
+from workers.kv_policy import KV_POLICIES
+
+KV_POLICIES.discover(__name__)

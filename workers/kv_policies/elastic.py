@@ -1,0 +1,31 @@
+"""Elastic Cache: what goes is averaged into its nearest neighbour. Source: arXiv:2407.18121."""
+
+from __future__ import annotations
+
+import torch
+
+from workers.kv_observation import LayerObservation
+from workers.kv_policy import KV_POLICIES, KeptHead, KvPolicy, Ranking
+
+
+@KV_POLICIES.register("elastic")
+class Elastic(KvPolicy):
+    """Column sums choose; each other token joins the kept one next to it, the earlier of two."""
+
+    def score(self, seen: LayerObservation) -> torch.Tensor:
+        """See KvPolicy."""
+        return seen.column_sums
+
+    def keep(self, seen: LayerObservation, head: int, ranked: Ranking, count: int) -> KeptHead:
+        """See KvPolicy."""
+        tokens = ranked.order[:count].sort().values
+        distance = (torch.arange(seen.num_tokens)[:, None] - tokens).abs()
+        slot = distance.argmin(1)
+        keys = _mean_by_slot(seen.keys[head], slot, count)
+        values = _mean_by_slot(seen.values[head], slot, count)
+        return KeptHead(tokens, keys, values, torch.zeros(count))
+
+
+def _mean_by_slot(rows: torch.Tensor, slot: torch.Tensor, num_slots: int) -> torch.Tensor:
+    sums = torch.zeros(num_slots, rows.shape[1]).index_add_(0, slot, rows.float())
+    return (sums / torch.bincount(slot, minlength=num_slots)[:, None]).to(rows.dtype)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scheduler.policy.promotion import PromotionRule, reasons_against
+from scheduler.domain.evaluation import PromotionRule
+from scheduler.policy.promotion import reasons_against
 
 MEANS = {
     "candidate": {"loss": 1.95, "exact": 0.8, "empty": None, "broken": math.nan},
@@ -33,7 +34,7 @@ def rule(grader: str, comparison: str, **rest: Any) -> PromotionRule:
     ],
 )
 def test_a_mean_on_its_bound_keeps_the_rule(kept: PromotionRule) -> None:
-    assert reasons_against([kept], MEANS) == []
+    assert reasons_against([kept], MEANS) == ()
 
 
 @pytest.mark.parametrize(
@@ -55,13 +56,13 @@ def test_a_mean_beyond_its_bound_or_missing_breaks_the_rule(broken: PromotionRul
 def test_the_first_version_is_compared_with_the_base_alone() -> None:
     first = {name: means for name, means in MEANS.items() if name != "current"}
 
-    assert reasons_against([rule("loss", "at_most", against="current")], first) == []
+    assert reasons_against([rule("loss", "at_most", against="current")], first) == ()
 
 
 def test_a_reason_names_the_grader_its_mean_and_the_bound() -> None:
     reasons = reasons_against([rule("loss", "at_most", against="current")], MEANS)
 
-    assert reasons == ["loss is 1.95; it must be at most 1.9."]
+    assert reasons == ("loss is 1.95; it must be at most 1.9.",)
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(-1, 1))

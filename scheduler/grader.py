@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from scheduler.domain.registry import PluginConfig, Registry
+
+if TYPE_CHECKING:
+    from scheduler.domain.evaluation import Contender
+
+TrialPart: TypeAlias = Literal["answer", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +24,14 @@ class Trial:
         reference: what the row says it should have written.
         logprobs: natural log-probability of each token of the reference, given those before it.
         hits: for each token of the reference, whether the model held it the likeliest.
+        rivals: what `current` and `base` did with the same row.
     """
 
     answer: str = ""
     reference: str = ""
     logprobs: tuple[float, ...] = ()
     hits: tuple[bool, ...] = ()
+    rivals: Mapping[Contender, Trial] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Grader(ABC):
     class Config(PluginConfig):
         """Options of the grader."""
 
-    reads: ClassVar[Literal["answer", "scores"]]
+    reads: ClassVar[TrialPart]
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -2,4 +2,6 @@
 
 from scheduler.grader import GRADERS
 
+__all__ = ["GRADERS"]
+
 GRADERS.discover(__name__)

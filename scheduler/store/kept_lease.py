@@ -30,7 +30,7 @@ async def kept_lease(renew: Callable[[], Awaitable[bool]], lease_s: float) -> As
     """
     try:
         async with asyncio.timeout(None) as limit:
-            renewing = asyncio.create_task(_renew_until_lost(renew, lease_s / 3, limit))
+            renewing = asyncio.create_task(_renew_until_lost(renew, lease_s / 6, limit))
             try:
                 yield
             finally:

@@ -36,7 +36,7 @@ def accepts(name: str, answer: str, reference: str = "", **options: Any) -> bool
 
 def test_the_package_registers_every_grader() -> None:
     assert scheduler.graders.GRADERS.names() == [
-        "json_valid", "loss", "regex", "string_check", "token_accuracy",
+        "json_valid", "loss", "pairwise", "regex", "string_check", "token_accuracy",
     ]  # fmt: skip
 
 
@@ -112,3 +112,23 @@ def test_token_accuracy_weighs_tokens_not_rows() -> None:
 
     graded = grader.grade(Trial(hits=(True,))) + grader.grade(Trial(hits=(False, False, True)))
     assert graded.mean == 0.5
+
+
+@pytest.mark.parametrize(
+    ("rival", "total"), [((-2.0, -2.0), 1.0), ((-1.0, -0.5), 0.0), ((-0.5, -1.5), 0.5)]
+)
+def test_of_two_models_the_one_wins_that_finds_the_whole_reference_likelier(
+    rival: tuple[float, ...], total: float
+) -> None:
+    trial = Trial(logprobs=(-1.0, -1.0), rivals={"base": Trial(logprobs=rival)})
+
+    assert make("pairwise", against="base").grade(trial) == Grade(total, 1)
+    assert make("pairwise", against="current").grade(trial) == Grade(total, 1)  # base stands in
+
+
+def test_a_current_version_is_the_rival_where_there_is_one() -> None:
+    rivals = {"base": Trial(logprobs=(-9.0,)), "current": Trial(logprobs=(-0.1,))}
+    trial = Trial(logprobs=(-1.0,), rivals=rivals)
+
+    assert make("pairwise").grade(trial) == Grade(0.0, 1)
+    assert make("pairwise", against="base").grade(trial) == Grade(1.0, 1)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from scheduler.store.adapters import TenantAdapters
     from scheduler.store.files import TenantFiles
     from service.catalogue import Catalogue
-    from service.schemas.evaluation import EvaluationOptions, GraderCreate
+    from service.schemas.evaluation import EvaluationOptions, GraderCreate, PromoteIf
+
+GATE = "promote_if."  # where a job keeps all of this
 
 
 def draft_plan(
@@ -49,6 +51,22 @@ def draft_plan(
         max_answer_tokens=body.max_answer_tokens,
         rules=tuple(rules),
     )
+
+
+def draft_gate(body: PromoteIf, validation_file: str | None) -> EvaluationPlan:
+    """The evaluation that a job ends with.
+
+    Raises:
+        UnknownPlugin: no such grader.
+        InvalidInput: there is no file, or another option is wrong.
+    """
+    file_id = body.file or validation_file
+    if file_id is None:
+        raise InvalidInput(
+            "There is nothing to evaluate on; give a 'file' or a validation file.",
+            param=f"{GATE}file",
+        )
+    return draft_plan(body, file_id, body.rules, GATE)
 
 
 async def check_plan(

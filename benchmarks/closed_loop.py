@@ -31,7 +31,8 @@ class Bench:
     ) -> None:
         self.model = model
         self.connection = connection or ScriptedConnection(model.adapters)
-        options = {"base_models": [f"{BASE}={model.folder}"], **settings}
+        bases = [f"{BASE}={model.folder}"]
+        options = {"base_models": bases, "prefix_caching": False, **settings}  # prompts come again
         self.engine = EngineLoop(EngineSettings.model_validate(options), self.connection)
         self.meter = RecordingMeter()
         self.engine.meter = self.engine.requests.meter = self.meter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scheduler.domain.plan import StepPlan
@@ -35,9 +36,12 @@ class StepRecord:
     backward_token_layers: int
 
     @classmethod
-    def of(cls, plan: StepPlan, units: list[Unit], step_ms: float) -> StepRecord:
-        """Record a step that has run."""
+    def of(
+        cls, plan: StepPlan, units: list[Unit], step_ms: float, beside: Sequence[Unit] = ()
+    ) -> StepRecord:
+        """Record a step that has run, in which the lane of the units `beside` ended."""
         decode = sum(span.count == 1 for span in plan.spans)
+        ran = [*units, *beside]
         return cls(
             shape=step_shape(plan, units),
             step_ms=step_ms,
@@ -46,9 +50,9 @@ class StepRecord:
             decode_tokens=decode,
             prefill_tokens=plan.num_inference_tokens - decode,
             forward_tokens=plan.num_window_tokens
-            + sum(u.num_tokens for u in units if u.direction is Direction.FORWARD and not u.layer),
+            + sum(u.num_tokens for u in ran if u.direction is Direction.FORWARD and not u.layer),
             backward_token_layers=sum(
-                u.num_tokens for u in units if u.direction is Direction.BACKWARD
+                u.num_tokens for u in ran if u.direction is Direction.BACKWARD
             ),
         )
 
@@ -58,6 +62,7 @@ def step_shape(plan: StepPlan, units: list[Unit]) -> Shape:
     context = sum(span.start for span in plan.spans if span.count == 1)
     spans = max(1, sum(span.count == 1 for span in plan.spans))
     return (
+        plan.is_beside,
         len(plan.spans),
         context // (CONTEXT_STEP * spans),
         tuple((s.count, s.start // CONTEXT_STEP) for s in plan.spans if s.count > 1),
@@ -73,10 +78,12 @@ class RecordingMeter(EngineMeter):
         super().__init__()
         self.records: list[StepRecord] = []
 
-    def count_step(self, plan: StepPlan, units: list[Unit], step_ms: float) -> None:
+    def count_step(
+        self, plan: StepPlan, units: list[Unit], step_ms: float, beside: Sequence[Unit] = ()
+    ) -> None:
         """See EngineMeter; and remember all of it."""
-        super().count_step(plan, units, step_ms)
-        self.records.append(StepRecord.of(plan, units, step_ms))
+        super().count_step(plan, units, step_ms, beside)
+        self.records.append(StepRecord.of(plan, units, step_ms, beside))
 
 
 def trained_tokens(records: list[StepRecord], num_layers: int) -> float:

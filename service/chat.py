@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scheduler.domain.errors import InvalidInput
 from service.event_stream import DONE, event
 from service.generation import Generation
+from service.kv_policy import kv_policy_of
 from service.sampling import (
     count_of,
     fit_max_tokens,
@@ -52,6 +53,7 @@ async def start_chat(
 
     Raises:
         InvalidInput: a field is wrong or not supported.
+        UnknownPlugin: there is no such KV policy.
         ContextTooLong: the conversation does not fit the model.
     """
     refuse_unsupported(body.model_extra)
@@ -69,7 +71,10 @@ async def start_chat(
     )
     service_class = class_of(body.service_tier, tenant)
     n = count_of(body, settings)
-    request = request_body(tenant, served, token_ids, sampling, n, service_class)
+    kv_policy = kv_policy_of(body.kv_policy, served.base_model, engines.pool.roster)
+    request = request_body(
+        tenant, served, token_ids, sampling, n, service_class, body.cache_salt, kv_policy
+    )
     stops = stops_of(body, settings)
     generation = Generation(engines, served, [request], stops, continues_text=False)
     return ChatAnswer(body, generation)

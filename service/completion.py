@@ -13,6 +13,7 @@ from scheduler.text.detokenizer import Detokenizer
 from service.choice import ScoredToken
 from service.event_stream import DONE, event
 from service.generation import Generation
+from service.kv_policy import kv_policy_of
 from service.sampling import (
     check_token_ids,
     count_of,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from scheduler.domain.messages import TokenLogprobs
-    from scheduler.domain.request import RequestBody
+    from scheduler.domain.request import KvPolicyChoice, RequestBody
     from scheduler.domain.tenant import Tenant
     from scheduler.text.tokenizer import ChatTokenizer
     from service.catalogue import ServedModel
@@ -52,6 +53,7 @@ async def start_completion(
 
     Raises:
         InvalidInput: a field is wrong or not supported.
+        UnknownPlugin: there is no such KV policy.
         ContextTooLong: a prompt does not fit the model.
     """
     refuse_unsupported(body.model_extra)
@@ -62,7 +64,10 @@ async def start_completion(
     n = count_of(body, settings)
     if body.best_of not in (None, n):
         raise InvalidInput("'best_of' must equal 'n' here; leave it out.", param="best_of")
-    requests = [await _request(body, prompt, served, tenant, n) for prompt in body.prompt]
+    kv_policy = kv_policy_of(body.kv_policy, served.base_model, engines.pool.roster)
+    requests = [
+        await _request(body, prompt, served, tenant, n, kv_policy) for prompt in body.prompt
+    ]
     generation = Generation(
         engines, served, requests, stops_of(body, settings), continues_text=True
     )
@@ -70,7 +75,12 @@ async def start_completion(
 
 
 async def _request(
-    body: CompletionRequest, prompt: str | list[int], served: ServedModel, tenant: Tenant, n: int
+    body: CompletionRequest,
+    prompt: str | list[int],
+    served: ServedModel,
+    tenant: Tenant,
+    n: int,
+    kv_policy: KvPolicyChoice | None,
 ) -> RequestBody:
     tokenizer = served.tokenizer
     if isinstance(prompt, str):
@@ -88,7 +98,9 @@ async def _request(
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     service_class = class_of(body.service_tier, tenant)
-    return request_body(tenant, served, token_ids, sampling, n, service_class)
+    return request_body(
+        tenant, served, token_ids, sampling, n, service_class, body.cache_salt, kv_policy
+    )
 
 
 @dataclass(slots=True)

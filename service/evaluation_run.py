@@ -149,7 +149,16 @@ class EvaluationRun:
     def _body(
         self, model: ServedModel, token_ids: tuple[int, ...], sampling: SamplingParams
     ) -> RequestBody:
-        return request_body(self._tenant, model, token_ids, sampling, 1, BEST_EFFORT)
+        return request_body(
+            self._tenant,
+            model,
+            token_ids,
+            sampling,
+            1,
+            BEST_EFFORT,
+            cache_salt=None,
+            kv_policy=None,
+        )
 
 
 def _content(model: ServedModel) -> str | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.usage_meter import UsageMeter
     from service.worker_pool import WorkerPool
 
-from service.schemas.usage import PromptTokensDetails, UsageRead
+from service.schemas.usage import KvTokens, PromptTokensDetails, UsageRead
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class Generation:
             for _ in range(body.n)
         ]
         self._num_cached = [0] * len(bodies)
+        self._num_kept: dict[int, int] = {}
         self._start_s = time.perf_counter()
         self._first_s = [self._start_s] * len(self.choices)
         self._last_s = [self._start_s] * len(self.choices)
@@ -89,7 +90,17 @@ class Generation:
             completion_tokens=output,
             total_tokens=prompt + output,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._num_cached)),
+            kv_tokens=self._kv_tokens,
         )
+
+    @property
+    def _kv_tokens(self) -> KvTokens | None:
+        """What the KV policy left of the prompts that have been computed so far."""
+        if not self._num_kept:
+            return None
+        kept = sum(self._num_kept.values())
+        prompts = sum(len(self.bodies[position].prompt_token_ids) for position in self._num_kept)
+        return KvTokens(kept=kept, dropped=prompts - kept)
 
     @property
     def service_tier(self) -> ServedTier:
@@ -114,6 +125,9 @@ class Generation:
         index = position * self.bodies[position].n + frame.index
         choice = self.choices[index]
         self._num_cached[position] = max(self._num_cached[position], frame.num_cached_tokens)
+        if frame.num_kept_tokens is not None:
+            before = self._num_kept.get(position, frame.num_kept_tokens)
+            self._num_kept[position] = min(before, frame.num_kept_tokens)
         if frame.prompt_logprobs is not None:
             self.prompt_scores.setdefault(position, frame.prompt_logprobs)
         self._clock(index, choice, frame)

@@ -11,6 +11,7 @@ from scheduler.domain.request import RequestBody, SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scheduler.domain.request import KvPolicyChoice
     from scheduler.domain.tenant import Tenant
     from service.catalogue import ServedModel
     from service.schemas.sampling import SamplingFields
@@ -182,6 +183,8 @@ def request_body(
     sampling: SamplingParams,
     n: int,
     service_class: str,
+    cache_salt: str | None,
+    kv_policy: KvPolicyChoice | None,
 ) -> RequestBody:
     """One prompt as it travels to a worker.
 
@@ -201,4 +204,6 @@ def request_body(
         n=n,
         tenant_weight=tenant.weight,
         service_class=service_class,
+        cache_salt=cache_salt or "",
+        kv_policy=kv_policy,
     )

@@ -36,8 +36,10 @@ _GAUGES = {
     "tandem_training_memory_perc": ("Share of KV blocks lent to training.", "training_usage"),
 }
 _COUNTERS = {
-    "vllm:prompt_tokens": ("Prompt tokens computed.", "prompt_tokens"),
+    "vllm:prompt_tokens": ("Prompt tokens, computed or cached.", "prompt_tokens"),
     "vllm:generation_tokens": ("Tokens generated.", "generation_tokens"),
+    "vllm:prefix_cache_queries": ("Tokens looked up in the prefix cache.", "prefix_queries"),
+    "vllm:prefix_cache_hits": ("Tokens found in it, and not computed.", "prefix_hits"),
     "vllm:num_preemptions": ("Sequences preempted.", "num_preemptions"),
     "tandem_training_recalls": ("Packs that started over to free blocks.", "num_recalls"),
     "tandem_trained_tokens": ("Tokens trained on.", "trained_tokens"),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from scheduler.domain.messages import BaseModelInfo, WorkerInfo
     from scheduler.domain.service_class import ClassTargets
 
+IRREGULAR_WORDS = {"kv_policies": "KV policy"}
+
 
 class WorkerRoster:
     """The workers known to this gateway, by inbox name (so one entry per boot).
@@ -170,7 +172,7 @@ class WorkerRoster:
         """
         capabilities = self.pick(base_model, {}).capabilities
         schemas: dict[str, dict[str, Any]] = getattr(capabilities, kind)
-        word = kind.removesuffix("s").replace("_", " ")
+        word = IRREGULAR_WORDS.get(kind, kind.removesuffix("s").replace("_", " "))
         if name not in schemas:
             known = ", ".join(sorted(schemas)) or "none"
             raise UnknownPlugin(f"Unknown {word} {name!r}; known: {known}.", param=param)

@@ -12,6 +12,7 @@ from workers.activations import LayerActivations
 from workers.adapter_rows import AdapterRows
 from workers.attention import Attends
 from workers.kv_cache import KVCache
+from workers.prompt_watch import WatchedRows
 from workers.train_pack import TrainPack
 
 
@@ -47,11 +48,20 @@ class CacheRows:
 
 
 @dataclass(slots=True)
+class HeadRows:
+    """Rows of compressed sequences, and the slots of their heads: (L, T, K)."""
+
+    rows: slice
+    slots_LTK: Tensor
+
+
+@dataclass(slots=True)
 class ForwardBatch:
     """Everything a forward pass needs beside the weights.
 
     Attributes:
         cos, sin: (T, 1, head_dim / 2) of the rows' positions.
+        watched: rows of prompts whose queries a KV policy wants to see.
         prepared: the batch as a kernel reads it, once one has.
     """
 
@@ -63,6 +73,8 @@ class ForwardBatch:
     groups: Sequence[Attends]
     cache: KVCache | None = None
     cache_rows: CacheRows | None = None
+    head_rows: HeadRows | None = None
+    watched: Sequence[WatchedRows] = ()
     prepared: Any = None
 
     @property
@@ -85,3 +97,12 @@ class ForwardBatch:
             self.cache.write(
                 layer, place.blocks_T, place.offsets_T, k_TKD[place.rows], v_TKD[place.rows]
             )
+        if self.cache is not None and self.head_rows is not None:
+            rows = self.head_rows.rows
+            self.cache.write_slots(self.head_rows.slots_LTK[layer], k_TKD[rows], v_TKD[rows])
+
+    def show_queries(self, layer: int, q_THD: Tensor) -> None:
+        """Let KV policies see a layer's rotated queries; the keys are stored by now."""
+        for rows in self.watched:
+            assert self.cache is not None
+            rows.see(layer, q_THD, self.cache)

@@ -11,21 +11,29 @@ from scheduler.domain.request import Sequence
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import Attends, Extent
-from workers.batch import CacheRows, ForwardBatch, TrainWindow
+from workers.batch import CacheRows, ForwardBatch, HeadRows, TrainWindow
 from workers.decoder import Decoder
 from workers.device_copy import upload
+from workers.head_attention import HeadSpan
+from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
-from workers.span_attention import pack_attention, paged_attention
+from workers.prompt_watch import PromptWatch, WatchedRows
+from workers.span_attention import head_attention, pack_attention, paged_attention
 from workers.train_pack import TrainPack
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRow:
-    """A span with its sequence and the arena columns of its adapter."""
+    """A span with its sequence and the arena columns of its adapter.
+
+    Attributes:
+        watch: sees the span's queries, for a KV policy.
+    """
 
     span: Span
     sequence: Sequence
     columns: AdapterColumns | None
+    watch: PromptWatch | None = None
 
     @property
     def completes(self) -> bool:
@@ -57,6 +65,8 @@ class BatchBuilder:
         self.extents: list[Extent] = []
         self.tables: list[list[int]] = []
         self.places: list[tuple[int, int]] = []
+        self.compressed: list[HeadSpan] = []
+        self.watched: list[WatchedRows] = []
 
     def add_window(self, window: PackWindow) -> None:
         """Rows of a pack; all windows come before all spans."""
@@ -71,14 +81,33 @@ class BatchBuilder:
 
     def add_row(self, row: InferenceRow) -> None:
         """Rows of a sequence, and the pages that take their K and V."""
-        span, table, size = row.span, row.sequence.block_table, self.cache.block_size
+        span, layout = row.span, row.sequence.layout
         positions = range(span.start, span.start + span.count)
         self.token_ids += row.sequence.token_ids[span.start : span.start + span.count]
         self.positions += positions
-        self.places += [(table[position // size], position % size) for position in positions]
-        self.extents.append(Extent(self.num_rows, span.count, span.start))
-        self.tables.append(table)
+        extent = Extent(self.num_rows, span.count, span.start)
+        if layout is None:
+            self._add_uniform(extent, row.sequence.block_table, positions)
+        else:
+            assert isinstance(layout, HeadPages)
+            layout.reserve(extent.num_keys, row.sequence.block_table)
+            self.compressed.append(HeadSpan(extent, layout))
+        if row.watch is not None:
+            self._watch(row.watch, extent, row.sequence.block_table)
         self._add_run(span.count, row.columns)
+
+    def _watch(self, watch: PromptWatch, extent: Extent, table: list[int]) -> None:
+        used = table[: -(-extent.num_keys // self.cache.block_size)]
+        tables = upload([used], torch.int64, self.decoder.weights.device)
+        rows = slice(extent.row, extent.row + extent.num_queries)
+        self.watched.append(WatchedRows(watch, rows, tables, extent.num_keys))
+
+    def _add_uniform(self, extent: Extent, table: list[int], positions: range) -> None:
+        assert not self.compressed
+        size = self.cache.block_size
+        self.places += [(table[position // size], position % size) for position in positions]
+        self.extents.append(extent)
+        self.tables.append(table)
 
     def build(self) -> ForwardBatch:
         """The batch as tensors on the decoder's device."""
@@ -88,6 +117,7 @@ class BatchBuilder:
         for window in self.windows:
             groups += pack_attention(window, self.decoder.config)
         groups += paged_attention(self.extents, self.tables, self.cache, self.decoder.config)
+        groups += head_attention(self.compressed, self.cache, self.decoder.config)
         return ForwardBatch(
             token_ids=upload(self.token_ids, torch.int64, device),
             cos=cos,
@@ -97,13 +127,23 @@ class BatchBuilder:
             groups=groups,
             cache=self.cache,
             cache_rows=self._cache_rows(device),
+            head_rows=self._head_rows(device),
+            watched=self.watched,
         )
 
     def _cache_rows(self, device: torch.device) -> CacheRows | None:
         if not self.places:
             return None
         blocks, offsets = upload(self.places, torch.int64, device).T.contiguous()
-        return CacheRows(slice(self.num_rows - len(self.places), self.num_rows), blocks, offsets)
+        first = self.extents[0].row
+        return CacheRows(slice(first, first + len(self.places)), blocks, offsets)
+
+    def _head_rows(self, device: torch.device) -> HeadRows | None:
+        if not self.compressed:
+            return None
+        slots = [s.pages.slots(s.extent.start, s.extent.num_queries) for s in self.compressed]
+        first = self.compressed[0].extent.row
+        return HeadRows(slice(first, self.num_rows), torch.cat(slots, dim=1).to(device))
 
     def _add_run(self, count: int, columns: AdapterColumns | None) -> None:
         """Count rows on; join them to the run before if that is of the same adapter."""
@@ -117,6 +157,7 @@ class BatchBuilder:
             self.runs.append(AdapterRun(start, self.num_rows, columns))
 
 
-def placement(row: InferenceRow) -> int:
-    """Spans of one adapter side by side, so that runs are long."""
-    return -1 if row.columns is None else row.columns.offset
+def placement(row: InferenceRow) -> tuple[bool, int]:
+    """Compressed sequences last; spans of one adapter side by side, so that runs are long."""
+    offset = -1 if row.columns is None else row.columns.offset
+    return row.sequence.layout is not None, offset

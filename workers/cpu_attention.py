@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workers.attention import Attends, AttendsBack, Extent, SavedAttention, Sinks
 from workers.batch import TrainWindow
+from workers.head_attention import HeadSpan, page_tables
 from workers.kernels.cpu_kernels import (
     MAX_GROUP,
     MAX_HEAD_DIM,
@@ -42,7 +43,7 @@ class CpuSpans:
     config: DecoderConfig
     spans: Tensor
     source: Callable[[int], KeySource]
-    held: Tensor | None = None
+    held: tuple[Tensor, ...] = ()
 
     def run(
         self, layer: int, window: int | None, qkv: tuple[Tensor, Tensor, Tensor], sinks: Sinks
@@ -124,7 +125,54 @@ def try_paged_spans(
             token_stride,
         )
 
-    return [CpuSpans(kernels, config, torch.tensor(rows), source, held)]
+    return [CpuSpans(kernels, config, torch.tensor(rows), source, (held,))]
+
+
+def try_head_spans(
+    spans: list[HeadSpan], cache: KVCache, config: DecoderConfig
+) -> Sequence[Attends] | None:
+    """What attends for compressed spans; None where this CPU's kernels do not cover them."""
+    kernels = supported(config, cache.storage.dtype, cache.storage.device)
+    if kernels is None:
+        return None
+    rows = [(span.extent.row, span.extent.num_queries, span.extent.start, 0) for span in spans]
+    tables = page_tables(spans)
+    heads = _head_slots(spans, tables.shape[3])
+    width, page = config.head_dim, cache.block_size * config.head_dim
+    values = cache.storage.data_ptr() + cache.values_after * page * cache.storage.element_size()
+
+    def source(layer: int) -> KeySource:
+        return KeySource(
+            cache.storage.data_ptr(),
+            values,
+            tables[layer].data_ptr(),
+            cache.block_size,
+            page,
+            0,
+            width,
+            heads[layer].data_ptr(),
+        )
+
+    counts = [each for span in spans if (each := span.pages.log_counts_LKN) is not None]
+    return [CpuSpans(kernels, config, torch.tensor(rows), source, (tables, heads, *counts))]
+
+
+def _head_slots(spans: list[HeadSpan], table_pages: int) -> Tensor:
+    """`HeadSlots` of every layer, span and KV head, (L, S, K, 4) int64."""
+    starts = torch.stack([span.starts for span in spans], dim=1)
+    slots = torch.zeros(*starts.shape, 4, dtype=torch.int64)
+    slots[..., 0] = starts
+    slots[..., 1] = torch.arange(starts[0].numel()).view(starts[0].shape) * table_pages
+    for place, span in enumerate(spans):
+        counts = span.pages.log_counts_LKN
+        if counts is not None:
+            assert counts.is_contiguous()
+            assert counts.dtype is torch.float32
+            first = torch.arange(counts[..., 0].numel()).view(counts.shape[:2])
+            stride = counts.shape[2]
+            slots[:, place, :, 2] = counts.data_ptr() + first * stride * counts.element_size()
+            slots[:, place, :, 3] = stride
+    return slots
 
 
 def supported(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> CpuKernels | None:

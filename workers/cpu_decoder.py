@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workers.adapter_arena import AdapterArena
 from workers.adapter_rows import run_table
-from workers.batch import ForwardBatch, TrainWindow
+from workers.batch import ForwardBatch, HeadRows, TrainWindow
 from workers.cpu_attention import CpuSpans, supported
 from workers.kernels.cpu_kernels import (
     AttentionShape,
@@ -27,6 +27,8 @@ from workers.kernels.cpu_kernels import (
     SpanGroup,
     Window,
 )
+from workers.kernels.cpu_kernels import HeadRows as KernelRows
+from workers.kv_cache import KVCache
 from workers.model import DecoderConfig, DecoderWeights
 from workers.model import LayerWeights as FrozenLayer
 
@@ -68,11 +70,16 @@ class CpuDecoder:
             batch.prepared = PreparedBatch(self.config, self.arena, batch, x)
         batch.prepared.enter(layer, x, batch)
         self.kernels.forward_layer(self.layers[layer], batch.prepared.described)
+        batch.show_queries(layer, batch.prepared.queries)
         return x
 
 
 class PreparedBatch:
-    """A batch as the kernels read it, with its scratch; moved from layer to layer."""
+    """A batch as the kernels read it, with its scratch; moved from layer to layer.
+
+    Attributes:
+        queries: rotated queries of the last layer that ran, (T, H, D).
+    """
 
     def __init__(
         self, config: DecoderConfig, arena: AdapterArena, batch: ForwardBatch, x: Tensor
@@ -109,6 +116,8 @@ class PreparedBatch:
         if batch.cache is not None and batch.cache_rows is not None:
             described.cache.keys = batch.cache.keys[layer].data_ptr()
             described.cache.values = batch.cache.values[layer].data_ptr()
+        if batch.head_rows is not None:
+            described.compressed.slots = batch.head_rows.slots_LTK[layer].data_ptr()
         for place, group in zip(self.described_groups, self.groups, strict=True):
             place.source, place.next = group.source(layer), 0
         for place, window in zip(self.windows, batch.windows, strict=True):
@@ -124,8 +133,12 @@ class PreparedBatch:
             "gate_up": 2 * config.intermediate_size,
             "activated": config.intermediate_size,
         }
+        scratch: dict[str, Tensor] = {}
         for name in LayerBatch.SCRATCH:
-            self._hold(name, x.new_empty(rows, widths[name]))
+            scratch[name] = x.new_empty(rows, widths[name])
+            self._hold(name, scratch[name])
+        heads = scratch["heads"][:, : config.q_size]
+        self.queries = heads.unflatten(1, (config.num_heads, config.head_dim))
         self._hold("lse", torch.empty(rows if wants_lse else 0, config.num_heads))
         self.described.wants_lse = wants_lse
 
@@ -160,10 +173,25 @@ class PreparedBatch:
                 page_tokens=batch.cache.block_size,
                 page_stride=batch.cache.keys.stride(1),
             )
+        if batch.cache is not None and batch.head_rows is not None:
+            described.compressed = _described_rows(batch.head_rows, batch.cache)
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         self.held.append(tensor)
         setattr(self.described, name, tensor.data_ptr())
+
+
+def _described_rows(compressed: HeadRows, cache: KVCache) -> KernelRows:
+    """Rows of compressed sequences as the kernels read them, but for the slots of a layer."""
+    assert compressed.slots_LTK.is_contiguous()
+    pages = cache.storage
+    values = cache.values_after * pages[0, 0, 0, 0].numel() * pages.element_size()
+    return KernelRows(
+        row=compressed.rows.start,
+        count=compressed.rows.stop - compressed.rows.start,
+        keys=pages.data_ptr(),
+        values=pages.data_ptr() + values,
+    )
 
 
 def point_at_buffers(place: Window, layer: int, window: TrainWindow) -> None:

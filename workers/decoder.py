@@ -89,6 +89,7 @@ class Decoder:
         v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
         batch.record(layer, "q", q)
         batch.store_keys(layer, k, v)
+        batch.show_queries(layer, q)
         sinks = self._sinks(q, batch)
         for group in batch.groups:
             group.run(layer, config.windows[layer], (q, k, v), sinks)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import workers.codecs
+import workers.kv_policies
 import workers.merges
 import workers.models
 import workers.optimizers
@@ -40,15 +41,18 @@ from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter
 from workers.codec import CODECS
 from workers.codecs.search import Ladder
+from workers.compaction import compress_prompts
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
+from workers.kv_policy import KV_POLICIES
 from workers.merge import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizer import OPTIMIZERS
 from workers.peft_method import PEFT_METHODS
 from workers.request_desk import RequestDesk
+from workers.request_policy import default_policy
 from workers.settings import EngineSettings
 
 IDLE_POLL_S = 0.25  # how long an engine without work sleeps between two looks at the clock
@@ -72,7 +76,8 @@ class EngineLoop:
         }
         self.meter = EngineMeter()
         self.loader = AdapterLoader(AdapterShelf(settings.adapter_ram_bytes))
-        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader)
+        policy = default_policy(settings.kv_policy)
+        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader, policy)
         self.jobs = JobDesk(self.hosts, self.writer)
         self.pending: list[ToEngine] = []
         self.is_draining = False
@@ -100,9 +105,11 @@ class EngineLoop:
         self._take_orders()
         self.requests.collect_adapters()
         self.jobs.drop_failed()
-        for host in self.hosts.values():
-            if host.has_work:
-                self.step(host)
+        busy = [host for host in self.hosts.values() if host.has_work]
+        for host in busy:
+            self.step(host)
+            if len(busy) > 1:
+                host.trainer.finish_lane()  # the next base model's step has all of the machine
 
     def capabilities(self) -> WorkerCapabilities:
         """What this engine can do, for the gateway to validate against."""
@@ -111,6 +118,7 @@ class EngineLoop:
             peft_methods=_schemas(PEFT_METHODS),
             optimizers=_schemas(OPTIMIZERS),
             objectives={"supervised": {}},
+            kv_policies=_schemas(KV_POLICIES),
             codecs=_schemas(CODECS),
             ladders={"compeft": Ladder.model_json_schema()},
             merges=_schemas(MERGES),
@@ -123,16 +131,19 @@ class EngineLoop:
         """Run one co-serving iteration of a base model."""
         plan = host.scheduler.schedule(time.monotonic(), self.requests.admit)
         began_s = time.perf_counter()
-        lanes = self.jobs.begin_beside(host, plan)
+        self.jobs.begin_beside(host, plan)
+        rows: list[InferenceRow] = []
         if plan.spans or plan.windows:
-            with threads(self.num_threads - self.num_threads // 2 if lanes else self.num_threads):
-                self._forward(host, plan)
-        units = self.jobs.finish_beside(host, plan, lanes)
-        units += self.jobs.run_lane(host, plan, self._nobody_new)
+            share = self.num_threads // 2 if plan.is_beside else 0
+            with threads(self.num_threads - share):
+                rows = self._forward(host, plan)
+        compress_prompts(host, rows)
+        beside = self.jobs.take_beside(host)
+        units = self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)
-        self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3)
+        self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3, beside)
 
-    def _forward(self, host: ModelHost, plan: StepPlan) -> None:
+    def _forward(self, host: ModelHost, plan: StepPlan) -> list[InferenceRow]:
         """The packed forward; tokens leave before any backward begins."""
         began_s = time.perf_counter()
         by_id = {sequence.id: sequence for sequence in host.scheduler.running}
@@ -148,9 +159,11 @@ class EngineLoop:
         self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
         host.trainer.finish_windows(plan.windows, result.hidden)
         host.scheduler.observe_forward(plan, (time.perf_counter() - began_s) * 1e3)
+        return rows
 
     def _row(self, span: Span, sequence: Sequence) -> InferenceRow:
-        return InferenceRow(span, sequence, self.requests.columns(sequence))
+        columns = self.requests.columns(sequence)
+        return InferenceRow(span, sequence, columns, self.requests.watch(sequence, span))
 
     def _take_orders(self) -> None:
         """Handle what has arrived; sleep when there is nothing to do at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from itertools import islice
 
 from scheduler.domain.adapter_tier import AdapterTier
@@ -54,11 +55,16 @@ class EngineMeter:
         """Whether the next report is due."""
         return time.monotonic() >= self._due_s
 
-    def count_step(self, plan: StepPlan, units: list[Unit], step_ms: float) -> None:
-        """Remember one step; one that ran nothing is none."""
-        if plan.is_empty:
+    def count_step(
+        self, plan: StepPlan, units: list[Unit], step_ms: float, beside: Sequence[Unit] = ()
+    ) -> None:
+        """Remember one step; one that ran nothing is none.
+
+        `beside` are units of lanes that ended in it, whenever they began.
+        """
+        if plan.is_empty and not beside:
             return
-        step = step_sample(self.num_steps, plan, units, step_ms)
+        step = step_sample(self.num_steps, plan, units, step_ms, beside)
         self.num_steps += 1
         self.steps.append(step)
         for kind in KINDS:
@@ -109,6 +115,8 @@ class EngineMeter:
             num_recalls=sum(host.trainer.num_recalls for host in hosts),
             num_blocks=blocks,
             num_preemptions=sum(host.scheduler.num_preemptions for host in hosts),
+            prefix_queries=sum(host.scheduler.prefixes.num_queries for host in hosts),
+            prefix_hits=sum(host.scheduler.prefixes.num_hits for host in hosts),
             adapter_tiers=adapter_tiers,
             active_jobs=tuple(job for host in hosts for job in host.trainer.active),
             steps=self._new_steps(),
@@ -128,8 +136,12 @@ class EngineMeter:
         return tuple(islice(self.steps, len(self.steps) - num_new, None))
 
 
-def step_sample(index: int, plan: StepPlan, units: list[Unit], step_ms: float) -> StepSample:
+def step_sample(
+    index: int, plan: StepPlan, units: list[Unit], step_ms: float, beside: Sequence[Unit] = ()
+) -> StepSample:
     """What there is to say about a step that has run `units` of its plan."""
+    was_cut = len(units) < sum(lane.count for lane in plan.units)
+    units = [*beside, *units]
     decode = sum(1 for span in plan.spans if span.count == 1)
     forward = [u for u in units if u.direction is Direction.FORWARD]
     backward = [u for u in units if u.direction is Direction.BACKWARD]
@@ -144,7 +156,7 @@ def step_sample(index: int, plan: StepPlan, units: list[Unit], step_ms: float) -
         train_backward_tokens=_at_first_layer(backward),
         train_backward_token_layers=sum(u.num_tokens for u in backward),
         num_units=len(units),
-        was_cut=len(units) < sum(lane.count for lane in (*plan.beside, *plan.units)),
+        was_cut=was_cut,
         jobs=_job_shares(plan),
         step_ms=step_ms,
         predicted_ms=plan.predicted_ms,

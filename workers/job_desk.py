@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
-import torch
 
 from scheduler.domain.errors import DomainError, ModelNotFound, Overloaded
 from scheduler.domain.messages import JobStopped, StartJob, StopJob
@@ -27,8 +26,6 @@ class JobDesk:
         self.hosts = hosts
         self.writer = writer
         self.is_closed = False
-        lane_threads = max(1, torch.get_num_threads() // 2)
-        self._side = ThreadPoolExecutor(1, "side-lane", torch.set_num_threads, (lane_threads,))
 
     def start(self, order: StartJob) -> None:
         """Begin or resume a job, under the newest lease only."""
@@ -88,16 +85,15 @@ class JobDesk:
                     done.append(unit)
         return done
 
-    def begin_beside(self, host: ModelHost, plan: StepPlan) -> list[Future[list[TimedUnit]]]:
-        """Start the units that run beside the packed forward, on a thread of their own."""
-        return [self._side.submit(whole_lane, host, lane) for lane in plan.beside]
+    def begin_beside(self, host: ModelHost, plan: StepPlan) -> None:
+        """Start the units that run beside this packed forward and those that follow."""
+        for lane in plan.beside:
+            host.trainer.side.begin(lane, partial(whole_lane, host, lane))
 
-    def finish_beside(
-        self, host: ModelHost, plan: StepPlan, lanes: list[Future[list[TimedUnit]]]
-    ) -> list[Unit]:
-        """Wait for them; a job that raised fails here, on the engine's own thread."""
+    def take_beside(self, host: ModelHost) -> list[Unit]:
+        """Units of lanes that have ended; a job that raised fails here, on the engine's thread."""
         done: list[Unit] = []
-        for lane, future in zip(plan.beside, lanes, strict=True):
+        for lane, future in host.trainer.side.take_ended():
             with self._boundary(lane.job_id, host.trainer.active[lane.job_id].job.order.epoch):
                 for unit, elapsed_ms in future.result():
                     if host.scheduler.beside is not None:
@@ -107,6 +103,8 @@ class JobDesk:
 
     def advance(self, host: ModelHost) -> None:
         """Give jobs whose pack is done their next one; optimizer steps happen here."""
+        if host.trainer.lane_runs:
+            return
         for job_id, active in list(host.trainer.active.items()):
             if active.pack is not None and active.pack.cursor.is_done:
                 with self._boundary(job_id, active.job.order.epoch):

@@ -5,7 +5,10 @@ layer and head at a time: a superblock, named by one block id, whose bytes lie t
 blocks is therefore plain memory to whoever borrows it. Block 0 is never handed out; padding of
 block tables points at it, and it stays zero.
 
-Shape suffixes: L layers, B blocks, K KV heads, P tokens of a page, D head_dim, T rows, S sequences.
+Pages are also known by number, counted through `storage` page by page: see `HeadPages`.
+
+Shape suffixes: L layers, B blocks, K KV heads, P tokens of a page, D head_dim, T rows, S sequences,
+M pages of a head.
 """
 
 from __future__ import annotations
@@ -80,3 +83,20 @@ class KVCache:
             return picked.reshape(spans, picked.shape[1], -1, picked.shape[-1])
 
         return read(self.keys), read(self.values)
+
+    def write_slots(self, slots_TK: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
+        """Store rows at slots of pages: page number x P + place in the page."""
+        rows = self.storage.view(-1, self.storage.shape[-1])
+        rows[slots_TK] = k_TKD
+        rows[slots_TK + self.values_after * self.block_size] = v_TKD
+
+    def gather_pages(self, tables_SKM: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of pages by number, (S, K, M * P, D) each."""
+        pages = self.storage.view(-1, *self.storage.shape[-2:])
+        tables = tables_SKM.long()
+        return pages[tables].flatten(2, 3), pages[tables + self.values_after].flatten(2, 3)
+
+    @property
+    def values_after(self) -> int:
+        """How many pages after a page of keys its values lie."""
+        return self.storage.shape[3]

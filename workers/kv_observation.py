@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+MAX_SCORES = 1 << 22  # attention weights that are held at once: 16 MiB
+
 
 @dataclass(frozen=True)
 class LayerObservation:
@@ -17,7 +19,7 @@ class LayerObservation:
         keys, values: the cache [num_kv_heads, T, head_dim], keys rotated.
         queries: the last w queries, rotated [num_heads, w, head_dim].
         column_sums: attention that each token got from all queries [num_kv_heads, T], mean over a
-            KV head's query heads.
+            KV head's query heads; zeros for a policy that does not read them.
     """
 
     keys: torch.Tensor
@@ -32,39 +34,68 @@ class LayerObservation:
 
 
 class AttentionSums:
-    """Column sums and last queries of one layer, gathered chunk by chunk."""
+    """Column sums and last queries of one layer, gathered chunk by chunk.
 
-    def __init__(self, window: int) -> None:
+    Args:
+        window: how many of the last queries are kept.
+        query_stride: every so manieth query is counted, for all between; None: no sums.
+    """
+
+    def __init__(self, window: int, query_stride: int | None = 1) -> None:
         self.window = window
+        self.query_stride = query_stride
         self._queries: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
 
+    def keep(self, queries: torch.Tensor) -> None:
+        """Remember the last of a chunk's queries [num_heads, n, D]."""
+        last = queries[:, -self.window :]
+        if self._queries is not None:
+            last = torch.cat([self._queries, last], dim=1)[:, -self.window :]
+        self._queries = last.clone()
+
     def add(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
         """Count a chunk: `queries` [num_heads, n, D] are the last n of the T of `keys`."""
-        chunk = group_mean(attention(queries, keys).sum(1), len(keys))
-        if self._queries is None or self._sums is None:
-            self._queries, self._sums = queries, chunk
-        else:
-            grown = F.pad(self._sums, (0, chunk.shape[1] - self._sums.shape[1]))
-            self._sums = grown + chunk
-            self._queries = torch.cat([self._queries, queries], dim=1)
-        self._queries = self._queries[:, -self.window :]
+        assert self.query_stride is not None
+        self.keep(queries)
+        first = keys.shape[1] - queries.shape[1]
+        every = torch.arange(queries.shape[1])
+        counted = every[(first + every) % self.query_stride == 0]
+        sums = keys.new_zeros(keys.shape[:2], dtype=torch.float32)
+        if self._sums is not None:
+            sums[:, : self._sums.shape[1]] = self._sums
+        most = max(1, MAX_SCORES // (len(queries) * keys.shape[1]))
+        for part in counted.split(most):
+            weights = attention(queries[:, part], keys, first + part)
+            sums += self.query_stride * group_mean(weights.sum(1), len(keys))
+        self._sums = sums
 
     def observe(self, keys: torch.Tensor, values: torch.Tensor) -> LayerObservation:
-        """What was seen; at least one chunk was added."""
+        """What was seen; at least one chunk was."""
         assert self._queries is not None
-        assert self._sums is not None
-        return LayerObservation(keys, values, self._queries, self._sums)
+        sums = keys.new_zeros(keys.shape[:2]) if self._sums is None else self._sums
+        return LayerObservation(keys, values, self._queries, sums)
 
 
-def attention(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Causal attention of the last n queries over all T keys [num_heads, n, T], in float32."""
-    num_queries, num_tokens = queries.shape[1], keys.shape[1]
-    shared = keys.float().repeat_interleave(len(queries) // len(keys), dim=0)
-    logits = queries.float() @ shared.mT / math.sqrt(keys.shape[2])
-    visible = torch.ones(num_queries, num_tokens, dtype=torch.bool)
-    visible = visible.tril(num_tokens - num_queries)
-    return logits.masked_fill(~visible, -torch.inf).softmax(-1)
+def attention(
+    queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Causal attention of n queries over all T keys [num_heads, n, T], in float32.
+
+    Args:
+        queries: [num_heads, n, head_dim].
+        keys: [num_kv_heads, T, head_dim].
+        positions: of the queries [n]; None: they are the last.
+    """
+    num_heads, num_queries, head_dim = queries.shape
+    num_tokens = keys.shape[1]
+    if positions is None:
+        positions = torch.arange(num_tokens - num_queries, num_tokens)
+    stacked = queries.float().reshape(len(keys), num_heads // len(keys) * num_queries, head_dim)
+    logits = stacked @ keys.float().mT / math.sqrt(head_dim)
+    logits = logits.view(num_heads, num_queries, num_tokens)
+    hidden = torch.arange(num_tokens) > positions[:, None]
+    return logits.masked_fill_(hidden, -torch.inf).softmax(-1)
 
 
 def window_scores(seen: LayerObservation, pooling: str, kernel_size: int) -> torch.Tensor:

@@ -72,6 +72,18 @@ class KvPolicy(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def query_stride(self, num_tokens: int) -> int | None:  # noqa: ARG002
+        """Column sums of a prompt count one of so many queries; None: the policy reads none."""
+        return None
+
+    def num_watched(self, num_tokens: int) -> int:
+        """Last tokens of a prompt whose queries it has to see; 0 where all are kept anyhow."""
+        return 0 if self.keeps_all(num_tokens) else min(num_tokens, self.config.window)
+
+    def keeps_all(self, num_tokens: int) -> bool:
+        """Whether a prompt of this length fits the budget, and so stays as it is."""
+        return self._num_always(num_tokens) + self._num_free(num_tokens) == num_tokens
+
     @abstractmethod
     def score(self, seen: LayerObservation) -> torch.Tensor:
         """How much each token matters to each KV head [num_kv_heads, T]."""
@@ -79,7 +91,7 @@ class KvPolicy(ABC):
     def compress(self, layers: Sequence[LayerObservation]) -> list[list[KeptHead]]:
         """What each layer's KV heads keep when the last chunk of a prompt has run."""
         scores = [self.score(seen) for seen in layers]
-        num_free = [self._num_free(seen.num_tokens) for seen in layers]
+        num_free = [self._num_free(score.shape[1]) for score in scores]
         budgets = self.layer_budgets([self._middle(score) for score in scores], num_free)
         return [
             self._compress_layer(seen, score, budget)

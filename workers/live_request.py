@@ -8,10 +8,13 @@ from itertools import pairwise
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.engine_stats import RequestSample
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
+from scheduler.domain.plan import Span
 from scheduler.domain.request import FinishReason, RequestBody, Sequence
 from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
+from workers.kv_policy import KvPolicy
 from workers.model_host import ModelHost
+from workers.prompt_watch import PromptWatch
 from workers.sampler import SampledToken
 
 
@@ -48,6 +51,8 @@ class LiveRequest:
         prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
         token_times_s: by sequence index, when each output token left.
         saw_training: a job trained on its base model while it was served.
+        policy: compresses the K/V of its sequences when their prompts are computed.
+        watches: by sequence id, what the policy has seen of its prompt.
     """
 
     order: Generate
@@ -60,15 +65,20 @@ class LiveRequest:
     token_times_s: dict[int, list[float]] = field(default_factory=dict)
     admitted_s: float | None = None
     saw_training: bool = False
+    policy: KvPolicy | None = None
+    watches: dict[str, PromptWatch] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, order: Generate, host: ModelHost, now_s: float) -> LiveRequest:
+    def of(
+        cls, order: Generate, host: ModelHost, now_s: float, policy: KvPolicy | None = None
+    ) -> LiveRequest:
         """A request that has just arrived."""
         request = order.request
-        sequences = [_answer(request, index, now_s) for index in range(request.n)]
+        watched = 0 if policy is None else policy.num_watched(len(request.prompt_token_ids))
+        sequences = [_answer(request, index, now_s, watched) for index in range(request.n)]
         refs = [part.adapter for part in request.members]
         members = [None if ref is None else WantedAdapter(ref) for ref in refs]
-        return cls(order, host, sequences, members)
+        return cls(order, host, sequences, members, policy=policy)
 
     @property
     def adapters(self) -> list[WantedAdapter]:
@@ -109,11 +119,34 @@ class LiveRequest:
                 else None
             ),
             finish_reason=sequence.finish_reason,
+            num_kept_tokens=self._num_kept(sequence),
+            num_cached_tokens=self.sequences[0].num_cached_tokens,
             error=error,
             error_code=error_code,
         )
         self.frames.append(frame)
         return frame
+
+    def watch(self, sequence: Sequence, span: Span) -> PromptWatch | None:
+        """What is to see the queries of a sequence's span; None: nobody wants to.
+
+        A prompt that is computed again is watched anew.
+        """
+        length = sequence.num_prompt_tokens
+        if self.policy is None or not sequence.num_watched_tokens or span.start >= length:
+            return None
+        watch = self.watches.get(sequence.id)
+        if watch is None or watch.stop != span.start:
+            num_layers = self.host.runner.decoder.config.num_layers
+            watch = PromptWatch(self.policy, num_layers, length, span.start)
+            self.watches[sequence.id] = watch
+        watch.stop += span.count
+        return watch
+
+    def _num_kept(self, sequence: Sequence) -> int | None:
+        if self.policy is None:
+            return None
+        return sequence.num_prompt_tokens - sequence.num_dropped_tokens
 
     def notice_training(self) -> None:
         """Remember whether a job trains beside the request."""
@@ -137,11 +170,19 @@ class LiveRequest:
         )
 
 
-def _answer(request: RequestBody, index: int, now_s: float) -> Sequence:
+def _answer(request: RequestBody, index: int, now_s: float, num_watched: int) -> Sequence:
     """The lead of the group of sequences that compute one answer."""
     prompt = request.prompt_token_ids
     lead, *followers = (
-        Sequence(request, index, list(prompt), now_s, member=member, weight=part.weight)
+        Sequence(
+            request,
+            index,
+            list(prompt),
+            now_s,
+            member=member,
+            weight=part.weight,
+            num_watched_tokens=num_watched,
+        )
         for member, part in enumerate(request.members)
     )
     lead.followers = followers

@@ -13,6 +13,7 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.latency import LatencyLaw
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets
 from scheduler.text.model_files import read_model_files
 from workers.adapter_arena import AdapterArena
@@ -140,6 +141,7 @@ def make_host(
             slo_classes(settings),
             fair,
             trainer,
+            PrefixCache(pool, identity.digest, is_on=settings.prefix_caching),
             beside,
         ),
         trainer=trainer,

@@ -23,4 +23,5 @@ def plugin_options(config_type: type[ConfigT], given: object) -> ConfigT:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"Option {name} is wrong: {first['msg']}.") from None
+        what = f"Option {name} is" if name else "The options are"
+        raise InvalidInput(f"{what} wrong: {first['msg']}.") from None

@@ -16,7 +16,8 @@ from scheduler.domain.errors import (
     Overloaded,
 )
 from scheduler.domain.messages import Abort, Frames, Generate, Replay, TokenFrame, TokenLogprobs
-from scheduler.domain.request import FinishReason, RequestBody, Sequence
+from scheduler.domain.plan import Span
+from scheduler.domain.request import FinishReason, KvPolicyChoice, RequestBody, Sequence
 from scheduler.domain.service_class import check_class
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_loader import AdapterLoader
@@ -25,6 +26,8 @@ from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.live_request import LiveRequest, WantedAdapter
 from workers.model_host import ModelHost
+from workers.prompt_watch import PromptWatch
+from workers.request_policy import request_policy, with_default
 from workers.sampler import SampledToken
 
 MIN_COPYING_S = 4e-3  # of a step, while others run: what comes on top waits for the next
@@ -40,11 +43,13 @@ class RequestDesk:
         connection: Connection,
         meter: EngineMeter,
         loader: AdapterLoader,
+        default_policy: KvPolicyChoice | None = None,
     ) -> None:
         self.hosts = hosts
         self.connection = connection
         self.meter = meter
         self.loader = loader
+        self.default_policy = default_policy
         self._may_copy_s = MIN_COPYING_S
         self._collected_s = time.perf_counter()
         self.live: dict[str, LiveRequest] = {}
@@ -132,6 +137,10 @@ class RequestDesk:
         wanted = self.live[sequence.request.request_id].members[sequence.member]
         return None if wanted is None or wanted.slot is None else wanted.slot.columns
 
+    def watch(self, sequence: Sequence, span: Span) -> PromptWatch | None:
+        """What is to see the queries of a running sequence's span."""
+        return self.live[sequence.request.request_id].watch(sequence, span)
+
     def keep_prompt_scores(
         self, sequence: Sequence, start: int, scores: list[TokenLogprobs]
     ) -> None:
@@ -162,7 +171,11 @@ class RequestDesk:
         check_request(request, host)
         if any(adapter.digest not in order.adapter_dirs for adapter in request.adapters):
             raise InvalidInput("The request names an adapter but came without its files.")
-        return LiveRequest.of(order, host, time.monotonic())
+        config = host.runner.decoder.config
+        request = with_default(request, self.default_policy, config)
+        policy = request_policy(request, config)
+        order = order.model_copy(update={"request": request})
+        return LiveRequest.of(order, host, time.monotonic(), policy)
 
     def _find_adapter(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
         """Whether the adapter is in a slot or at hand for one; otherwise it is sent for."""
@@ -261,6 +274,7 @@ class RequestDesk:
         now_s: float,
     ) -> TokenFrame:
         if token.token_id is None:
+            host.scheduler.distrust(sequence)
             self._end_all(live)
             return live.frame(
                 sequence,

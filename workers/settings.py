@@ -45,6 +45,12 @@ class EngineSettings(TextSettings, LogSettings):
     kv_cache_bytes: int | None = Field(
         None, gt=0, description="The same in bytes, in place of kv_cache_tokens."
     )
+    kv_policy: dict[str, Any] | None = Field(
+        None, description="JSON: KV policy of requests that name none; see `kv_policy` in api.md."
+    )
+    prefix_caching: bool = Field(
+        True, description="Keep the K/V of ended requests for others that begin with the same text."
+    )
     adapter_slots: int = Field(32, ge=1, description="Adapters that are resident at once.")
     adapter_ram_bytes: int = Field(
         2 * 2**30, ge=0, description="Host memory for adapters on their way to and from the slots."

@@ -51,6 +51,8 @@ class StepGraphs:
         return len(rows) <= BUCKETS[-1] and all(
             row.span.count == 1
             and row.completes
+            and row.sequence.layout is None
+            and row.watch is None
             and not row.sequence.request.sampling.prompt_logprobs
             and (row.columns is None or row.columns.rank <= RANKS[-1])
             for row in rows

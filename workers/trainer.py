@@ -35,6 +35,7 @@ from workers.loss import window_loss
 from workers.optimizer import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.side_lane import SideLane
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData
 from workers.train_job import TrainJob
@@ -73,6 +74,7 @@ class Trainer:
         # Inference alone replays captured steps on CUDA; with a window in it a step is eager.
         self.windows_ride = self.device.type == "cpu"
         self.num_recalls = 0
+        self.side = SideLane(max(1, torch.get_num_threads() // 2))
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
             Direction.LOSS: self._loss_unit,
@@ -115,8 +117,8 @@ class Trainer:
         self._place_packs(lendable_blocks)
         return [
             self._demand(active, active.pack)
-            for active in self.active.values()
-            if active.pack is not None
+            for job_id, active in self.active.items()
+            if active.pack is not None and not self.side.has_failed(job_id)
         ]
 
     def give_back(self, num_blocks: int) -> None:
@@ -124,6 +126,7 @@ class Trainer:
 
         The last in order yields first.
         """
+        self.finish_lane()
         freed = 0
         for give in (self._drop_saves, self._start_over):
             for active in reversed(self._in_order()):
@@ -131,6 +134,15 @@ class Trainer:
                     return
                 if active.pack is not None:
                     freed += give(active, active.pack)
+
+    @property
+    def lane_runs(self) -> bool:
+        """See Training."""
+        return self.side.is_running
+
+    def finish_lane(self) -> None:
+        """See Training."""
+        self.side.finish()
 
     def _place_packs(self, lendable_blocks: int) -> None:
         """Memory for packs that have none, in order; nobody is let past."""
@@ -232,6 +244,7 @@ class Trainer:
 
     def drop(self, job_id: str) -> None:
         """Forget a job that has ended or raised."""
+        self.side.discard(job_id)
         active = self.active.pop(job_id)
         self.fair.leave(active.job.order.tenant_id)
         active.close()

@@ -103,6 +103,8 @@ class EngineStats(Message):
     prompt_tokens: int = Field(0, description="Total since the engine started.")
     generation_tokens: int = Field(0, description="Total since the engine started.")
     trained_tokens: int = Field(0, description="Total since the engine started.")
+    prefix_queries: int = Field(0, description="Total of tokens of sequences that began to run.")
+    prefix_hits: int = Field(0, description="Total of those whose K/V were there already.")
     tokens_by_kind: dict[str, int] = Field(
         default_factory=dict, description="Totals: decode, prefill, train_forward, train_backward."
     )

@@ -88,6 +88,9 @@ class TokenFrame(Message):
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    num_kept_tokens: int | None = Field(
+        None, description="Prompt tokens that a KV head holds, on average; None: no KV policy."
+    )
     error: str | None = None
     error_code: str | None = None
 

@@ -7,20 +7,36 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` tokens of an inference sequence from position `start`."""
+    """`count` tokens of an inference sequence from position `start`.
+
+    Attributes:
+        num_dropped: tokens before it that the cache does not hold any more.
+    """
 
     sequence_id: str
     start: int
     count: int
+    num_dropped: int = 0
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query of the span and a key that it sees."""
+        num_before = self.start - self.num_dropped
+        return self.count * num_before + self.count * (self.count + 1) // 2
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSpan:
-    """`count` tokens of a job's pack from token `start`, forward through all layers."""
+    """`count` tokens of a job's pack from token `start`, forward through all layers.
+
+    Attributes:
+        num_pairs: pairs of a query of the window and a key that it sees.
+    """
 
     job_id: str
     start: int
     count: int
+    num_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +52,9 @@ class StepPlan:
     """One step: a forward lane (spans and windows in one packed batch), and lanes of units.
 
     Attributes:
-        beside: units that run beside the packed forward, each on its share of the machine.
+        beside: units that begin beside the packed forward, on a share of the machine; they may
+            outlast the step.
+        is_beside: units run beside the packed forward, begun now or by a step before.
         units: units that run after it, on all of it.
         fresh_blocks: blocks handed out for this step, to be cleared before it runs.
         predicted_ms: what the latency law expects of the whole step.
@@ -46,6 +64,7 @@ class StepPlan:
     spans: tuple[Span, ...] = ()
     windows: tuple[WindowSpan, ...] = ()
     beside: tuple[LaneUnits, ...] = ()
+    is_beside: bool = False
     units: tuple[LaneUnits, ...] = ()
     fresh_blocks: tuple[int, ...] = ()
     predicted_ms: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,6 +53,18 @@ class WeightedModel(BaseModel):
     weight: float = Field(allow_inf_nan=False)
 
 
+NO_KV_POLICY = "none"  # asks for no compression, also where the worker has a default
+
+
+class KvPolicyChoice(BaseModel):
+    """How a prompt's K/V are compressed once it is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str = Field(description="Name of a KV policy, or `none`.")
+    options: dict[str, Any] = Field(description="Its configuration.")
+
+
 class RequestBody(BaseModel):
     """One request as it travels from a gateway to an engine. Never changes."""
 
@@ -66,6 +79,8 @@ class RequestBody(BaseModel):
     n: int = Field(1, ge=1, description="How many sequences to draw from the one prompt.")
     tenant_weight: float = Field(1.0, gt=0)
     service_class: str = DEFAULT
+    kv_policy: KvPolicyChoice | None = None
+    cache_salt: str = Field("", description="Only requests with the same one share K/V.")
     mixture: tuple[WeightedModel, ...] = Field(
         (), description="Models whose weighted logits are added up; empty: `adapter` alone."
     )
@@ -93,6 +108,17 @@ class RequestBody(BaseModel):
         return tuple(part.adapter for part in self.members if part.adapter is not None)
 
 
+class HeadLayout(Protocol):
+    """Where a compressed sequence lies: its K/V heads hold less than its tokens, each its own."""
+
+    @property
+    def num_dropped(self) -> int:
+        """How many fewer slots than tokens a head holds, on average."""
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold the sequence when it has `num_tokens`."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Running state of one answer by one model: counters only, no phase.
@@ -112,6 +138,11 @@ class Sequence:
         token_ids: prompt and output so far.
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
+        layout: where they lie in there once they are compressed; None: side by side.
+        num_dropped_tokens: tokens of its prompt that a KV head does not hold, on average.
+        num_watched_tokens: last tokens of its prompt whose queries a KV policy has to see.
+        block_keys: keys of its first full blocks, as far as they have been asked for.
+        num_cached_tokens: prompt tokens whose K/V were there when it first ran.
         arrival_s: monotonic time at which the engine took the request in.
         member: which of the request's members computes it; the first leads the group.
         weight: factor of its logits.
@@ -125,6 +156,11 @@ class Sequence:
     arrival_s: float
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    layout: HeadLayout | None = None
+    num_dropped_tokens: int = 0
+    num_watched_tokens: int = 0
+    block_keys: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int = 0
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
@@ -157,6 +193,13 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens whose K/V are not in the cache yet."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_next_tokens(self) -> int:
+        """Uncomputed tokens that one step may run; a prompt that will be compressed comes first."""
+        if not self.num_watched_tokens or self.num_computed_tokens >= self.num_prompt_tokens:
+            return self.num_uncomputed_tokens
+        return self.num_prompt_tokens - self.num_computed_tokens
 
     @property
     def output_token_ids(self) -> list[int]:

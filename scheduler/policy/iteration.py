@@ -11,25 +11,26 @@ arXiv:2402.18789 (serving and training tokens in one step).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scheduler.domain.plan import Span, StepPlan
-from scheduler.domain.request import Sequence
+from scheduler.domain.request import HeadLayout, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
+from scheduler.policy.lanes import WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import ForwardShape, LatencyLaw
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets, step_slack_ms
 from scheduler.policy.training import (
-    TrainDemand,
     Training,
     TrainingShare,
-    plan_beside,
     plan_training,
 )
 from scheduler.policy.waiting import WaitingLines
 
 GROWTH_TOKENS = 64  # room that is kept for each running sequence before anything is lent
 LENDING_PAUSE_S = 0.5
+LONG_TURN = 8.0  # a turn of so many times a lane's work: more credit than lanes can use
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
 
 
@@ -61,12 +62,14 @@ class IterationScheduler:
         classes: Mapping[str, SloTargets],
         fair: FairShare,
         training: Training,
+        prefixes: PrefixCache,
         beside: LatencyLaw | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.law = law
         self.beside = beside
+        self.prefixes = prefixes
         self.classes = classes
         self.fair = fair
         self.training = training
@@ -76,6 +79,7 @@ class IterationScheduler:
         self._training_ran_s = 0.0
         self._is_recalling = False
         self._lends_from_s = 0.0
+        self._lane_ends_s = 0.0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, with all that follow it."""
@@ -90,87 +94,128 @@ class IterationScheduler:
             self.waiting.remove(sequence)
         self.fair.leave(sequence.request.tenant_id)
 
+    def distrust(self, sequence: Sequence) -> None:
+        """Let nobody find what a sequence and its followers have computed."""
+        for member in sequence.group:
+            self.pool.unpublish(member.block_table)
+
     def schedule(self, now_s: float, admit: Callable[[Sequence], bool]) -> StepPlan:
         """Fill one step: serving first, then training within the slack that is left.
 
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
-        spans = self._spans(admit)
-        demands = self.training.demands(self._lendable_blocks(now_s))
-        shape = self.forward_shape(spans, ())
+        is_beside = self._goes_on_beside(now_s)
+        spans = self._spans(self._decode_only() if is_beside else self._serve(admit))
+        shape = ForwardShape.of(spans, ())
         inference_ms = self.law.forward_ms(shape)
         slack_ms = step_slack_ms(
             [*self.running, *self.waiting], self.classes, now_s, inference_ms + self.law.margin_ms
         )
-        budget_ms = self.limits.idle_quantum_ms if slack_ms is None else slack_ms
-        share = plan_training(
-            demands,
-            budget_ms,
-            self.law,
-            self._window_cost(shape) if spans else None,
-            must_advance=self._is_starving(now_s, slack_ms),
-        )
-        if spans and slack_ms is not None:
-            share = self._better(share, demands, shape, inference_ms, inference_ms + slack_ms)
+        if is_beside and self.training.lane_runs:
+            return self._plan(spans, shape, TrainingShare(), slack_ms, is_beside=True)
+        share = self._training_share(shape, inference_ms, slack_ms, now_s)
         if share.windows or share.units or share.beside:
             self._training_ran_s = now_s
+            self._lane_ends_s = now_s + share.beside_ms / 1e3
+        return self._plan(spans, shape, share, slack_ms, is_beside=bool(share.beside))
+
+    def _plan(
+        self,
+        spans: tuple[Span, ...],
+        shape: ForwardShape,
+        share: TrainingShare,
+        slack_ms: float | None,
+        *,
+        is_beside: bool,
+    ) -> StepPlan:
+        expected_ms = self.law.forward_ms(shape) + share.expected_ms
+        if is_beside and self.beside is not None:
+            expected_ms = self.beside.forward_ms(shape)
         return StepPlan(
             spans=spans,
             windows=share.windows,
             beside=share.beside,
+            is_beside=is_beside,
             units=share.units,
             fresh_blocks=self.pool.take_fresh(),
-            predicted_ms=inference_ms + share.expected_ms,
+            predicted_ms=expected_ms,
             slack_ms=slack_ms,
         )
 
-    def _better(
-        self,
-        share: TrainingShare,
-        demands: list[TrainDemand],
-        shape: ForwardShape,
-        inference_ms: float,
-        step_ms: float,
-    ) -> TrainingShare:
-        """The share, or one beside the forward, whichever saves more time.
+    def _goes_on_beside(self, now_s: float) -> bool:
+        """Whether to decode beside a lane that still runs; otherwise it is waited for.
 
-        Longer spans (prefill) use the whole machine: beside them nothing is gained.
+        Prompts wait with it: they use the whole machine, and beside a lane nothing is gained.
         """
-        if self.beside is None or shape.score_pairs:
-            return share
-        lane_ms = self.beside.forward_ms(shape) + self.beside.margin_ms
-        if lane_ms > step_ms:
-            return share
-        lanes = plan_beside(demands, step_ms, lane_ms, self.law, self.beside)
-        lanes = replace(lanes, expected_ms=lanes.expected_ms - inference_ms)
-        return max(share, lanes, key=TrainingShare.saved_ms) if lanes.beside else share
+        if not self.training.lane_runs:
+            return False
+        decoding = [
+            s.num_computed_tokens - s.num_dropped_tokens
+            for s in self.running
+            if s.num_uncomputed_tokens == 1
+        ]
+        if self.beside is not None and decoding:
+            shape = ForwardShape(len(decoding), len(decoding), sum(decoding) + len(decoding), 0)
+            left_ms = (self._lane_ends_s - now_s) * 1e3
+            if left_ms > WAIT_SHARE * self.beside.forward_ms(shape):
+                return True
+        self.training.finish_lane()
+        return False
+
+    def _training_share(
+        self, shape: ForwardShape, inference_ms: float, slack_ms: float | None, now_s: float
+    ) -> TrainingShare:
+        """What training does in this step: in it and after it, or beside it."""
+        demands = self.training.demands(self._lendable_blocks(now_s))
+        turn = plan_training(
+            demands,
+            self.limits.idle_quantum_ms if slack_ms is None else slack_ms,
+            self.law,
+            self._window_cost(shape) if shape.num_rows else None,
+            must_advance=self._is_starving(now_s, slack_ms),
+        )
+        if self.beside is None or slack_ms is None or not shape.num_rows or shape.score_pairs:
+            return turn
+        beside_ms = self.beside.forward_ms(shape) + self.beside.margin_ms
+        step = DecodeStep(inference_ms, beside_ms)
+        lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
+        if turn.work_ms >= LONG_TURN * lane.work_ms:
+            return turn
+        return max(turn, lane, key=lambda share: share.saved_share(inference_ms))
+
+    def lay_out(self, sequence: Sequence, layout: HeadLayout) -> tuple[int, ...] | None:
+        """Give a running sequence blocks of its own for `layout`, in place of all it has now.
+
+        It needs no more than it has, and finds too little only where others share what it frees.
+
+        Returns:
+            The new blocks, which hold what a former owner left; None: it was preempted.
+        """
+        self.pool.free(sequence.id, sequence.block_table)
+        sequence.block_table = []
+        needed = layout.blocks_for(sequence.num_computed_tokens)
+        while not self._have_free(needed):
+            self._preempt(self._latest())
+            if sequence not in self.running:
+                return None
+        sequence.block_table = self.pool.allocate(sequence.id, needed)
+        sequence.layout, sequence.num_dropped_tokens = layout, layout.num_dropped
+        return self.pool.take_fresh()
 
     def commit(self, plan: StepPlan) -> None:
-        """Count a step's tokens as computed, and charge their tenants."""
+        """Count a step's tokens as computed, publish the blocks they fill, charge their tenants."""
         by_id = {sequence.id: sequence for sequence in self.running}
         for span in plan.spans:
             sequence = by_id.get(span.sequence_id)
             if sequence is not None:
                 sequence.num_computed_tokens = span.start + span.count
+                self.prefixes.publish(sequence, span.start)
                 self._charge(sequence, span)
 
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
-        windows = tuple((window.start, window.count) for window in plan.windows)
-        law = self.beside if plan.beside and self.beside is not None else self.law
-        law.observe_forward(self.forward_shape(plan.spans, windows), elapsed_ms)
-
-    def forward_shape(
-        self, spans: tuple[Span, ...], windows: tuple[tuple[int, int], ...]
-    ) -> ForwardShape:
-        """Cost features of a packed forward; windows are (start, count) pairs."""
-        long = [(s.start, s.count) for s in spans if s.count > 1] + list(windows)
-        return ForwardShape(
-            num_rows=sum(s.count for s in spans) + sum(count for _, count in windows),
-            num_spans=len(spans) + len(windows),
-            context_tokens=sum(s.start + 1 for s in spans if s.count == 1),
-            score_pairs=sum(count * (start + count) for start, count in long),
-        )
+        law = self.beside if plan.is_beside and self.beside is not None else self.law
+        law.observe_forward(ForwardShape.of(plan.spans, plan.windows), elapsed_ms)
 
     def _charge(self, sequence: Sequence, span: Span) -> None:
         request = sequence.request
@@ -184,23 +229,24 @@ class IterationScheduler:
             return True
         return slack_ms > 0 and now_s - self._training_ran_s > MAX_STANDSTILL_S
 
-    def _window_cost(self, shape: ForwardShape) -> Callable[[int], float]:
+    def _window_cost(self, shape: ForwardShape) -> Callable[[int, int], float]:
         base_ms = self.law.forward_ms(shape)
 
-        def cost_ms(count: int) -> float:
+        def cost_ms(count: int, num_pairs: int) -> float:
             wider = ForwardShape(
                 shape.num_rows + count,
                 shape.num_spans + 1,
                 shape.context_tokens,
-                shape.score_pairs + count * count,
+                shape.score_pairs + num_pairs,
+                count,
             )
             return max(0.0, self.law.forward_ms(wider) - base_ms) if count else 0.0
 
         return cost_ms
 
-    def _spans(self, admit: Callable[[Sequence], bool]) -> tuple[Span, ...]:
+    def _spans(self, served: Iterator[Span]) -> tuple[Span, ...]:
         """Spans of the step, without those of sequences that were preempted after their turn."""
-        spans = list(self._serve(admit))
+        spans = list(served)
         running = {sequence.id for sequence in self.running}
         return tuple(span for span in spans if span.sequence_id in running)
 
@@ -210,20 +256,32 @@ class IterationScheduler:
         for lead in sorted(self._leads(), key=lambda s: s.num_uncomputed_tokens > 1):
             if lead not in self.running:
                 continue  # preempted by one before it
-            count = min(lead.num_uncomputed_tokens, budget // len(lead.group))
+            count = min(lead.num_next_tokens, budget // len(lead.group))
             if count > 0 and self._make_room(lead, count):
                 budget -= count * len(lead.group)
                 yield from _spans_of(lead, count)
         while (admitted := self._next_admitted(admit, budget)) is not None:
-            count = min(admitted.num_uncomputed_tokens, budget // len(admitted.group))
+            count = min(admitted.num_next_tokens, budget // len(admitted.group))
             budget -= count * len(admitted.group)
             yield from _spans_of(admitted, count)
+
+    def _decode_only(self) -> Iterator[Span]:
+        """Spans of running groups that need one token each; prompts wait for the lane's end."""
+        for lead in self._leads():
+            if (
+                lead in self.running
+                and lead.num_uncomputed_tokens == 1
+                and self._make_room(lead, 1)
+            ):
+                yield from _spans_of(lead, 1)
 
     def _leads(self) -> list[Sequence]:
         return [sequence for sequence in self.running if sequence.member == 0]
 
     def _next_admitted(self, admit: Callable[[Sequence], bool], budget: int) -> Sequence | None:
         """Start the first head of a line, in fair order, whose adapters have room.
+
+        One whose prompt is just being computed by another sequence is passed over.
 
         Where the blocks do not suffice nobody is let past, or small prompts would starve long ones;
         nor where a group does not fit beside those that run.
@@ -232,38 +290,59 @@ class IterationScheduler:
         if room <= 0:
             return None
         for lead in self.waiting.heads():
-            if len(lead.group) > room or not self._have_free(self._blocks_to_begin(lead)):
+            if len(lead.group) > room or not self._pin_if_it_fits(lead):
                 return None
-            if admit(lead):
+            if not self.prefixes.is_coming(lead, self.running) and admit(lead):
                 self.waiting.remove(lead)
                 self._start(lead)
                 return lead
+            self._give_up_blocks(lead)
         return None
 
+    def _pin_if_it_fits(self, lead: Sequence) -> bool:
+        """Hold the blocks that a group finds computed, if there is room for the others.
+
+        They are held before it is asked what is free: until then they are free as well.
+        """
+        self.prefixes.pin(lead)
+        if self._have_free(self._blocks_to_begin(lead)):
+            return True
+        self._give_up_blocks(lead)
+        return False
+
     def _start(self, lead: Sequence) -> None:
+        missing = self._blocks_to_begin(lead) // len(lead.group)
         for sequence in lead.group:
             self.running.append(sequence)
-            needed = self.pool.blocks_for(len(sequence.token_ids) + 1)
-            sequence.block_table = self.pool.allocate(sequence.id, needed)
+            self.prefixes.begin(sequence)
+            sequence.block_table += self.pool.allocate(sequence.id, missing)
 
     def _make_room(self, lead: Sequence, count: int) -> bool:
         """Blocks for `count` more tokens, preempting later arrivals; False: it lost its own."""
         while not self._grow(lead, count):
-            victim = max(self._leads(), key=lambda s: (s.arrival_s, s.id))  # never a tie
+            victim = self._latest()
             self._preempt(victim)
             if victim is lead:
                 return False
         return True
 
+    def _latest(self) -> Sequence:
+        """The lead that arrived last; never a tie."""
+        return max(self._leads(), key=lambda s: (s.arrival_s, s.id))
+
     def _grow(self, lead: Sequence, count: int) -> bool:
-        needed = self.pool.blocks_for(lead.num_computed_tokens + count)
-        missing = needed - len(lead.block_table)
-        if missing > 0:
-            if not self._have_free(missing * len(lead.group)):
+        missing = [self._missing(s, s.num_computed_tokens + count) for s in lead.group]
+        if any(missing):
+            if not self._have_free(sum(missing)):
                 return False
-            for sequence in lead.group:
-                sequence.block_table += self.pool.allocate(sequence.id, missing)
+            for sequence, number in zip(lead.group, missing, strict=True):
+                sequence.block_table += self.pool.allocate(sequence.id, number)
         return True
+
+    def _missing(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that a sequence lacks to hold `num_tokens`."""
+        blocks_for = (sequence.layout or self.pool).blocks_for
+        return max(0, blocks_for(num_tokens) - len(sequence.block_table))
 
     # ---- memory that training borrows ------------------------------------------------------
 
@@ -284,22 +363,19 @@ class IterationScheduler:
             self._lends_from_s, self._is_recalling = now_s + LENDING_PAUSE_S, False
         if now_s < self._lends_from_s:
             return 0
-        size = self.pool.block_size
-        growth = sum(
-            self.pool.blocks_for(len(s.token_ids) + GROWTH_TOKENS) - len(s.block_table)
-            for s in self.running
-            if len(s.block_table) * size < len(s.token_ids) + GROWTH_TOKENS
-        )
+        growth = sum(self._missing(s, len(s.token_ids) + GROWTH_TOKENS) for s in self.running)
         next_in_line = sum(map(self._blocks_to_begin, self.waiting.heads()))
         return max(0, self.pool.num_free - growth - next_in_line)
 
     def _blocks_to_begin(self, lead: Sequence) -> int:
-        return self.pool.blocks_for(len(lead.token_ids) + 1) * len(lead.group)
+        """Blocks that a waiting group needs beside those it holds."""
+        needed = self.pool.blocks_for(len(lead.token_ids) + 1)
+        return (needed - len(lead.block_table)) * len(lead.group)
 
     def _preempt(self, lead: Sequence) -> None:
         self._stop(lead)
         for sequence in lead.group:
-            sequence.num_computed_tokens = 0
+            sequence.num_computed_tokens = sequence.num_dropped_tokens = 0
             sequence.num_preemptions += 1
             self.num_preemptions += 1
         self.waiting.put_back(lead)
@@ -307,11 +383,16 @@ class IterationScheduler:
     def _stop(self, lead: Sequence) -> None:
         for sequence in lead.group:
             self.running.remove(sequence)
+        self._give_up_blocks(lead)
+
+    def _give_up_blocks(self, lead: Sequence) -> None:
+        for sequence in lead.group:
             self.pool.free(sequence.id, sequence.block_table)
-            sequence.block_table = []
+            sequence.block_table, sequence.layout = [], None
 
 
 def _spans_of(lead: Sequence, count: int) -> Iterator[Span]:
     """The same tokens for every sequence of a group."""
     for sequence in lead.group:
-        yield Span(sequence.id, sequence.num_computed_tokens, count)
+        computed, dropped = sequence.num_computed_tokens, sequence.num_dropped_tokens
+        yield Span(sequence.id, computed, count, dropped)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from scheduler.domain.plan import Span, WindowSpan
 from scheduler.policy.least_squares import OnlineLeastSquares
 from scheduler.policy.pack_cursor import Direction, Unit
 
@@ -51,12 +52,26 @@ class ForwardShape:
         num_spans: inference spans and training windows.
         context_tokens: keys that single-token spans read.
         score_pairs: query-key pairs of longer spans and windows.
+        num_window_rows: rows of training windows, whose activations are kept.
     """
 
     num_rows: int
     num_spans: int
     context_tokens: int
     score_pairs: int
+    num_window_rows: int = 0
+
+    @classmethod
+    def of(cls, spans: tuple[Span, ...], windows: tuple[WindowSpan, ...]) -> ForwardShape:
+        """The shape of a packed forward."""
+        return cls(
+            num_rows=sum(s.count for s in spans) + sum(w.count for w in windows),
+            num_spans=len(spans) + len(windows),
+            context_tokens=sum(s.num_pairs for s in spans if s.count == 1),
+            score_pairs=sum(s.num_pairs for s in spans if s.count > 1)
+            + sum(w.num_pairs for w in windows),
+            num_window_rows=sum(w.count for w in windows),
+        )
 
 
 class LatencyLaw:
@@ -65,7 +80,7 @@ class LatencyLaw:
     def __init__(self, costs: RowCosts, num_layers: int) -> None:
         self.costs = costs
         per_token_layer = costs.at(costs.rows[-1]) / costs.rows[-1] / num_layers
-        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01])
+        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01, 0.02])
         self._units = {
             direction: OnlineLeastSquares([0.1 * work, work * per_token_layer, 0.0, 0.0, 0.0])
             for direction, work in UNIT_WORK.items()
@@ -107,6 +122,7 @@ class LatencyLaw:
             float(shape.num_spans),
             shape.context_tokens / 1e3,
             shape.score_pairs / 1e3,
+            float(shape.num_window_rows),
         ]
 
 

@@ -1,7 +1,7 @@
 """What training does with a step's slack.
 
 With inference in the step, a pack's forward rides along in the packed batch as a window of what
-the slack affords, or its units follow, or they run beside the forward; with none, units run until
+the slack affords, or its units follow (or run beside it: see `lanes`); with none, units run until
 the idle quantum is over. The job that was served least, relative to its weight, goes first.
 """
 
@@ -41,20 +41,28 @@ class TrainingShare:
     """Windows and units of one step, and the time they should take.
 
     Attributes:
-        beside: units that run beside the packed forward.
-        expected_ms: what they add to the step.
-        work_ms: what they would take apart from everything else: the worth of the share.
+        beside: units that run beside the packed forward, and those of the steps that follow.
+        beside_ms: how long these take.
+        num_steps: during how many steps.
+        expected_ms: what the share adds to its steps.
+        work_ms: what it would take apart from everything else: its worth.
     """
 
     windows: tuple[WindowSpan, ...] = ()
     units: tuple[LaneUnits, ...] = ()
     beside: tuple[LaneUnits, ...] = ()
+    beside_ms: float = 0.0
+    num_steps: int = 1
     expected_ms: float = 0.0
     work_ms: float = 0.0
 
-    def saved_ms(self) -> float:
-        """How much sooner it is done than it would be apart: 0 for units that take their turn."""
-        return self.work_ms - self.expected_ms
+    def saved_share(self, inference_ms: float) -> float:
+        """Part of the time apart that is saved: 0 for units that take their turn.
+
+        `inference_ms` is what inference alone takes in each step.
+        """
+        apart_ms = self.num_steps * inference_ms + self.work_ms
+        return (self.work_ms - self.expected_ms) / apart_ms if apart_ms else 0.0
 
 
 class Training(Protocol):
@@ -65,6 +73,13 @@ class Training(Protocol):
 
     def give_back(self, num_blocks: int) -> None:
         """Free at least so many borrowed blocks at once, or all there are."""
+
+    @property
+    def lane_runs(self) -> bool:
+        """Whether units of an earlier step still run beside the engine."""
+
+    def finish_lane(self) -> None:
+        """Wait until none does."""
 
 
 def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:
@@ -90,13 +105,14 @@ def plan_training(
     demands: list[TrainDemand],
     budget_ms: float,
     law: LatencyLaw,
-    window_ms: Callable[[int], float] | None,
+    window_ms: Callable[[int, int], float] | None,
     *,
     must_advance: bool,
 ) -> TrainingShare:
     """Spend `budget_ms` on the demands, in order.
 
-    `window_ms` is the extra cost of a window of so many tokens in this step's packed forward; None
+    `window_ms` is the extra cost of so many tokens, and query-key pairs, in this step's packed
+    forward; None
     when the step has no inference rows to ride along with. `must_advance` runs one unit even if
     none is thought to fit, so that nothing starves and a wrong law meets an observation. Without a
     budget nothing runs, not even what a law in error thinks is free.
@@ -113,11 +129,13 @@ def plan_training(
         own_ms = min(left_ms, budget_ms * demand.max_share)
         if window_ms is not None and not windows and can_ride(demand):
             most = min(cursor.num_uncomputed_tokens, cursor.window_tokens)
-            count = affordable_tokens(own_ms, most, window_ms)
+            count = affordable_tokens(own_ms, most, _cost_of_next(cursor, window_ms))
             if count >= min(MIN_WINDOW_TOKENS, most):
-                windows.append(WindowSpan(demand.job_id, cursor.num_forward_tokens, count))
-                own_ms -= window_ms(count)
-                left_ms -= window_ms(count)
+                start = cursor.num_forward_tokens
+                pairs = cursor.num_pairs(start, start + count)
+                windows.append(WindowSpan(demand.job_id, start, count, pairs))
+                own_ms -= window_ms(count, pairs)
+                left_ms -= window_ms(count, pairs)
                 work_ms += window_work_ms(cursor, count, law)
                 cursor = cursor.after_window(count)
         count, spent_ms = affordable_units(cursor, own_ms, law, is_cold=is_cold and not units)
@@ -133,41 +151,12 @@ def plan_training(
     )
 
 
-def plan_beside(
-    demands: list[TrainDemand], step_ms: float, lane_ms: float, law: LatencyLaw, beside: LatencyLaw
-) -> TrainingShare:
-    """Units beside a packed forward that takes `lane_ms` on its share of the machine, then more.
-
-    A unit starts beside it while it is worth more than it lengthens the step, which takes at most
-    `step_ms`. Whether this beats taking turns shows in what the share saves.
-    """
-    step_ms -= max(law.unit_margin_ms, beside.unit_margin_ms)
-    lane: list[LaneUnits] = []
-    after: list[LaneUnits] = []
-    spent_ms = rest_ms = work_ms = 0.0
-    for demand in in_order(demands):
-        cursor, count = demand.cursor, 0
-        while (unit := cursor.next_unit()) is not None:
-            done_ms = spent_ms + beside.unit_ms(unit)
-            longer_ms = max(lane_ms, done_ms) - max(lane_ms, spent_ms)
-            if done_ms > step_ms or longer_ms >= law.unit_ms(unit):
-                break
-            count, spent_ms, cursor = count + 1, done_ms, cursor.after(unit)
-            work_ms += law.unit_ms(unit)
-        if count:
-            lane.append(LaneUnits(demand.job_id, count))
-        left_ms = step_ms - max(lane_ms, spent_ms) - rest_ms
-        own_ms = min(left_ms, step_ms * demand.max_share)
-        more, more_ms = affordable_units(cursor, own_ms, law, is_cold=False)
-        rest_ms, work_ms = rest_ms + more_ms, work_ms + more_ms
-        if more:
-            after.append(LaneUnits(demand.job_id, more))
-    return TrainingShare(
-        units=tuple(after),
-        beside=tuple(lane),
-        expected_ms=max(lane_ms, spent_ms) + rest_ms,
-        work_ms=work_ms,
-    )
+def _cost_of_next(
+    cursor: PackCursor, window_ms: Callable[[int, int], float]
+) -> Callable[[int], float]:
+    """The extra cost of the pack's next so many tokens."""
+    start = cursor.num_forward_tokens
+    return lambda count: window_ms(count, cursor.num_pairs(start, start + count))
 
 
 def window_work_ms(cursor: PackCursor, count: int, law: LatencyLaw) -> float:

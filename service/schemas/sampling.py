@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from service.schemas.base import OpenBody
+from service.schemas.kv_policy import KvPolicyFields
 from service.schemas.logit_arithmetic import LogitTerms
 from service.service_tier import AskedTier
 
@@ -74,8 +75,18 @@ class SamplingFields(OpenBody):
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Extension.")
     stop_token_ids: list[int] | None = Field(None, max_length=64, description="Extension.")
     ignore_eos: bool | None = Field(None, description="Extension; generate beyond the end token.")
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="Extension; only your requests with the same one share cached prompts.",
+    )
     logit_arithmetic: LogitTerms | None = Field(
         None, description="Extension; terms that are added to the logits of `model`."
+    )
+
+    kv_policy: KvPolicyFields | None = Field(
+        None, description="Extension; compresses the prompt's K/V once it is computed."
     )
 
     @property

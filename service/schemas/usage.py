@@ -1,12 +1,23 @@
 """Token counts of one answer."""
 
+from pydantic import Field
+
 from service.schemas.base import Read
 
 
 class PromptTokensDetails(Read):
     """Where prompt tokens came from."""
 
-    cached_tokens: int = 0
+    cached_tokens: int = Field(
+        0, description="Found in the tenant's prefix cache, and not computed again."
+    )
+
+
+class KvTokens(Read):
+    """What a KV policy left of the prompts: tokens of a KV head, on average."""
+
+    kept: int
+    dropped: int
 
 
 class UsageRead(Read):
@@ -16,3 +27,8 @@ class UsageRead(Read):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    kv_tokens: KvTokens | None = Field(
+        None,
+        exclude_if=lambda tokens: tokens is None,
+        description="Prompt tokens that the KV policy kept and dropped; absent without one.",
+    )

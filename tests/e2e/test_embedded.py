@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
+PAGE_TOKENS = 32  # the default
 QUESTION = [{"role": "user", "content": "question 1"}]
 
 
@@ -90,6 +92,62 @@ def test_streamed_chunks_add_up_to_the_whole_answer(service: RunningService) -> 
     assert chunks[-1].usage.completion_tokens == 8 or chunks[-2].choices[0].finish_reason == "stop"
 
 
+def test_a_compressed_prompt_begins_its_answer_like_the_whole_one(
+    service: RunningService,
+) -> None:
+    client = service.tenant("compresses")
+    asked = {"model": BASE_MODEL, "prompt": "How are you? " * 20, "temperature": 0}
+    choice = {"kv_policy": {"type": "ems", "budget": 0.25, "window": 8}}
+
+    whole = client.completions.create(**asked, max_tokens=1)
+    short = client.completions.create(**asked, max_tokens=8, extra_body=choice)
+
+    assert short.choices[0].text.startswith(whole.choices[0].text)
+    assert short.usage is not None
+    kept, prompt = short.usage.model_extra["kv_tokens"]["kept"], short.usage.prompt_tokens
+    assert kept == int(prompt * 0.25)
+    assert short.usage.model_extra["kv_tokens"]["dropped"] == prompt - kept
+
+
+def test_what_a_prompt_shares_with_an_earlier_one_of_the_tenant_is_not_computed_again(
+    service: RunningService,
+) -> None:
+    client, stranger = service.tenant("repeats"), service.tenant("repeats-too")
+    text = "one two three four five six seven eight nine ten " * 20
+
+    def usage(caller: OpenAI, ending: str) -> tuple[int, int]:
+        answer = caller.completions.create(model=BASE_MODEL, prompt=text + ending, max_tokens=4)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    first, second, foreign = usage(client, "red"), usage(client, "blue"), usage(stranger, "red")
+    with client.completions.create(
+        model=BASE_MODEL,
+        prompt=text + "green",
+        max_tokens=4,
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        *_, last = stream
+
+    assert first[1] == foreign[1] == 0
+    assert second[0] - PAGE_TOKENS - 2 <= second[1] < second[0]
+    assert second[1] % PAGE_TOKENS == 0
+    assert last.usage is not None
+    assert last.usage.prompt_tokens_details is not None
+    assert last.usage.prompt_tokens_details.cached_tokens == second[1]
+    until(lambda: _counted(service, "hits") >= 2 * second[1])
+    assert _counted(service, "queries") >= 4 * first[0] - 8
+
+
+def _counted(service: RunningService, what: str) -> float:
+    """A counter of the prefix cache, as Prometheus sees it."""
+    text = httpx.get(f"{service.url}/metrics").text
+    found = re.findall(rf"^vllm:prefix_cache_{what}_total{{.*}} (\S+)$", text, re.M)
+    return sum(map(float, found))
+
+
 def test_a_tenant_cannot_see_what_belongs_to_another(service: RunningService) -> None:
     owner, stranger = service.tenant("owner"), service.tenant("stranger")
     job = finished(owner, start_job(owner))
@@ -117,7 +175,7 @@ def test_a_running_job_can_be_cancelled(service: RunningService) -> None:
 
 def test_a_paused_job_goes_on_where_it_was(service: RunningService) -> None:
     client = service.tenant("pauses")
-    job = start_job(client, examples=40, epochs=2, batch=1)
+    job = start_job(client, examples=200, epochs=2, batch=1)
     until(lambda: len(steps(client, job)) > 2)
 
     client.fine_tuning.jobs.pause(job.id)
@@ -126,8 +184,8 @@ def test_a_paused_job_goes_on_where_it_was(service: RunningService) -> None:
     client.fine_tuning.jobs.resume(job.id)
 
     assert finished(client, job).status == "succeeded"
-    assert paused_at < 80
-    assert steps(client, job)[-1] == 80
+    assert paused_at < 400
+    assert steps(client, job)[-1] == 400
 
 
 def test_bad_data_fails_the_job_with_its_line(service: RunningService) -> None:

@@ -24,7 +24,7 @@ from scheduler.domain.messages import (
     ToEngine,
     TokenFrame,
 )
-from scheduler.domain.request import RequestBody, SamplingParams
+from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from scheduler.text import dataset
 from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import VOCAB_SIZE, save_oracle
@@ -199,6 +199,7 @@ def generate(
     n: int = 1,
     base_model: str = BASE,
     tenant_id: str = "tenant",
+    kv_policy: KvPolicyChoice | None = None,
     **sampling: Any,
 ) -> Generate:
     """An order to answer; greedy and deaf to eos unless `sampling` says otherwise."""
@@ -212,6 +213,7 @@ def generate(
         prompt_token_ids=tuple(prompt),
         sampling=SamplingParams(**plain | sampling),
         n=n,
+        kv_policy=kv_policy,
     )
     folders = {} if adapter is None else {adapter.digest: str(adapter_dir)}
     return Generate(request=body, reply_to=REPLY_TO, adapter_dirs=folders)

@@ -41,7 +41,11 @@ class AdaptedLinear(Structure):
 
 
 class KeySource(Structure):
-    """Where the keys of spans lie; strides in elements, no tables for one buffer."""
+    """Where the keys of spans lie; strides in elements, no tables for one buffer.
+
+    With `heads`, (span, KV head) int64 quadruples: slots before the span's first query, first entry
+    of the head's table, address and number of the log-counts of its first slots.
+    """
 
     _fields_ = (
         ("k", c_void_p),
@@ -51,6 +55,7 @@ class KeySource(Structure):
         ("page_stride", c_int64),
         ("head_stride", c_int64),
         ("token_stride", c_int64),
+        ("heads", c_void_p),
     )
 
 
@@ -114,6 +119,15 @@ class CacheRows(Structure):
     )
 
 
+class HeadRows(Structure):
+    """Rows of compressed sequences, and the slots (row, KV head) that take their K and V."""
+
+    _fields_ = (
+        *(("row", c_int64), ("count", c_int64), ("slots", c_void_p)),
+        *(("keys", c_void_p), ("values", c_void_p)),
+    )
+
+
 class LayerBatch(Structure):
     """A packed batch in one layer; the fields are those of `layer.h`."""
 
@@ -123,7 +137,7 @@ class LayerBatch(Structure):
         ("shape", AttentionShape),
         *(("eps", c_float), ("wants_lse", c_int32), ("cosine", c_void_p), ("sine", c_void_p)),
         *(("runs", c_void_p), ("num_runs", c_int64), ("shrunk_width", c_int64)),
-        ("cache", CacheRows),
+        *(("cache", CacheRows), ("compressed", HeadRows)),
         *(("groups", POINTER(SpanGroup)), ("num_groups", c_int64)),
         *(("windows", POINTER(Window)), ("num_windows", c_int64)),
         ("x", c_void_p),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import torch
 
 from workers.kv_observation import LayerObservation
-from workers.kv_policy import KV_POLICIES, KeptHead, KvPolicy, Ranking
+from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
+from workers.sum_score import SumScore
 
 
 @KV_POLICIES.register("elastic")
-class Elastic(KvPolicy):
+class Elastic(SumScore):
     """Column sums choose; each other token joins the kept one next to it, the earlier of two."""
-
-    def score(self, seen: LayerObservation) -> torch.Tensor:
-        """See KvPolicy."""
-        return seen.column_sums
 
     def keep(self, seen: LayerObservation, head: int, ranked: Ranking, count: int) -> KeptHead:
         """See KvPolicy."""

@@ -18,16 +18,17 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from workers.kv_observation import LayerObservation, attention, group_mean, pool
-from workers.kv_policy import KV_POLICIES, KeptHead, KvPolicy, Ranking
+from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
+from workers.sum_score import SumScore
 
 POOLED_TOKENS = 5
 
 
 @KV_POLICIES.register("ems")
-class Ems(KvPolicy):
+class Ems(SumScore):
     """Global-local score; merging with a zero class and a count of what was merged."""
 
-    class Config(KvPolicy.Config):
+    class Config(SumScore.Config):
         """Options of EMS."""
 
         threshold: float = Field(
@@ -53,15 +54,14 @@ class Ems(KvPolicy):
         merging = ranked.order[count : count + int(self.config.merge_ratio * count)]
         merging = merging[ranked.scores[merging] > 0]
         keys, values = seen.keys[head].float(), seen.values[head].float()
-        members = self._classes(keys, values, tokens, merging)
-        weights = members * ranked.scores[merging, None]
-        own = ranked.scores[tokens, None]
-        merged_values = own * values[tokens] + weights.T @ values[merging]
-        merged_values /= own + weights.sum(0)[:, None]
         directions = F.normalize(keys, dim=-1)
-        turned = F.normalize(own * directions[tokens] + weights.T @ directions[merging], dim=-1)
+        merging, slot = self._join(directions, F.normalize(values, dim=-1), tokens, merging)
+        weights = ranked.scores.float()[:, None]
+        merged_values = _sums(weights * values, tokens, merging, slot)
+        merged_values /= _sums(weights, tokens, merging, slot)
+        turned = F.normalize(_sums(weights * directions, tokens, merging, slot), dim=-1)
         merged_keys = turned * keys[tokens].norm(dim=-1, keepdim=True)
-        joined = members.sum(0)
+        joined = torch.bincount(slot, minlength=count).float()
         changed = joined[:, None] > 0
         return KeptHead(
             tokens,
@@ -70,16 +70,22 @@ class Ems(KvPolicy):
             joined.log1p(),
         )
 
-    def _classes(
+    def _join(
         self, keys: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor, merging: torch.Tensor
-    ) -> torch.Tensor:
-        """Which centre each token joins, one-hot [merging, centres]; none for the zero class."""
-        likeness = _cosines(keys, merging, tokens) * _cosines(values, merging, tokens)
-        zero_class = likeness.new_full((len(merging), 1), self.config.threshold)
-        joined = torch.cat([likeness, zero_class], dim=1).argmax(1)
-        return F.one_hot(joined, len(tokens) + 1)[:, :-1].float()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens that merge, and the slot that each joins; keys and values are directions.
+
+        Those that no centre is like enough to are of the zero class, and left out.
+        """
+        likeness = (keys[merging] @ keys[tokens].T).relu_()
+        likeness *= (values[merging] @ values[tokens].T).relu_()
+        best = likeness.max(1)
+        is_like = best.values >= self.config.threshold
+        return merging[is_like], best.indices[is_like]
 
 
-def _cosines(rows: torch.Tensor, some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    directions = F.normalize(rows, dim=-1)
-    return (directions[some] @ directions[others].T).relu()
+def _sums(
+    rows: torch.Tensor, tokens: torch.Tensor, merging: torch.Tensor, slot: torch.Tensor
+) -> torch.Tensor:
+    """Each slot's own row, and those that join it, added up."""
+    return rows[tokens].index_add_(0, slot, rows[merging])

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
-from workers.kv_observation import LayerObservation
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policy import KV_POLICIES
+from workers.sum_score import SumScore
 
 
 @KV_POLICIES.register("h2o")
-class H2o(KvPolicy):
+class H2o(SumScore):
     """Heavy hitters beside the window."""
-
-    def score(self, seen: LayerObservation) -> torch.Tensor:
-        """See KvPolicy."""
-        return seen.column_sums

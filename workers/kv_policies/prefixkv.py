@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import torch
 
-from workers.kv_observation import LayerObservation
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policy import KV_POLICIES
+from workers.sum_score import SumScore
 
 BISECTIONS = 40
 
 
 @KV_POLICIES.register("prefixkv")
-class PrefixKv(KvPolicy):
+class PrefixKv(SumScore):
     """Column sums choose the tokens; one threshold on their sum chooses how many."""
-
-    def score(self, seen: LayerObservation) -> torch.Tensor:
-        """See KvPolicy."""
-        return seen.column_sums
 
     def layer_budgets(self, scores: list[torch.Tensor], num_free: list[int]) -> list[int]:
         """Tokens that reach the largest share which fits, found by bisection."""

@@ -65,6 +65,16 @@ LADDER_SCHEMA = {
     "additionalProperties": False,
     "properties": {"guard": {"type": "number", "minimum": 0}},
 }
+SNAPKV_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "budget": {"anyOf": [{"type": "integer"}, {"type": "number"}]},
+        "window": {"type": "integer", "minimum": 1, "maximum": 1024, "default": 32},
+        "num_sinks": {"type": "integer", "minimum": 0, "maximum": 64, "default": 0},
+    },
+    "required": ["budget"],
+}
 PLAIN_SCHEMA = {"type": "object", "additionalProperties": False}
 
 
@@ -125,6 +135,7 @@ class FakeWorker:
             peft_methods={"lora": LORA_SCHEMA},
             optimizers={"adamw": ADAMW_SCHEMA},
             objectives={"supervised": {"type": "object", "additionalProperties": False}},
+            kv_policies={"snapkv": SNAPKV_SCHEMA},
             codecs={"compeft": COMPEFT_SCHEMA, "int8": PLAIN_SCHEMA},
             ladders={"compeft": LADDER_SCHEMA},
             merges={"linear": PLAIN_SCHEMA, "lorahub": PLAIN_SCHEMA},
@@ -143,6 +154,8 @@ class FakeWorker:
             num_free_blocks=3,
             num_blocks=4,
             num_preemptions=0,
+            prefix_queries=40,
+            prefix_hits=30,
             active_jobs=(),
             adapter_tiers=self.tiers,
             generation_tokens=7,
@@ -296,7 +309,15 @@ def _frame(
         prompt_logprobs=prompt_scores,
         finish_reason=finish,
         num_cached_tokens=2,
+        num_kept_tokens=_num_kept(request, seq),
     )
+
+
+def _num_kept(request: RequestBody, seq: int) -> int | None:
+    """The whole prompt with the first tokens, and all but one of its tokens from then on."""
+    if request.kv_policy is None:
+        return None
+    return len(request.prompt_token_ids) - (seq >= request.n)
 
 
 def _score(token_id: int, num_top: int, logprob: float = -0.5) -> TokenLogprobs:

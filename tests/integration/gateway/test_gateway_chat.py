@@ -39,6 +39,14 @@ def test_an_answer_comes_whole_with_its_usage(client: OpenAI, worker: FakeWorker
     assert answer.system_fingerprint == "fp_dddddddddddd"
 
 
+def test_a_cache_salt_reaches_the_worker(client: OpenAI, worker: FakeWorker) -> None:
+    client.chat.completions.create(model=BASE, messages=HELLO, extra_body={"cache_salt": "user-7"})
+    client.completions.create(model=BASE, prompt="abc", extra_body={"cache_salt": "user-8"})
+    client.completions.create(model=BASE, prompt="abc")
+
+    assert [request.cache_salt for request in worker.requests] == ["user-7", "user-8", ""]
+
+
 def test_the_prompt_is_the_models_own_template(
     service: Service, client: OpenAI, worker: FakeWorker
 ) -> None:

@@ -342,6 +342,7 @@ def test_adapters_and_capabilities_are_shown(service: Service) -> None:
     one = service.http.get(f"/v1/adapters/{job.adapter_id}", headers=headers).json()
     capabilities = service.http.get("/v1/capabilities", headers=headers).json()
 
+    assert one.pop("residency") == []
     assert adapters == [one]
     assert [version["step"] for version in one["versions"]] == [5, 10]
     assert one["final_version"] == 2

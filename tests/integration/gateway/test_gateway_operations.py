@@ -87,6 +87,8 @@ def test_metrics_use_vllms_names(service: Service, client: OpenAI) -> None:
         f'vllm:kv_cache_usage_perc{{engine="w1",model_name="{BASE}"}} 0.25',
         f'vllm:generation_tokens_total{{engine="w1",model_name="{BASE}"}} 7.0',
         f'vllm:prompt_tokens_total{{engine="w1",model_name="{BASE}"}} 0.0',
+        f'vllm:prefix_cache_queries_total{{engine="w1",model_name="{BASE}"}} 40.0',
+        f'vllm:prefix_cache_hits_total{{engine="w1",model_name="{BASE}"}} 30.0',
         f'vllm:num_preemptions_total{{engine="w1",model_name="{BASE}"}} 0.0',
         f'tandem_trained_tokens_total{{engine="w1",model_name="{BASE}"}} 11.0',
         'tandem_active_jobs{engine="w1"} 0.0',

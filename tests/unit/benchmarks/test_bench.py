@@ -12,6 +12,7 @@ from benchmarks.bench_model import bench_config, make_bench_model
 from benchmarks.closed_loop import Bench
 from benchmarks.first_token import measure_first_tokens
 from benchmarks.load import Load, StopRule
+from benchmarks.prefix import NUM_CALLERS, SHORT_TOKENS, measure_round
 from benchmarks.step_parts import CALLERS, KERNELS, REST, StepParts
 from scheduler.policy.slack import SloTargets
 from workers.activations import SaveLevel
@@ -71,6 +72,16 @@ def test_lone_requests_are_answered_with_and_without_training(bench: Bench) -> N
 
     assert figures["alone_ms"]["count"] == figures["into_training_ms"]["count"] == 2
     assert figures["alone_ms"]["p50"] > 0
+
+
+def test_a_prompt_that_comes_again_is_computed_again_unless_that_is_measured(bench: Bench) -> None:
+    cached = Bench(bench.model, prefix_caching=True)
+
+    times = [measure_round(engine, 0) for engine in (bench, cached)]
+
+    assert all(ms > 0 for round_times in times for ms in round_times.values())
+    assert bench.host.scheduler.prefixes.num_hits == 0
+    assert cached.host.scheduler.prefixes.num_hits >= (NUM_CALLERS - 1) * (SHORT_TOKENS // 32 * 32)
 
 
 @pytest.mark.parametrize("level", list(SaveLevel))

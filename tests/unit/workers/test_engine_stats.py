@@ -37,11 +37,11 @@ class Gauges:
     """As much of a model host as a report looks at; nothing runs there."""
 
     num_blocks, num_free, num_lent = 4, 3, 0
-    num_preemptions = num_recalls = trained_tokens = 0
+    num_preemptions = num_recalls = trained_tokens = num_queries = num_hits = 0
     running = waiting = resident = active = ()
 
     def __init__(self) -> None:
-        self.scheduler = self.trainer = self.adapters = self.pool = self
+        self.scheduler = self.trainer = self.adapters = self.pool = self.prefixes = self
 
 
 def sample(**changes: object) -> RequestSample:
@@ -69,7 +69,7 @@ def test_a_step_is_told_by_kinds_of_tokens_and_by_jobs() -> None:
     assert (step.num_units, step.was_cut) == (4, False)
 
 
-def test_units_beside_the_forward_are_of_the_plan_too() -> None:
+def test_units_beside_the_forward_are_of_the_plan_and_counted_where_their_lane_ends() -> None:
     beside = (LaneUnits("lane", 2), LaneUnits("only-beside", 1))
     plan = replace(PLAN, beside=beside)
 
@@ -80,7 +80,9 @@ def test_units_beside_the_forward_are_of_the_plan_too() -> None:
         ("lane", 5),
         ("only-beside", 1),
     ]
-    assert step.was_cut  # 7 were planned
+    assert not step.was_cut  # those of the lanes go on
+    ended = step_sample(1, StepPlan(is_beside=True), [], 5.0, UNITS)
+    assert (ended.num_units, ended.train_backward_tokens) == (4, 6)
 
 
 def test_the_error_of_a_prediction_counts_only_where_the_whole_plan_ran() -> None:

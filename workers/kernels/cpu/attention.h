@@ -20,12 +20,21 @@ struct Span {
     int64_t keys;                     // first entry of its block table, or first row of its keys
 };
 
+// One KV head of a compressed span: how many slots come before the span's first query, where its table
+// begins, and what is added to the logits of its first slots.
+struct HeadSlots {
+    int64_t start, keys;
+    const float* log_counts;
+    int64_t num_counts;
+};
+
 // Where keys and values lie: element (token t, head h) of a span, in elements.
 template <class T>
 struct KeySource {
     const T *k, *v;
     const int32_t* tables;  // null: one buffer
     int64_t page_tokens, page_stride, head_stride, token_stride;
+    const HeadSlots* heads;  // (spans, kv_heads); null: every head holds the span's tokens
 
     int64_t at(const Span& span, int64_t token, int64_t head) const {
         if (!tables) return (span.keys + token) * token_stride + head * head_stride;
@@ -96,6 +105,27 @@ void block_products(const T* rows, const KeySource<T>& source, const Span& span,
         i += run;
     }
 }
+
+// What one KV head of a span attends to: slots in place of tokens, where its head holds its own.
+struct HeadView {
+    Span span;
+    const float* log_counts;
+    int64_t num_counts;
+
+    // Of the pair span x kv_heads + head.
+    template <class T>
+    static HeadView of(const KeySource<T>& source, const Span& span, int64_t pair) {
+        if (!source.heads) return {span, nullptr, 0};
+        const HeadSlots& slots = source.heads[pair];
+        return {{span.row, span.num_queries, slots.start, slots.keys}, slots.log_counts, slots.num_counts};
+    }
+
+    // How many of the `count` slots from `block` on have a log-count.
+    int64_t counted(int64_t block, int64_t count) const {
+        int64_t left = num_counts - block;
+        return left < 0 ? 0 : left < count ? left : count;
+    }
+};
 
 // Hides keys after a query, and before its window.
 inline void mask(const Span& span, const Shape& shape, const Tile& tile, const int32_t* positions,
@@ -177,8 +207,9 @@ struct QueryTile {
 };
 
 template <class T>
-void attend_tile(const KeySource<T>& source, const Span& span, const Shape& shape, const Tile& tile,
+void attend_tile(const KeySource<T>& source, const HeadView& view, const Shape& shape, const Tile& tile,
                  const T* q, T* out, float* lse) {
+    const Span& span = view.span;
     QueryTile<T> queries;
     alignas(64) float scores[KEY_BLOCK * MAX_TILE], values[KEY_BLOCK * MAX_HEAD_DIM];
     alignas(64) float total[MAX_HEAD_DIM * MAX_TILE], peak[MAX_TILE], mass[MAX_TILE];
@@ -192,6 +223,8 @@ void attend_tile(const KeySource<T>& source, const Span& span, const Shape& shap
     for (int64_t block = first_block(span, shape, tile); block < stop; block += KEY_BLOCK) {
         int64_t count = stop - block < KEY_BLOCK ? stop - block : KEY_BLOCK;
         block_products(source.k, source, span, tile.head, dim, queries.panels, lanes, block, count, scores);
+        for (int64_t i = 0; i < view.counted(block, count); i++)
+            for (int64_t l = 0; l < lanes; l++) scores[i * MAX_TILE + l] += view.log_counts[block + i] / scale;
         mask(span, shape, tile, queries.positions, lanes, block, count, scores);
         widen(source.v, source, span, tile.head, block, count, dim, values);
         for (int64_t l = 0; l < lanes; l += LANES) {
@@ -282,8 +315,9 @@ struct RunningSoftmax {
 
 // One query: the heads that share a KV head, against each key in turn.
 template <class T>
-void attend_single(const KeySource<T>& source, const Span& span, const Shape& shape, int64_t head,
+void attend_single(const KeySource<T>& source, const HeadView& view, const Shape& shape, int64_t head,
                    const T* q, T* out, float* lse) {
+    const Span& span = view.span;
     int64_t dim = shape.head_dim, group = shape.group(), stop = span.start + 1;
     const T* queries = q + span.row * shape.q_stride + head * group * dim;
     alignas(64) float total[MAX_GROUP * MAX_HEAD_DIM], scores[MAX_GROUP * SINGLE_BLOCK];
@@ -303,6 +337,8 @@ void attend_single(const KeySource<T>& source, const Span& span, const Shape& sh
                 dot_keys(queries + g * dim, keys, source.token_stride, run, dim, scores + g * SINGLE_BLOCK + i);
         }
         for (int64_t g = 0; g < group; g++) {
+            for (int64_t i = 0; i < view.counted(block, count); i++)
+                scores[g * SINGLE_BLOCK + i] += view.log_counts[block + i] / shape.scale();
             Floats shift = splat(softmax[g].take(scores + g * SINGLE_BLOCK, count, shape.scale()));
             for (int64_t d = 0; d < dim; d += LANES)
                 store(total + g * dim + d, load(total + g * dim + d) * shift);
@@ -331,13 +367,14 @@ void attend(const KeySource<T>& source, const Span* spans, int64_t num_spans, co
         int64_t tiles = (span.num_queries + most - 1) / most, pieces = tiles * shape.kv_heads;
         for (; mine < piece + pieces; mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) {
             int64_t head = (mine - piece) % shape.kv_heads, t = tiles - 1 - (mine - piece) / shape.kv_heads;
+            HeadView view = HeadView::of(source, span, s * shape.kv_heads + head);
             if (span.num_queries == 1) {
-                attend_single(source, span, shape, head, q, out, lse);
+                attend_single(source, view, shape, head, q, out, lse);
                 continue;
             }
             int64_t first = span.num_queries * t / tiles;
             Tile tile{head, first, span.num_queries * (t + 1) / tiles - first};
-            attend_tile(source, span, shape, tile, q, out, lse);
+            attend_tile(source, view, shape, tile, q, out, lse);
         }
         piece += pieces;
     }

@@ -61,6 +61,14 @@ struct CacheRows {
     int64_t page_tokens, page_stride;
 };
 
+// Rows of compressed sequences, and the slots (row, kv_head) that take their keys and values.
+template <class T>
+struct HeadRows {
+    int64_t row, count;
+    const int64_t* slots;
+    T *keys, *values;
+};
+
 template <class T>
 struct LayerBatch {
     int64_t rows, hidden, inner;
@@ -71,6 +79,7 @@ struct LayerBatch {
     const Run* runs;
     int64_t num_runs, shrunk_width;
     CacheRows<T> cache;
+    HeadRows<T> compressed;
     SpanGroup<T>* groups;
     int64_t num_groups;
     const Window<T>* windows;
@@ -169,6 +178,7 @@ struct LayerForward {
         });
         for (int64_t n = 0; n < batch.num_windows; n++) keep_heads(batch.windows[n]);
         store_keys();
+        store_slots();
     }
 
     // Rows of this member only: it reads what it has just written.
@@ -198,6 +208,22 @@ struct LayerForward {
                 int64_t place = page + (h * cache.page_tokens + cache.offsets[at]) * dim();
                 memcpy(cache.keys + place, k + h * dim(), size_t(dim()) * sizeof(T));
                 memcpy(cache.values + place, v + h * dim(), size_t(dim()) * sizeof(T));
+            }
+        });
+    }
+
+    void store_slots() const {
+        const HeadRows<T>& rows = batch.compressed;
+        int64_t queries = batch.shape.heads * dim(), keys = batch.shape.kv_heads * dim();
+        each_row([&](int64_t i) {
+            int64_t at = i - rows.row;
+            if (at < 0 || at >= rows.count) return;
+            const T* k = batch.heads + i * (queries + keys) + queries;
+            const T* v = batch.qkv + i * (queries + 2 * keys) + queries + keys;
+            for (int64_t h = 0; h < batch.shape.kv_heads; h++) {
+                int64_t place = rows.slots[at * batch.shape.kv_heads + h] * dim();
+                memcpy(rows.keys + place, k + h * dim(), size_t(dim()) * sizeof(T));
+                memcpy(rows.values + place, v + h * dim(), size_t(dim()) * sizeof(T));
             }
         });
     }

@@ -10,8 +10,9 @@ from scheduler.domain.request import RequestBody, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import TRAINING_PRICE, FairShare
 from scheduler.policy.iteration import IterationScheduler, StepLimits
-from scheduler.policy.latency import LatencyLaw, RowCosts
+from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets
 from scheduler.policy.training import TrainDemand
 
@@ -34,6 +35,14 @@ class Demands:
         """What the test has set."""
         assert lendable_blocks >= 0
         return self.now
+
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
 
     def give_back(self, num_blocks: int) -> None:
         """Nothing was borrowed."""
@@ -71,8 +80,9 @@ class FakeEngine:
         self.now_s = 0.0
         self.fair = FairShare()
         law = LatencyLaw(RowCosts((1, 64), (10.0, 20.0)), NUM_LAYERS)
+        pool = BlockPool(num_blocks, 4)
         self.scheduler = IterationScheduler(
-            BlockPool(num_blocks, 4), StepLimits(64, 16), law, CLASSES, self.fair, self
+            pool, StepLimits(64, 16), law, CLASSES, self.fair, self, PrefixCache(pool, "base")
         )
         self.jobs: dict[str, FakeJob] = {}
         self.wanted: dict[str, int] = {}
@@ -113,6 +123,14 @@ class FakeEngine:
             for job_id, job in self.jobs.items()
         ]
 
+    @property
+    def lane_runs(self) -> bool:
+        """No lane outlasts a step here."""
+        return False
+
+    def finish_lane(self) -> None:
+        """None runs."""
+
     def give_back(self, num_blocks: int) -> None:
         """Nothing was borrowed."""
         raise AssertionError(num_blocks)
@@ -120,8 +138,7 @@ class FakeEngine:
     def step(self) -> StepPlan:
         """Plan a step and let it take exactly as long as predicted."""
         plan = self.scheduler.schedule(self.now_s, lambda _: True)
-        windows = tuple((window.start, window.count) for window in plan.windows)
-        shape = self.scheduler.forward_shape(plan.spans, windows)
+        shape = ForwardShape.of(plan.spans, plan.windows)
         forward_ms = self.scheduler.law.forward_ms(shape)
         end_s = self.now_s + max(plan.predicted_ms, forward_ms, 1.0) / 1e3
         self.now_s += forward_ms / 1e3

@@ -1,13 +1,24 @@
-"""Plans beside the forward: within the step, and chosen only where they save time."""
+"""Lanes beside decode steps: within the slack, worth what they claim, and waited for in time."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.domain.plan import StepPlan
+from scheduler.domain.request import RequestBody, Sequence
+from scheduler.policy.blocks import BlockPool
+from scheduler.policy.fairness import FairShare
+from scheduler.policy.iteration import IterationScheduler, StepLimits
+from scheduler.policy.lanes import MAX_LANE_STEPS, WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor, Unit
-from scheduler.policy.training import TrainDemand, TrainingShare, plan_beside
+from scheduler.policy.prefix_cache import PrefixCache
+from scheduler.policy.training import TrainDemand, TrainingShare
+from tests.unit.scheduler.policy.fake_engine import CLASSES, Demands
 
 COSTS = RowCosts((1, 256), (1.0, 40.0))
 
@@ -25,47 +36,139 @@ class Price(LatencyLaw):
         return self.unit_price_ms
 
 
-def demand(job_id: str, num_tokens: int) -> TrainDemand:
+def demand(job_id: str, num_tokens: int, max_share: float = 1.0) -> TrainDemand:
     cursor = PackCursor.begin(
         num_tokens, num_layers=4, trains=True, window_tokens=64, range_tokens=64
     )
-    return TrainDemand(job_id, cursor, served=0.0)
+    return TrainDemand(job_id, cursor, served=0.0, max_share=max_share)
+
+
+def every_lane(num_units: int, step: DecodeStep, apart_ms: float, beside_ms: float) -> list[float]:
+    """What each lane of up to `num_units` units saves of its time apart; the obvious way."""
+    saved = []
+    for count in range(1, num_units + 1):
+        steps, time_ms = 1, step.beside_ms
+        while count * beside_ms - time_ms > WAIT_SHARE * step.beside_ms:
+            steps, time_ms = steps + 1, time_ms + step.beside_ms
+        longer_ms = steps * (step.beside_ms - step.alone_ms)
+        apart_all_ms = steps * step.alone_ms + count * apart_ms
+        saved.append((count * apart_ms - longer_ms) / apart_all_ms)
+    return saved
 
 
 @given(
-    step_ms=st.floats(0, 100),
-    share=st.floats(0.01, 1),
-    apart_ms=st.floats(0.1, 20),
+    alone_ms=st.floats(0.5, 20),
     slower=st.floats(1, 3),
+    slack_ms=st.floats(0, 50),
+    apart_ms=st.floats(0.2, 20),
+    unit_slower=st.floats(1, 3),
     sizes=st.lists(st.integers(1, 600), max_size=3),
 )
-def test_a_plan_beside_the_forward_stays_within_the_step_and_counts_what_it_is_worth(
-    step_ms: float, share: float, apart_ms: float, slower: float, sizes: list[int]
+def test_a_lane_stays_within_the_slack_and_none_saves_more(
+    alone_ms: float,
+    slower: float,
+    slack_ms: float,
+    apart_ms: float,
+    unit_slower: float,
+    sizes: list[int],
 ) -> None:
-    lane_ms = share * step_ms
-    law, beside = Price(apart_ms), Price(slower * apart_ms)
+    step = DecodeStep(alone_ms, slower * alone_ms)
+    law, beside = Price(apart_ms), Price(unit_slower * apart_ms)
     demands = [demand(f"job{i}", size) for i, size in enumerate(sizes)]
 
-    plan = plan_beside(demands, step_ms, lane_ms, law, beside)
+    lane = plan_beside(demands, slack_ms, step, law, beside)
 
-    lane = sum(units.count for units in plan.beside)
-    after = sum(units.count for units in plan.units)
-    assert plan.expected_ms <= step_ms + 1e-6
-    assert abs(plan.expected_ms - max(lane_ms, lane * slower * apart_ms) - after * apart_ms) < 1e-6
-    assert abs(plan.work_ms - (lane + after) * apart_ms) < 1e-6
-    if lane:  # the last unit was worth more than it lengthened the step
-        longer_ms = max(lane_ms, lane * slower * apart_ms)
-        longer_ms -= max(lane_ms, (lane - 1) * slower * apart_ms)
-        assert longer_ms < apart_ms + 1e-6
+    count = sum(units.count for units in lane.beside)
+    assert lane.expected_ms <= slack_ms
+    assert lane.work_ms == pytest.approx(count * apart_ms)
+    assert lane.beside_ms == pytest.approx(count * unit_slower * apart_ms)
+    assert lane.beside_ms <= MAX_LANE_STEPS * step.beside_ms
+    if count:
+        shares = every_lane(count, step, apart_ms, unit_slower * apart_ms)
+        assert lane.saved_share(alone_ms) == pytest.approx(max(shares), abs=1e-6)
 
 
-def test_taking_turns_saves_nothing_and_a_lane_that_overlaps_does() -> None:
-    law, beside = Price(4.0), Price(7.0)
-    inference_ms, lane_ms = 5.0, 8.0
+def test_a_unit_of_two_steps_is_worth_their_longer_time() -> None:
+    law, beside = Price(5.0), Price(10.0)
 
-    plan = plan_beside([demand("job", 64)], 9.0, lane_ms, law, beside)
+    lane = plan_beside([demand("job", 64)], 10.0, DecodeStep(4.0, 5.5), law, beside)
 
-    assert (plan.work_ms, plan.expected_ms) == (4.0, 8.0)
-    saved_ms = plan.work_ms + inference_ms - plan.expected_ms
-    assert saved_ms == 1.0
-    assert TrainingShare(work_ms=4.0, expected_ms=4.0).saved_ms() == 0
+    assert (lane.beside[0].count, lane.num_steps) == (1, 2)
+    assert (lane.work_ms, lane.expected_ms) == (5.0, 3.0)
+    assert lane.saved_share(4.0) == pytest.approx(2.0 / 13.0)
+    assert TrainingShare(work_ms=4.0, expected_ms=4.0).saved_share(4.0) == 0
+
+
+class OneLane(Demands):
+    """Training whose lane runs from when a test says so until it is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_running = False
+
+    @property
+    def lane_runs(self) -> bool:
+        """What the test has set."""
+        return self.is_running
+
+    def finish_lane(self) -> None:
+        """It ends."""
+        self.is_running = False
+
+
+def ask(scheduler: IterationScheduler, name: str, prompt: int) -> Sequence:
+    body = RequestBody(
+        request_id=name,
+        tenant_id="t",
+        base_model="m",
+        prompt_token_ids=tuple(range(prompt, 2 * prompt)),
+        service_class="default",
+    )
+    sequence = Sequence(body, 0, list(body.prompt_token_ids), 0.0)
+    scheduler.add(sequence)
+    return sequence
+
+
+def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
+    training = OneLane()
+    pool = BlockPool(40, 4)
+    scheduler = IterationScheduler(
+        pool,
+        StepLimits(64, 16),
+        Price(1.0),
+        CLASSES,
+        FairShare(),
+        training,
+        PrefixCache(pool, "base"),
+        Price(2.0),
+    )
+    first = ask(scheduler, "first", 5)
+
+    def step(now_s: float) -> StepPlan:
+        plan = scheduler.schedule(now_s, lambda _: True)
+        scheduler.commit(plan)
+        first.token_ids.append(7)
+        return plan
+
+    step(0.0)
+    first.first_token_s = -0.08
+    training.now = [replace(demand("job", 640), may_ride=False)]
+    begins = step(0.0)
+    training.is_running = True
+    ask(scheduler, "second", 9)
+    during = step(0.0)
+    after = step(60.0)
+
+    assert begins.beside
+    assert (during.is_beside, during.beside) == (True, ())
+    assert [span.sequence_id for span in during.spans] == [first.id]
+    assert not training.is_running, "it was waited for"
+    assert sorted(span.count for span in after.spans) == [1, 9]
+
+
+def test_a_job_that_may_take_only_a_part_has_no_lane() -> None:
+    law, beside = Price(5.0), Price(5.0)
+
+    lane = plan_beside([demand("job", 64, max_share=0.5)], 10.0, DecodeStep(4.0, 5.0), law, beside)
+
+    assert not lane.beside

@@ -55,6 +55,23 @@ def test_least_squares_follows_a_law_that_changes_and_says_how_wrong_it_is() -> 
     assert law.predict([1.0, 5.0]) == pytest.approx(23, abs=0.5)
 
 
+def test_an_accident_teaches_little_and_a_lasting_change_all() -> None:
+    random = Random(3)
+    law = OnlineLeastSquares([0.0, 0.0])
+
+    def observe(count: int, slower: float, accident_ms: float = 0.0) -> None:
+        for _ in range(count):
+            x = [1.0, random.uniform(1, 10)]
+            law.observe(x, slower * (2.0 + x[1]) + accident_ms)
+
+    observe(100, slower=1.0)
+    observe(1, slower=1.0, accident_ms=50.0)
+    assert law.predict([1.0, 5.0]) == pytest.approx(7.0, rel=0.01)
+
+    observe(1000, slower=1.5)
+    assert law.predict([1.0, 5.0]) == pytest.approx(10.5, rel=0.05)
+
+
 def test_a_repeated_observation_never_blows_the_law_up() -> None:
     """Days of the same decode step: forgetting must not make the law explode at the next prompt."""
     law = LatencyLaw(COSTS, num_layers=4)

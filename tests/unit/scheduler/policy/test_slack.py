@@ -11,8 +11,9 @@ from scheduler.domain.request import RequestBody, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import MAX_STANDSTILL_S, IterationScheduler, StepLimits
-from scheduler.policy.latency import LatencyLaw, RowCosts
+from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
+from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import AIM, SloTargets, step_slack_ms, token_slack_ms
 from scheduler.policy.training import TrainDemand
 from tests.unit.scheduler.policy.fake_engine import Demands
@@ -24,9 +25,10 @@ CLASSES = {"default": SloTargets(500.0, TPOT_MS), "best_effort": SloTargets(None
 def new_scheduler(num_blocks: int = 200, budget: int = 64) -> IterationScheduler:
     costs = RowCosts((1, 64), (10.0, 20.0))
     law = LatencyLaw(costs, num_layers=4)
-    return IterationScheduler(
-        BlockPool(num_blocks, 4), StepLimits(budget, 16), law, CLASSES, FairShare(), Demands()
-    )
+    pool = BlockPool(num_blocks, 4)
+    prefixes = PrefixCache(pool, "base")
+    limits = StepLimits(budget, 16)
+    return IterationScheduler(pool, limits, law, CLASSES, FairShare(), Demands(), prefixes)
 
 
 def new_sequence(
@@ -196,7 +198,7 @@ def test_what_training_plans_fits_into_the_slack(
 
     plan = schedule(scheduler, late_s, demands)
 
-    inference_ms = scheduler.law.forward_ms(scheduler.forward_shape(plan.spans, ()))
+    inference_ms = scheduler.law.forward_ms(ForwardShape.of(plan.spans, ()))
     assert plan.slack_ms is not None
     assert plan.predicted_ms - inference_ms <= plan.slack_ms + 1e-6
     assert len({w.job_id for w in plan.windows}) <= 1

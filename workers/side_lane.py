@@ -1,0 +1,57 @@
+"""Units of training on a thread beside the engine's own, with a share of the machine's threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+
+from scheduler.domain.plan import LaneUnits
+from workers.unit_clock import TimedUnit
+
+EndedLane = tuple[LaneUnits, Future[list[TimedUnit]]]
+
+
+class SideLane:
+    """Runs lanes one after the other; what a job owns must not change while one of its runs.
+
+    Args:
+        num_threads: for the kernels of the units.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._thread = ThreadPoolExecutor(1, "side-lane", torch.set_num_threads, (num_threads,))
+        self._lanes: list[EndedLane] = []
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a lane has not ended."""
+        return any(not future.done() for _, future in self._lanes)
+
+    def begin(self, lane: LaneUnits, run: Callable[[], list[TimedUnit]]) -> None:
+        """Run a lane after those that have begun."""
+        self._lanes.append((lane, self._thread.submit(run)))
+
+    def finish(self) -> None:
+        """Wait for all lanes."""
+        wait([future for _, future in self._lanes])
+
+    def take_ended(self) -> list[EndedLane]:
+        """Lanes that have ended since the last call, in order; a future may hold an error."""
+        ended = [lane for lane in self._lanes if lane[1].done()]
+        self._lanes = [lane for lane in self._lanes if lane not in ended]
+        return ended
+
+    def has_failed(self, job_id: str) -> bool:
+        """Whether a lane of the job, not taken yet, has ended in an error."""
+        return any(
+            future.done() and future.exception() is not None
+            for lane, future in self._lanes
+            if lane.job_id == job_id
+        )
+
+    def discard(self, job_id: str) -> None:
+        """Wait, and forget how a job's lanes ended."""
+        self.finish()
+        self._lanes = [lane for lane in self._lanes if lane[0].job_id != job_id]

@@ -1,0 +1,34 @@
+"""H2O's score, which several policies share: attention that a token got from all queries."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from workers.kv_observation import LayerObservation
+from workers.kv_policy import KvPolicy
+
+
+class SumScore(KvPolicy):
+    """A policy that scores by column sums; some of the queries stand for all."""
+
+    class Config(KvPolicy.Config):
+        """Options of the score."""
+
+        num_queries: int = Field(
+            256, ge=16, le=2**20, description="Queries that are counted, evenly over the prompt."
+        )
+
+    config: Config
+
+    def query_stride(self, num_tokens: int) -> int:
+        """See KvPolicy."""
+        return max(1, num_tokens // self.config.num_queries)
+
+    def num_watched(self, num_tokens: int) -> int:
+        """See KvPolicy: those of the whole prompt, for they are summed."""
+        return 0 if self.keeps_all(num_tokens) else num_tokens
+
+    def score(self, seen: LayerObservation) -> torch.Tensor:
+        """See KvPolicy."""
+        return seen.column_sums

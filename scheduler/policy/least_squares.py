@@ -85,7 +85,7 @@ class OnlineLeastSquares:
 
 
 def solve(lower: list[list[float]], right: list[float], ridge: float) -> list[float]:
-    """The z of (A + ridge I) z = right, by Cholesky factors; `lower` is the lower half of A >= 0."""
+    """Solve (A + ridge I) z = right by Cholesky factors; `lower` is the lower half of A >= 0."""
     factor: list[list[float]] = []
     forward: list[float] = []
     for i, row in enumerate(lower):

@@ -20,6 +20,7 @@ from scheduler.store.adapters import Adapters
 from scheduler.store.board import Board
 from scheduler.store.channels import connect_channel
 from scheduler.store.database import Database, migrate
+from scheduler.store.evaluations import Evaluations
 from scheduler.store.files import Files
 from scheduler.store.idempotency import Idempotency
 from scheduler.store.jobs import Jobs
@@ -33,6 +34,7 @@ from service.coded_adapters import CodedAdapters
 from service.dashboard.files import DashboardFiles
 from service.deps import adapter_path
 from service.errors import domain_response, plain_response, validation_response
+from service.evaluator import Evaluator
 from service.event_stream import CLIENT_CLOSED, ClientLeft
 from service.gateway import Gateway
 from service.generation import Engines
@@ -49,6 +51,7 @@ from service.routes import (
     capabilities,
     chat,
     completions,
+    evaluations,
     files,
     fine_tuning,
     health,
@@ -130,7 +133,9 @@ async def open_gateway(settings: ServiceSettings) -> AsyncIterator[Gateway]:
         meter = UsageMeter(usage)
         await stack.enter_async_context(meter.running())
         await stack.enter_async_context(pool.running())
-        yield _assemble(settings, db, pool, usage, meter)
+        gateway = _assemble(settings, db, pool, usage, meter)
+        await stack.enter_async_context(Evaluator(gateway).running())
+        yield gateway
 
 
 def _assemble(
@@ -148,6 +153,7 @@ def _assemble(
         jobs=Jobs(db),
         adapters=Adapters(db),
         orders=Orders(db),
+        evaluations=Evaluations(db),
         usage=usage,
         board=Board(db),
         idempotency=Idempotency(db),
@@ -171,6 +177,7 @@ def _operation_id(route: APIRoute) -> str:
 def _add_routes(app: FastAPI) -> None:
     for module in (
         *(files, fine_tuning, adapter_orders, adapters, adapter_pointers, adapter_exports),
+        evaluations,
         *(capabilities, account, admin, board, workers, health),
     ):
         app.include_router(module.router)

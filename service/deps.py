@@ -11,6 +11,7 @@ from scheduler.domain.tenant import Tenant
 from scheduler.store.adapter_orders import TenantOrders
 from scheduler.store.adapters import TenantAdapters
 from scheduler.store.board import Board
+from scheduler.store.evaluations import TenantEvaluations
 from scheduler.store.files import TenantFiles
 from scheduler.store.idempotency import IdempotencyKey
 from scheduler.store.jobs import TenantJobs
@@ -56,6 +57,10 @@ def _tenant_adapters(gateway: AnyGateway, tenant: CurrentTenant) -> TenantAdapte
 
 def _tenant_orders(gateway: AnyGateway, tenant: CurrentTenant) -> TenantOrders:
     return gateway.orders.for_tenant(tenant.id)
+
+
+def _tenant_evaluations(gateway: AnyGateway, tenant: CurrentTenant) -> TenantEvaluations:
+    return gateway.evaluations.for_tenant(tenant.id)
 
 
 def _tenant_usage(gateway: AnyGateway, tenant: CurrentTenant) -> TenantUsage:
@@ -123,6 +128,7 @@ FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]
 AdaptersDep = Annotated[TenantAdapters, Depends(_tenant_adapters)]
 OrdersDep = Annotated[TenantOrders, Depends(_tenant_orders)]
+EvaluationsDep = Annotated[TenantEvaluations, Depends(_tenant_evaluations)]
 UsageDep = Annotated[TenantUsage, Depends(_tenant_usage)]
 AdapterImportDep = Annotated[AdapterImport, Depends(_adapter_import)]
 CodedDep = Annotated[CodedAdapters, Depends(_coded)]

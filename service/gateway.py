@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scheduler.store.adapters import Adapters
     from scheduler.store.board import Board
     from scheduler.store.database import Database
+    from scheduler.store.evaluations import Evaluations
     from scheduler.store.files import Files
     from scheduler.store.idempotency import Idempotency
     from scheduler.store.jobs import Jobs
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The parts of a gateway. Stores here see all tenants, so only `deps.py` touches them."""
+    """The parts of a gateway.
+
+    Stores here see all tenants, so only two narrow them: `deps.py` for routes, and `evaluator.py`
+    for the tenants whose evaluations it carries out.
+    """
 
     settings: ServiceSettings
     db: Database
@@ -35,6 +40,7 @@ class Gateway:
     jobs: Jobs
     adapters: Adapters
     orders: Orders
+    evaluations: Evaluations
     usage: Usage
     board: Board
     idempotency: Idempotency

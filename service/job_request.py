@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from scheduler.domain.errors import InvalidInput, UnknownPlugin
 from scheduler.domain.job import FinetuneSpec
 from scheduler.store.jobs import JobDraft
+from service.evaluation_request import draft_gate
 from service.order_request import draft_compression
 from service.schemas.fine_tuning import Hyperparameters, TrainingExtras
 
@@ -126,6 +127,12 @@ def _spec(body: JobCreate, given: _Given, roster: WorkerRoster) -> FinetuneSpec:
         compress = draft_compression(
             body.compress, body.model, body.validation_file, roster, "compress."
         )
+    gate = None if body.promote_if is None else draft_gate(body.promote_if, body.validation_file)
+    if gate is not None and compress is not None and compress.promote:
+        raise InvalidInput(
+            "With 'promote_if' only what was evaluated becomes live; leave one of the two out.",
+            param="compress.promote",
+        )
     try:
         return FinetuneSpec(
             base_model=body.model,
@@ -135,6 +142,7 @@ def _spec(body: JobCreate, given: _Given, roster: WorkerRoster) -> FinetuneSpec:
             optimizer_config=optimizer_config,
             seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
             compress=compress,
+            promote_if=gate,
             **fields,
         )
     except ValidationError as error:
@@ -218,5 +226,6 @@ def _extras_shown(spec: FinetuneSpec) -> dict[str, object]:
         "method_config": spec.method_config,
         "optimizer": spec.optimizer,
         "optimizer_config": spec.optimizer_config,
-        "compress": None if spec.compress is None else spec.compress.model_dump(mode="json"),
+        "compress": spec.compress and spec.compress.model_dump(mode="json"),
+        "promote_if": spec.promote_if and spec.promote_if.model_dump(mode="json"),
     }

@@ -36,6 +36,12 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
     max_open_orders: int = Field(
         16, ge=1, description="Compressions and merges of one tenant that are not over."
     )
+    max_open_evaluations: int = Field(
+        16, ge=1, description="Evaluations of one tenant that are not over."
+    )
+    max_evaluations: int = Field(
+        2, ge=0, description="Evaluations that this gateway carries out at once; 0: none."
+    )
     max_active_jobs: int = Field(
         16, ge=1, description="Fine-tuning jobs of one tenant that are not over."
     )

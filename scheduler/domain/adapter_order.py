@@ -17,15 +17,6 @@ class OrderKind(StrEnum):
     MERGE = "merge"  # a version made of several
 
 
-class OrderStatus(StrEnum):
-    """How far an order is."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-
-
 class Compression(BaseModel):
     """How to make a version small.
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scheduler.domain.adapter_order import Compression
 from scheduler.domain.errors import InvalidTransition
+from scheduler.domain.evaluation import EvaluationPlan
 
 
 class JobStatus(StrEnum):
@@ -86,6 +87,9 @@ class FinetuneSpec(BaseModel):
     max_share: float = Field(1.0, gt=0, le=1)
     compress: Compression | None = Field(
         None, description="Made of the final version once the job has succeeded."
+    )
+    promote_if: EvaluationPlan | None = Field(
+        None, description="What the final version must show before the adapter's name answers."
     )
 
     @property

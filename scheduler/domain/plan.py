@@ -17,6 +17,7 @@ class Span:
     start: int
     count: int
     num_dropped: int = 0
+    adapter: str = ""
 
     @property
     def num_pairs(self) -> int:

@@ -145,6 +145,7 @@ class Sequence:
         num_cached_tokens: prompt tokens whose K/V were there when it first ran.
         arrival_s: monotonic time at which the engine took the request in.
         member: which of the request's members computes it; the first leads the group.
+        adapter: that member's.
         weight: factor of its logits.
         followers: the other sequences of the group, in the order of members; a lead's only.
         first_token_s: monotonic time of its first output token.
@@ -167,6 +168,10 @@ class Sequence:
     member: int = 0
     weight: float = 1.0
     followers: list[Sequence] = field(default_factory=list)
+    adapter: AdapterRef | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adapter = self.request.members[self.member].adapter
 
     @property
     def id(self) -> str:

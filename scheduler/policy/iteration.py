@@ -11,7 +11,7 @@ arXiv:2402.18789 (serving and training tokens in one step).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import HeadLayout, Sequence
@@ -130,7 +130,7 @@ class IterationScheduler:
     ) -> StepPlan:
         expected_ms = self.law.forward_ms(shape) + share.expected_ms
         if is_beside and self.beside is not None:
-            expected_ms = self.beside.forward_ms(shape)
+            expected_ms = self.beside.forward_ms(replace(shape, begins_lane=bool(share.beside)))
         return StepPlan(
             spans=spans,
             windows=share.windows,
@@ -176,7 +176,8 @@ class IterationScheduler:
         )
         if self.beside is None or slack_ms is None or not shape.num_rows or shape.score_pairs:
             return turn
-        beside_ms = self.beside.forward_ms(shape) + self.beside.margin_ms
+        begins = replace(shape, begins_lane=True)
+        beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms
         step = DecodeStep(inference_ms, beside_ms)
         lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
         if turn.work_ms >= LONG_TURN * lane.work_ms:
@@ -215,7 +216,8 @@ class IterationScheduler:
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
         law = self.beside if plan.is_beside and self.beside is not None else self.law
-        law.observe_forward(ForwardShape.of(plan.spans, plan.windows), elapsed_ms)
+        shape = ForwardShape.of(plan.spans, plan.windows)
+        law.observe_forward(replace(shape, begins_lane=bool(plan.beside)), elapsed_ms)
 
     def _charge(self, sequence: Sequence, span: Span) -> None:
         request = sequence.request
@@ -239,6 +241,7 @@ class IterationScheduler:
                 shape.context_tokens,
                 shape.score_pairs + num_pairs,
                 count,
+                shape.num_adapters + 1,
             )
             return max(0.0, self.law.forward_ms(wider) - base_ms) if count else 0.0
 
@@ -395,4 +398,5 @@ def _spans_of(lead: Sequence, count: int) -> Iterator[Span]:
     """The same tokens for every sequence of a group."""
     for sequence in lead.group:
         computed, dropped = sequence.num_computed_tokens, sequence.num_dropped_tokens
-        yield Span(sequence.id, computed, count, dropped)
+        name = "" if sequence.adapter is None else sequence.adapter.digest
+        yield Span(sequence.id, computed, count, dropped, name)

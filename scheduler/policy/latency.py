@@ -53,6 +53,8 @@ class ForwardShape:
         context_tokens: keys that single-token spans read.
         score_pairs: query-key pairs of longer spans and windows.
         num_window_rows: rows of training windows, whose activations are kept.
+        num_adapters: different adapters, of spans and windows.
+        begins_lane: units start beside it; until they do, they take the interpreter's time.
     """
 
     num_rows: int
@@ -60,6 +62,8 @@ class ForwardShape:
     context_tokens: int
     score_pairs: int
     num_window_rows: int = 0
+    num_adapters: int = 0
+    begins_lane: bool = False
 
     @classmethod
     def of(cls, spans: tuple[Span, ...], windows: tuple[WindowSpan, ...]) -> ForwardShape:
@@ -71,6 +75,7 @@ class ForwardShape:
             score_pairs=sum(s.num_pairs for s in spans if s.count > 1)
             + sum(w.num_pairs for w in windows),
             num_window_rows=sum(w.count for w in windows),
+            num_adapters=len({s.adapter for s in spans if s.adapter}) + len(windows),
         )
 
 
@@ -80,7 +85,7 @@ class LatencyLaw:
     def __init__(self, costs: RowCosts, num_layers: int) -> None:
         self.costs = costs
         per_token_layer = costs.at(costs.rows[-1]) / costs.rows[-1] / num_layers
-        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01, 0.02])
+        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01, 0.02, 0.1, 0.1])
         self._units = {
             direction: OnlineLeastSquares([0.1 * work, work * per_token_layer, 0.0, 0.0, 0.0])
             for direction, work in UNIT_WORK.items()
@@ -123,6 +128,8 @@ class LatencyLaw:
             shape.context_tokens / 1e3,
             shape.score_pairs / 1e3,
             float(shape.num_window_rows),
+            float(shape.num_adapters),
+            1.0 if shape.begins_lane else 0.0,
         ]
 
 

@@ -110,6 +110,5 @@ class PrefixCache:
 
     def _root(self, sequence: Sequence) -> bytes:
         request = sequence.request
-        adapter = request.members[sequence.member].adapter
-        digest = None if adapter is None else adapter.digest
+        digest = None if sequence.adapter is None else sequence.adapter.digest
         return chain_root(request.tenant_id, request.cache_salt, self.base_digest, digest)

@@ -16,9 +16,6 @@ class PublishedBlocks:
     def __contains__(self, block: int) -> bool:
         return block in self._key_of
 
-    def __len__(self) -> int:
-        return len(self._key_of)
-
     @property
     def idle(self) -> list[int]:
         """Published blocks that nobody holds, least recently held first."""

@@ -2,6 +2,7 @@
 
 NAME                 the promoted version, else the one that the job or the import published
 NAME:live            the promoted version, else the newest that was trained or imported
+                     (of a gated adapter both mean the promoted version and nothing else)
 NAME:TAG             the version that the tag is on
 NAME@N               version N
 NAME:ckpt-step-N     the version of that training step
@@ -80,7 +81,8 @@ def _labelled(model_name: str, label: str) -> ColumnElement[bool]:
     if label == LIVE:
         versions, made = adapter_versions.c, (OrderKind.COMPRESS, OrderKind.MERGE)
         was_made = func.coalesce(versions.origin, "").in_(made)
-        is_newest = adapters.c.live_version.is_(None) & ~was_made  # of all the newest comes first
+        is_open = adapters.c.live_version.is_(None) & ~adapters.c.is_gated
+        is_newest = is_open & ~was_made  # of all the newest comes first
         return or_(versions.version == adapters.c.live_version, is_newest)
     tagged = select(adapter_tags.c.version).where(
         adapter_tags.c.adapter_id == adapters.c.id, adapter_tags.c.tag == label

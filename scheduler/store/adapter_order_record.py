@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scheduler.domain.adapter_order import OrderKind, OrderStatus
+from scheduler.domain.adapter_order import OrderKind
+from scheduler.domain.work_status import WorkStatus
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
+
+    from scheduler.store.leased_work import Claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,7 @@ class Order:
 
     id: str
     kind: OrderKind
-    status: OrderStatus
+    status: WorkStatus
     adapter_id: str
     version: int | None
     uri: str | None
@@ -38,18 +41,18 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderWork:
-    """What the task needs; `num_tries` is the fence of all it writes.
+    """What the task needs.
 
     Attributes:
+        claim: the fence of all it writes.
         options: as the tenant gave them; a model of domain/adapter_order.py by kind.
         max_total_bytes: the tenant may hold so much once a version has been made.
         target_uri: where what is made goes; no other try writes there.
     """
 
-    order_id: str
+    claim: Claim
     tenant_id: str
     kind: OrderKind
-    num_tries: int
     adapter_id: str
     version: int | None
     base_model: str
@@ -63,7 +66,7 @@ def order_of(row: Row[Any]) -> Order:
     return Order(
         id=row.id,
         kind=OrderKind(row.kind),
-        status=OrderStatus(row.status),
+        status=WorkStatus(row.status),
         adapter_id=row.adapter_id,
         version=row.version,
         uri=row.uri,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, func, or_, select, update
 
-from scheduler.domain.adapter_order import OrderKind, OrderStatus
+from scheduler.domain.adapter_order import OrderKind
 from scheduler.domain.errors import NotFound
 from scheduler.store import adapter_pointers
 from scheduler.store.adapter_imports import (
@@ -23,8 +23,9 @@ from scheduler.store.adapter_imports import (
 from scheduler.store.adapter_order_record import Order, OrderWork
 from scheduler.store.clock import DbNow
 from scheduler.store.ids import new_id
+from scheduler.store.leased_work import WORN_OUT, Claim, LeasedWork
 from scheduler.store.tables import adapter_orders, adapters
-from scheduler.store.tenant_orders import OPEN, TenantOrders
+from scheduler.store.tenant_orders import TenantOrders
 from scheduler.store.tenants import lock_tenant
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _FOLDERS = {
     OrderKind.COMPRESS: "compressed-",
     OrderKind.MERGE: "made-",
 }
-MAX_TRIES = 3  # an order that killed so many processes is given up
+_WORK = LeasedWork(adapter_orders, ORDER_LEASE_S)
 
 
 class Orders:
@@ -56,10 +57,7 @@ class Orders:
     async def hint(self, resend_after_s: float) -> list[str]:
         """Ids of orders that a task should look at now; the next time only after a while."""
         orders = adapter_orders.c
-        waiting = or_(
-            orders.status == OrderStatus.QUEUED,
-            (orders.status == OrderStatus.RUNNING) & (orders.lease_until < DbNow()),
-        )
+        waiting = _WORK.is_free
         due = or_(orders.hinted_at.is_(None), orders.hinted_at < DbNow() - resend_after_s)
         async with self._db.read() as conn:  # nearly always none: do not take the write lock
             if await conn.scalar(select(func.count()).where(waiting, due)) == 0:
@@ -70,37 +68,25 @@ class Orders:
 
     async def begin(self, order_id: str) -> OrderWork | None:
         """Take an order; None when it is not wanted or somebody is at it."""
-        orders = adapter_orders.c
-        free = or_(orders.lease_until.is_(None), orders.lease_until < DbNow())
-        take = (
-            update(adapter_orders)
-            .where(orders.id == order_id, orders.status.in_(OPEN), free)
-            .values(
-                status=OrderStatus.RUNNING,
-                num_tries=orders.num_tries + 1,
-                lease_until=DbNow() + ORDER_LEASE_S,
-            )
-            .returning(adapter_orders)
-        )
         async with self._db.begin() as conn:
-            row = (await conn.execute(take)).one_or_none()
+            row = await _WORK.take(conn, order_id)
             if row is None:
                 return None
             work = _work_of(row)
-            if row.num_tries > MAX_TRIES:
-                await _end(conn, work, error=f"It failed {MAX_TRIES} times without a reason.")
+            if work.claim.is_worn_out:
+                await _WORK.end(conn, work.claim, error=WORN_OUT)
                 return None
             return work
 
     async def renew(self, work: OrderWork) -> bool:
         """Extend the lease; False when the order is not wanted any more."""
         async with self._db.begin() as conn:
-            return await _fenced(conn, work, lease_until=DbNow() + ORDER_LEASE_S)
+            return await _WORK.renew(conn, work.claim)
 
     async def succeed_export(self, work: OrderWork, files: dict[str, int]) -> bool:
         """Record the stored model; False when it is not wanted any more."""
         async with self._db.begin() as conn:
-            return await _end(conn, work, uri=work.target_uri, files=files)
+            return await _WORK.end(conn, work.claim, uri=work.target_uri, files=files)
 
     async def succeed_version(
         self, work: OrderWork, stored: StoredVersion, *, name: str | None, promote: bool
@@ -120,7 +106,7 @@ class Orders:
         """
         async with self._db.begin() as conn:
             tenant = await lock_tenant(conn, work.tenant_id)
-            if not await _fenced(conn, work):
+            if not await _WORK.change(conn, work.claim):
                 return False
             await check_room(conn, work.tenant_id, stored.num_bytes, work.max_total_bytes)
             if name is not None:
@@ -130,51 +116,17 @@ class Orders:
             version = await insert_version(conn, adapter, stored)
             if promote and adapter.live_version in (None, work.version):
                 await adapter_pointers.promote(conn, adapter, version)
-            return await _end(conn, work, result_version=version)
+            return await _WORK.end(conn, work.claim, result_version=version)
 
     async def fail(self, work: OrderWork, error: str) -> bool:
         """Record why nothing will be made; False when it is not wanted any more."""
         async with self._db.begin() as conn:
-            return await _end(conn, work, error=error)
+            return await _WORK.end(conn, work.claim, error=error)
 
     async def abandon(self, work: OrderWork) -> None:
         """Hand the order back undone, because this process is asked to end."""
         async with self._db.begin() as conn:
-            await _fenced(
-                conn,
-                work,
-                status=OrderStatus.QUEUED,
-                lease_until=None,
-                hinted_at=None,
-                num_tries=adapter_orders.c.num_tries - 1,
-            )
-
-
-async def _fenced(conn: AsyncConnection, work: OrderWork, **values: object) -> bool:
-    result = await conn.execute(
-        update(adapter_orders)
-        .where(
-            adapter_orders.c.id == work.order_id,
-            adapter_orders.c.num_tries == work.num_tries,
-            adapter_orders.c.status == OrderStatus.RUNNING,
-        )
-        .values(values or {"num_tries": work.num_tries})
-    )
-    return result.rowcount == 1
-
-
-async def _end(
-    conn: AsyncConnection, work: OrderWork, *, error: str | None = None, **made: object
-) -> bool:
-    return await _fenced(
-        conn,
-        work,
-        status=OrderStatus.FAILED if error else OrderStatus.SUCCEEDED,
-        error_message=error,
-        finished_at=DbNow(),
-        lease_until=None,
-        **made,
-    )
+            await _WORK.give_back(conn, work.claim, hinted_at=None)
 
 
 async def _adapter(conn: AsyncConnection, work: OrderWork) -> Row[Any]:
@@ -192,10 +144,9 @@ async def _adapter(conn: AsyncConnection, work: OrderWork) -> Row[Any]:
 
 def _work_of(row: Row[Any]) -> OrderWork:
     return OrderWork(
-        order_id=row.id,
+        claim=Claim(row.id, row.num_tries),
         tenant_id=row.tenant_id,
         kind=OrderKind(row.kind),
-        num_tries=row.num_tries,
         adapter_id=row.adapter_id,
         version=row.version,
         base_model=row.base_model,

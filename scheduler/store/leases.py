@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Row, func, select, update
 
-from scheduler.domain.adapter_order import OrderKind
 from scheduler.domain.errors import LostLease
 from scheduler.domain.job import FinetuneSpec, JobStatus
 from scheduler.store.clock import DbNow
+from scheduler.store.job_aftermath import order_aftermath
 from scheduler.store.job_end import end_job
 from scheduler.store.job_events import append_event
 from scheduler.store.job_record import JobError
@@ -21,7 +21,6 @@ from scheduler.store.lease_record import CheckpointCommit, CheckpointRef, Leased
 from scheduler.store.outbox import OutboxKind, enqueue
 from scheduler.store.progress import record_step
 from scheduler.store.tables import checkpoints, jobs, tenants
-from scheduler.store.tenant_orders import insert_order
 from scheduler.store.versions import commit_version, newest_version, publish
 
 if TYPE_CHECKING:
@@ -169,8 +168,8 @@ class Leases:
             row = await _fenced_update(conn, job_id, epoch, trained_tokens=commit.trained_tokens)
             ref = await commit_version(conn, row, commit)
             await publish(conn, ref)
-            await _order_compression(conn, row, ref)
-            message = f"The job has succeeded; {row.model_name} is ready."
+            await order_aftermath(conn, row, ref)
+            message = f"The job has succeeded; its adapter is {row.model_name}."
             await end_job(conn, job_id, JobStatus.SUCCEEDED, message)
         return ref
 
@@ -249,24 +248,6 @@ async def _fenced_row(conn: AsyncConnection, job_id: str, epoch: int) -> Row[Any
     if row is None:
         raise LostLease(f"Job {job_id} does not run under epoch {epoch} any more.")
     return row
-
-
-async def _order_compression(conn: AsyncConnection, row: Row[Any], ref: AdapterRef) -> None:
-    """What the job asked for besides training is done by a task; the job does not wait for it."""
-    compression = FinetuneSpec.model_validate(row.spec).compress
-    if compression is None:
-        return
-    order_id = await insert_order(
-        conn,
-        tenant_id=row.tenant_id,
-        kind=OrderKind.COMPRESS,
-        adapter_id=ref.adapter_id,
-        version=ref.version,
-        base_model=row.base_model,
-        options=compression.model_dump(mode="json"),
-    )
-    message = f"A compressed version was ordered: {order_id}."
-    await append_event(conn, row.id, message, level="info")
 
 
 async def _give_back(conn: AsyncConnection, row: Row[Any], *, crashed: bool = False) -> None:

@@ -190,6 +190,8 @@ adapters = Table(
     Column("final_version", Integer),
     Column("live_version", Integer),
     Column("is_pinned", Boolean, nullable=False, server_default=false()),
+    # Nothing answers to its name before a version was promoted.
+    Column("is_gated", Boolean, nullable=False, server_default=false()),
     Column("created_at", Float, nullable=False),
     Column("deleted_at", Float),
 )
@@ -279,6 +281,27 @@ adapter_orders = Table(
     Column("lease_until", Float),
     Column("hinted_at", Float),
     _version_key(),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("seq", Seq, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("adapter_id", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("job_id", ForeignKey("jobs.id")),  # NULL: no job asked for it
+    Column("plan", JSON, nullable=False),
+    Column("report", JSON(none_as_null=True)),
+    Column("error_message", Text),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("num_tries", Integer, nullable=False),
+    Column("lease_until", Float),
+    _version_key(),
+    Index(None, "tenant_id", "seq"),
 )
 
 outbox = Table(

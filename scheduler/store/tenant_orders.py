@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, delete, func, insert, select
 
-from scheduler.domain.adapter_order import OrderKind, OrderStatus
+from scheduler.domain.adapter_order import OrderKind
 from scheduler.domain.errors import Conflict, NotFound, QuotaExceeded
+from scheduler.domain.work_status import OPEN, WorkStatus
 from scheduler.store.adapter_imports import refuse_while_job_runs
 from scheduler.store.adapter_order_record import Order, order_of
 from scheduler.store.clock import DbNow
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from scheduler.domain.adapter_order import Compression, Merging
     from scheduler.store.database import Database
-
-OPEN = (OrderStatus.QUEUED, OrderStatus.RUNNING)
 
 
 class TenantOrders:
@@ -46,7 +45,7 @@ class TenantOrders:
         async with self._db.begin() as conn:
             await lock_tenant(conn, self._tenant_id)
             row = await self._find(conn, export_id(adapter_id, version))
-            if row is not None and row.status != OrderStatus.FAILED:
+            if row is not None and row.status != WorkStatus.FAILED:
                 return order_of(row)
             base_model = await self._base_of(conn, adapter_id, version)
             if row is not None:
@@ -84,7 +83,7 @@ class TenantOrders:
             Conflict: it is not made, or cannot be.
         """
         order = await self.exported(adapter_id, version)
-        if order.status is not OrderStatus.SUCCEEDED:
+        if order.status is not WorkStatus.SUCCEEDED:
             reason = f": {order.error_message}" if order.error_message else "; ask again later."
             raise Conflict(f"The merge of version {version} is {order.status}{reason}")
         return order
@@ -278,7 +277,7 @@ async def insert_order(conn: AsyncConnection, **values: object) -> str:
         conn: the caller's transaction.
         values: columns of the table; without `id` it gets a fresh one.
     """
-    fresh = {"id": new_id("order-"), "status": OrderStatus.QUEUED, "num_tries": 0}
+    fresh = {"id": new_id("order-"), "status": WorkStatus.QUEUED, "num_tries": 0}
     row = fresh | values
     await conn.execute(insert(adapter_orders).values(created_at=DbNow(), **row))
     return str(row["id"])

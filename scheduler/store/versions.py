@@ -64,10 +64,9 @@ async def commit_version(
 
 
 async def publish(conn: AsyncConnection, ref: AdapterRef) -> None:
-    """Let this version answer to the adapter's plain name."""
-    await conn.execute(
-        update(adapters).where(adapters.c.id == ref.adapter_id).values(final_version=ref.version)
-    )
+    """Let this version answer to the adapter's plain name, unless that is to be earned."""
+    is_open = (adapters.c.id == ref.adapter_id) & ~adapters.c.is_gated
+    await conn.execute(update(adapters).where(is_open).values(final_version=ref.version))
 
 
 async def _ensure_adapter(conn: AsyncConnection, job: Row[Any]) -> None:
@@ -79,6 +78,7 @@ async def _ensure_adapter(conn: AsyncConnection, job: Row[Any]) -> None:
             job_id=job.id,
             base_model=job.base_model,
             model_name=job.model_name,
+            is_gated=job.spec.get("promote_if") is not None,
             created_at=DbNow(),
         )
         .on_conflict_do_nothing(index_elements=["id"])

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from scheduler.domain.adapter import MANIFEST_FILE, AdapterManifest
 from scheduler.domain.adapter_order import Compression, Merging, OrderFolder, OrderKind
-from scheduler.domain.errors import DomainError, ModelNotFound
+from scheduler.domain.errors import DomainError, LostLease, ModelNotFound
 from scheduler.store.adapter_imports import StoredVersion
 from scheduler.store.adapter_orders import ORDER_LEASE_S, Orders, OrderWork
 from scheduler.store.adapters import Adapters
 from scheduler.store.files import Files
+from scheduler.store.kept_lease import kept_lease
 from scheduler.tasks.programs import Program
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from scheduler.tasks.context import TaskContext
 
@@ -35,12 +36,14 @@ async def carry_out_order(order_id: str, context: TaskContext) -> None:
     kept = False
     try:
         with tempfile.TemporaryDirectory(prefix="tandem-order-") as scratch:
-            async with _renewing(orders, work):
+            async with kept_lease(partial(orders.renew, work), ORDER_LEASE_S):
                 kept = await _CARRY[work.kind](work, OrderFolder(Path(scratch)), context)
     except DomainError as error:
         await orders.fail(work, error.message)
     except FileNotFoundError:
         await orders.fail(work, "The files that it needs are gone.")
+    except LostLease:
+        return
     except asyncio.CancelledError:
         await orders.abandon(work)
         raise
@@ -141,21 +144,3 @@ async def _make(
         parent_version=work.version,
         recipe=json.loads(folder.recipe.read_bytes()),
     )
-
-
-@asynccontextmanager
-async def _renewing(orders: Orders, work: OrderWork) -> AsyncIterator[None]:
-    """Keep the lease while a large model takes its time."""
-
-    async def renew() -> None:
-        renewed = True
-        while renewed:
-            await asyncio.sleep(ORDER_LEASE_S / 3)
-            renewed = await orders.renew(work)
-
-    renewing = asyncio.create_task(renew())
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scheduler.domain.errors import InvalidInput, ModelNotFound
+from scheduler.domain.errors import InvalidInput, LostLease, ModelNotFound
 from scheduler.store.checks import CHECK_LEASE_S, Check, Checks
 from scheduler.store.job_record import JobError
+from scheduler.store.kept_lease import kept_lease
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from scheduler.tasks.context import TaskContext
     from scheduler.tasks.encode import EncodedSummary
 
@@ -26,7 +25,7 @@ async def validate_job(job_id: str, context: TaskContext) -> None:
     if check is None:
         return
     try:
-        async with _renewing(checks, check):
+        async with kept_lease(partial(checks.renew, check), CHECK_LEASE_S):
             await _encode_all(checks, check, context)
     except InvalidInput as error:
         param = error.param or "training_file"
@@ -35,6 +34,8 @@ async def validate_job(job_id: str, context: TaskContext) -> None:
     except ModelNotFound as error:
         message = error.message
         await checks.fail(check, JobError(code=error.code, message=message, param="model"))
+    except LostLease:
+        return
     except asyncio.CancelledError:
         await checks.abandon(check)
         raise
@@ -68,21 +69,3 @@ async def _encode(
             raise InvalidInput(error.message, param=param) from error
         await context.objects.put_file(target, target_key)
     return summary
-
-
-@asynccontextmanager
-async def _renewing(checks: Checks, check: Check) -> AsyncIterator[None]:
-    """Keep the check's lease while a large file takes its time."""
-
-    async def renew() -> None:
-        renewed = True
-        while renewed:
-            await asyncio.sleep(CHECK_LEASE_S / 3)
-            renewed = await checks.renew(check)
-
-    renewing = asyncio.create_task(renew())
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)

@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from array import array
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,7 +22,7 @@ from scheduler.text.masks import MaskedTokens, mask_chat, mask_pair
 from scheduler.text.rows import ChatRow, parse_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -93,6 +94,14 @@ def bounded_lines(stream: BinaryIO, max_line_bytes: int) -> Iterator[bytes]:
             rest = stream.readline(limit)
 
 
+def filled_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, each with its number from 1; a mark of the encoding is dropped."""
+    for number, line in enumerate(lines, start=1):
+        text = line.removeprefix(BOM_UTF8) if number == 1 else line
+        if text.strip():
+            yield number, text
+
+
 def encode_file(
     lines: Iterable[bytes],
     tokenizer: ChatTokenizer,
@@ -113,12 +122,9 @@ def encode_file(
     bounds = limits or DatasetLimits()
     encoder = _Encoder()
     problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    for number, text in filled_lines(lines):
         if number > bounds.max_lines:
             raise InvalidInput(f"The file may have at most {bounds.max_lines} lines.")
-        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not text.strip():
-            continue
         try:
             encoder.add(_encode_row(text, tokenizer, max_tokens, bounds))
         except InvalidInput as error:
@@ -222,13 +228,20 @@ def _encode_row(
         max_messages=limits.max_messages,
     )
     example = mask_chat(row, tokenizer) if isinstance(row, ChatRow) else mask_pair(row, tokenizer)
-    if example.num_trained == 0:
-        raise InvalidInput("no token is trained; the answer must have at least one.")
-    if len(example.token_ids) > max_tokens:
-        raise InvalidInput(
-            f"{len(example.token_ids)} tokens; the model's context holds {max_tokens}."
-        )
+    check_example(example.token_ids, len(example.trained), max_tokens)
     return example
+
+
+def check_example(token_ids: Sequence[int], num_trained: int, max_tokens: int) -> None:
+    """Refuse an example of which nothing is learnt, or that does not fit the model's context.
+
+    Raises:
+        InvalidInput: one sentence, without the line.
+    """
+    if num_trained == 0:
+        raise InvalidInput("no token is trained; the answer must have at least one.")
+    if len(token_ids) > max_tokens:
+        raise InvalidInput(f"{len(token_ids)} tokens; the model's context holds {max_tokens}.")
 
 
 def _crc_of(body: NDArray[np.uint8]) -> int:

@@ -35,9 +35,9 @@ class MaskedTokens:
     last_turn_only: bool = False
 
     @property
-    def num_trained(self) -> int:
-        """How many tokens are learnt."""
-        return sum(weight > 0 for weight in self.weights)
+    def trained(self) -> tuple[int, ...]:
+        """Positions of the tokens that are learnt, ascending."""
+        return tuple(i for i, weight in enumerate(self.weights) if weight > 0)
 
 
 def mask_pair(row: PairRow, tokenizer: ChatTokenizer) -> MaskedTokens:

@@ -18,9 +18,18 @@ from scheduler.domain.errors import (
 from scheduler.domain.job import is_final
 from scheduler.store.job_events import JobEvent
 from scheduler.store.jobs import TenantJobs
-from service.deps import CatalogueDep, JobsDep, ReplaysDep, RosterDep, SettingsDep
+from service.deps import (
+    AdaptersDep,
+    CatalogueDep,
+    FilesDep,
+    JobsDep,
+    ReplaysDep,
+    RosterDep,
+    SettingsDep,
+)
 from service.encoding import to_json
 from service.errors import errors
+from service.evaluation_request import GATE, check_plan
 from service.event_stream import DONE, EventStream, event
 from service.job_read import read_curve, read_job
 from service.job_request import draft_job
@@ -56,6 +65,8 @@ def _read_event(entry: JobEvent) -> EventRead:
 async def create_job(
     body: JobCreate,
     jobs: JobsDep,
+    files: FilesDep,
+    adapters: AdaptersDep,
     catalogue: CatalogueDep,
     roster: RosterDep,
     settings: SettingsDep,
@@ -67,6 +78,8 @@ async def create_job(
     if earlier is not None:
         return read_job(await jobs.get(earlier))
     draft = draft_job(body, catalogue, roster)
+    if draft.spec.promote_if is not None:
+        await check_plan(draft.spec.promote_if, body.model, files, catalogue, adapters, GATE)
     return read_job(await jobs.create(draft, max_active=settings.max_active_jobs, idempotency=key))
 
 

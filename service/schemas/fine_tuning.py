@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from service.schemas.adapter_order import CompressOptions
 from service.schemas.base import Body, OpenBody, Read
+from service.schemas.evaluation import PromoteIf
 
 Metadata = dict[str, str]
 DEFAULT_POINTS = 200
@@ -110,6 +111,10 @@ class JobCreate(TrainingExtras):
         None,
         description="Make a compressed version of the result; quality is measured on the "
         "validation file.",
+    )
+    promote_if: PromoteIf | None = Field(
+        None,
+        description="Evaluate the result; only if all rules hold does the adapter's name answer.",
     )
 
 

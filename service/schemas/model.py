@@ -32,5 +32,6 @@ class Capabilities(Read):
     codecs: dict[str, dict[str, Any]]
     ladders: dict[str, dict[str, Any]]
     merges: dict[str, dict[str, Any]]
+    graders: dict[str, dict[str, Any]]
     service_classes: dict[str, ClassTargets]
     max_rank: int

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from scheduler.domain.adapter_order import Compression, MergeSource, Merging, OrderStatus
+from scheduler.domain.adapter_order import Compression, MergeSource, Merging
 from scheduler.domain.errors import (
     AdapterInUse,
     Conflict,
@@ -22,8 +22,9 @@ from scheduler.domain.errors import (
     QuotaExceeded,
 )
 from scheduler.domain.job import FinetuneSpec
+from scheduler.domain.work_status import WorkStatus
 from scheduler.store.adapter_imports import StoredVersion, new_adapter_id
-from scheduler.store.adapter_orders import MAX_TRIES, Orders, OrderWork
+from scheduler.store.adapter_orders import Orders, OrderWork
 from scheduler.store.adapter_pointers import MAX_TAGS
 from scheduler.store.adapters import Adapter, Adapters, TenantAdapters
 from scheduler.store.checks import Checks
@@ -32,6 +33,7 @@ from scheduler.store.files import Files, file_object_key, new_file_id
 from scheduler.store.idempotency import IdempotencyKey
 from scheduler.store.job_record import JobDraft
 from scheduler.store.jobs import Jobs
+from scheduler.store.leased_work import MAX_TRIES
 from scheduler.store.leases import LeasedJob, Leases
 from scheduler.store.tables import metadata
 from scheduler.store.tenants import Tenants
@@ -428,7 +430,7 @@ class TestExports:
         assert await orders.succeed_export(work, {"model.safetensors": 5})
 
         assert ordered == again
-        assert ordered.status is OrderStatus.QUEUED
+        assert ordered.status is WorkStatus.QUEUED
         assert names == [f"{adapter.id}@1"]
         assert await orders.hint(60) == []
         assert second is None
@@ -468,7 +470,7 @@ class TestExports:
 
         with pytest.raises(Conflict, match="failed"):
             await mine.finished_export(adapter.id, 1)
-        assert (await mine.export(adapter.id, 1)).status is OrderStatus.QUEUED
+        assert (await mine.export(adapter.id, 1)).status is WorkStatus.QUEUED
 
     async def test_an_abandoned_one_is_free_and_hinted_at_once(self, world: World) -> None:
         adapter = await world.imported()
@@ -519,7 +521,7 @@ class TestMadeVersions:
         assert await orders.succeed_version(work, made(work), name=None, promote=False)
 
         over = await mine.get(ordered.id)
-        assert (over.status, over.result_version) == (OrderStatus.SUCCEEDED, 2)
+        assert (over.status, over.result_version) == (WorkStatus.SUCCEEDED, 2)
         assert Compression.model_validate(work.options).config == {"density": 0.1}
         version = await world.mine.version(adapter.id, 2)
         assert (version.origin, version.parent_version) == ("compress", 1)

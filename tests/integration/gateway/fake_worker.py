@@ -88,6 +88,7 @@ class Plan:
         lose_seq: this frame is not sent, unless it is asked for again.
         fail_at: at this frame an error is sent instead.
         fail_code: its code.
+        prompt_logprob: of every token of a prompt that is to be scored.
     """
 
     token_ids: list[int]
@@ -96,6 +97,7 @@ class Plan:
     fail_at: int | None = None
     fail_code: str = "internal"
     silent: bool = False
+    prompt_logprob: float = -0.5
 
 
 @dataclass
@@ -228,7 +230,7 @@ class FakeWorker:
             await asyncio.sleep(plan.delay_s)
             for index in range(request.n):
                 seq = len(frames)
-                frame = _frame(request, index, seq, token_id, finish)
+                frame = _frame(request, plan, index, seq, token_id, finish)
                 if plan.fail_at == seq:
                     frame = frame.model_copy(
                         update={"error": "It broke.", "error_code": plan.fail_code}
@@ -284,12 +286,18 @@ def _steps(
 
 
 def _frame(
-    request: RequestBody, index: int, seq: int, token_id: int | None, finish: FinishReason | None
+    request: RequestBody,
+    plan: Plan,
+    index: int,
+    seq: int,
+    token_id: int | None,
+    finish: FinishReason | None,
 ) -> TokenFrame:
     sampling = request.sampling
     prompt_scores = None
     if sampling.prompt_logprobs and seq < request.n:
-        prompt_scores = (None, *(_score(token, 1) for token in request.prompt_token_ids[1:]))
+        scored = [_score(token, 1, plan.prompt_logprob) for token in request.prompt_token_ids[1:]]
+        prompt_scores = (None, *scored)
     num_top = sampling.num_logprobs
     scores = None if num_top is None or token_id is None else (_score(token_id, num_top),)
     return TokenFrame(
@@ -312,10 +320,10 @@ def _num_kept(request: RequestBody, seq: int) -> int | None:
     return len(request.prompt_token_ids) - (seq >= request.n)
 
 
-def _score(token_id: int, num_top: int) -> TokenLogprobs:
+def _score(token_id: int, num_top: int, logprob: float = -0.5) -> TokenLogprobs:
     top_ids = tuple(range(token_id, token_id + num_top))
     return TokenLogprobs(
-        logprob=-0.5,
+        logprob=logprob,
         rank=1,
         top_ids=top_ids,
         top_logprobs=tuple(-0.5 - i for i in range(num_top)),

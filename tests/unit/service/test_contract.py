@@ -19,6 +19,7 @@ WIDE_STORES = {
     "Jobs",
     "Adapters",
     "Orders",
+    "Evaluations",
     "Leases",
     "Checks",
     "Database",

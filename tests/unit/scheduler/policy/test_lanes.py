@@ -151,7 +151,7 @@ def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
         return plan
 
     step(0.0)
-    first.first_token_s = -0.08
+    first.first_token_s = -0.086
     training.now = [replace(demand("job", 640), may_ride=False)]
     begins = step(0.0)
     training.is_running = True

@@ -92,6 +92,7 @@ class KvBench:
             {
                 "base_models": [f"{BASE}={model.folder}"],
                 "kv_cache_tokens": most_tokens + 4096,
+                "prefix_caching": False,
                 "ttft_ms": 1e6,
                 "tpot_ms": 1e6,
             }

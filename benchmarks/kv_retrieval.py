@@ -75,7 +75,8 @@ class Examiner:
 
     def __init__(self, num_prompts: int, num_tokens: int) -> None:
         self.answers = Answers()
-        settings = EngineSettings.model_validate({"base_models": [f"{BASE}={MODEL}"]})
+        options = {"base_models": [f"{BASE}={MODEL}"], "prefix_caching": False}
+        settings = EngineSettings.model_validate(options)
         self.engine = EngineLoop(settings, self.answers)
         self.tokenizer = load_tokenizer(MODEL)
         rng = random.Random(SEED)

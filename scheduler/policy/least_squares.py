@@ -1,23 +1,27 @@
-"""Robust recursive least squares with forgetting: a linear law learnt one observation at a time.
+"""Robust least squares with forgetting: a linear law learnt one observation at a time.
 
 Plain Python: with a handful of features it beats a call into a linear-algebra library, and it
 starts no threads beside the engine's own.
+
+What was observed is kept as sums that fade, beside a ridge that does not: it ties weights that
+nothing has been said about lately to their prior, where the covariance form of the same recursion
+lets them, and then everything, run away. The weights are solved for anew after each observation.
 
 A step that another process stopped for 50 ms says nothing about steps: what an observation may
 teach is bounded by a few times the usual error. Where everything has become slower for good, the
 usual error grows, and with it what is believed.
 
-Source: Haykin, Adaptive Filter Theory, chapter on RLS (exponentially weighted form); Huber 1964
-(residuals bounded at a multiple of their scale).
+Source: Haykin, Adaptive Filter Theory, chapter on RLS (exponentially weighted, regularized); Huber
+1964 (residuals bounded at a multiple of their scale).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
-FORGETTING = 0.998  # an observation's weight halves after some 350 steps
-PRIOR_VARIANCE = 100.0
-MAX_VARIANCE = 1e3  # keeps directions that are never observed from growing without bound
+FORGETTING = 0.99  # an observation's weight halves after some 70 steps
+RIDGE = 0.01  # weak: a prior weight is off by 1 where residuals are by 0.1 ms
 MAX_SURPRISE = 3.0  # times the usual error: the rest of a residual is an accident
 LEAST_ERROR = 0.01  # of a prediction, that is never a surprise
 ERROR_RATE = 0.02  # how fast the usual error follows
@@ -34,7 +38,9 @@ class OnlineLeastSquares:
     def __init__(self, prior: list[float]) -> None:
         self.weights = list(prior)
         size = len(prior)
-        self._covariance = [[PRIOR_VARIANCE * (i == j) for j in range(size)] for i in range(size)]
+        self._prior = prior
+        self._squares = [[0.0] * (i + 1) for i in range(size)]  # lower triangle
+        self._products = [0.0] * size
         self._error_mean = 0.0
         self._relative_error_mean = 0.0
         self.num_observations = 0
@@ -50,8 +56,10 @@ class OnlineLeastSquares:
 
     def observe(self, x: list[float], y: float) -> None:
         """Learn from one observation."""
-        predicted = self.predict(x)
-        self._follow(x, self._believed(predicted, y - predicted))
+        predicted = dot(self.weights, x)
+        self._add(x, predicted + self._believed(predicted, y - predicted))
+        step = solve(self._squares, self._products, RIDGE)
+        self.weights = [w + d for w, d in zip(self._prior, step, strict=True)]
         self.num_observations += 1
         informed = self.num_observations - len(self.weights)
         if informed > 0:  # before, the residual is the prior's, not the law's
@@ -68,15 +76,28 @@ class OnlineLeastSquares:
         usual = max(LEAST_ERROR, self._relative_error_mean) * abs(predicted)
         return max(-MAX_SURPRISE * usual, min(MAX_SURPRISE * usual, residual))
 
-    def _follow(self, x: list[float], residual: float) -> None:
-        """Move the weights by the gain of RLS, and forget a little."""
-        spread = [dot(row, x) for row in self._covariance]
-        norm = FORGETTING + dot(x, spread)
-        gain = [s / norm for s in spread]
-        self.weights = [w + g * residual for w, g in zip(self.weights, gain, strict=True)]
-        after = [
-            [(p - g * s) / FORGETTING for p, s in zip(row, spread, strict=True)]
-            for row, g in zip(self._covariance, gain, strict=True)
-        ]
-        excess = max(1.0, max(row[i] for i, row in enumerate(after)) / MAX_VARIANCE)
-        self._covariance = [[p / excess for p in row] for row in after]
+    def _add(self, x: list[float], y: float) -> None:
+        """Fade the sums, and add an observation of what the prior does not explain."""
+        rest = y - dot(self._prior, x)
+        for i, row in enumerate(self._squares):
+            row[:] = [FORGETTING * s + x[i] * v for s, v in zip(row, x, strict=False)]
+        self._products = [FORGETTING * p + rest * v for p, v in zip(self._products, x, strict=True)]
+
+
+def solve(lower: list[list[float]], right: list[float], ridge: float) -> list[float]:
+    """The z of (A + ridge I) z = right, by Cholesky factors; `lower` is the lower half of A >= 0."""
+    factor: list[list[float]] = []
+    forward: list[float] = []
+    for i, row in enumerate(lower):
+        mine: list[float] = []
+        for j, above in enumerate(factor):
+            mine.append((row[j] - dot(mine, above[:j])) / above[j])
+        pivot = sqrt(max(ridge, row[i] + ridge - dot(mine, mine)))
+        forward.append((right[i] - dot(mine, forward)) / pivot)
+        factor.append([*mine, pivot])
+    z = forward
+    for i in reversed(range(len(z))):
+        z[i] /= factor[i][i]
+        for j in range(i):
+            z[j] -= factor[i][j] * z[i]
+    return z

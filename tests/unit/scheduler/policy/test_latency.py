@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
-from scheduler.policy.least_squares import OnlineLeastSquares
+from scheduler.policy.least_squares import OnlineLeastSquares, solve
 from scheduler.policy.pack_cursor import Direction, Unit
 
 COSTS = RowCosts((1, 16, 64, 256), (4.0, 5.0, 9.0, 30.0))
@@ -150,3 +151,32 @@ def test_predictions_stay_positive_whatever_was_observed(observed: list[float], 
 
     assert law.forward_ms(random_shape(random)) > 0
     assert law.unit_ms(Unit(Direction.BACKWARD, 0, 0, 5)) > 0
+
+
+@given(seed=st.integers(0, 999), size=st.integers(1, 6), ridge=st.floats(0.01, 10))
+def test_solving_by_factors_is_solving(seed: int, size: int, ridge: float) -> None:
+    draw = np.random.default_rng(seed)
+    rows, right = draw.normal(size=(size + 2, size)), draw.normal(size=size)
+    squares = rows.T @ rows
+    lower = [list(squares[i, : i + 1]) for i in range(size)]
+
+    z = solve(lower, list(right), ridge)
+
+    expected = np.linalg.solve(squares + ridge * np.eye(size), right)
+    assert z == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-9)
+
+
+def test_a_direction_that_is_no_more_observed_takes_nothing_with_it() -> None:
+    law = OnlineLeastSquares([0.1, 0.1, 0.1])
+    random = Random(5)
+    for _ in range(50):
+        law.observe([1.0, random.uniform(1, 10), 5.0], 7.0)
+    for _ in range(5000):
+        x = random.uniform(1, 10)
+        law.observe([1.0, x, 0.0], 2.0 + 3.0 * x)
+    for _ in range(300):
+        x = random.uniform(1, 10)
+        law.observe([1.0, x, 0.0], 4.0 + 6.0 * x)
+
+    assert law.predict([1.0, 5.0, 0.0]) == pytest.approx(34.0, rel=0.05)
+    assert 0 < law.predict([1.0, 5.0, 5.0]) < 100

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -56,14 +56,8 @@ def connect(
 def list_adapters(context: typer.Context) -> None:
     """Print all adapters, your own and those shared with you."""
     table = Table("adapter", "name", "live", "versions", "bytes", "tags", "")
-    after: dict[str, str] = {}
-    while True:
-        page = context.obj.call("GET", "/adapters", params=after)
-        for adapter in page["data"]:
-            table.add_row(*_row(adapter))
-        if not page["has_more"]:
-            break
-        after = {"after": page["last_id"]}
+    for adapter in _listed(context.obj, "/adapters"):
+        table.add_row(*_row(adapter))
     Console().print(table)
 
 
@@ -239,6 +233,16 @@ def merge_versions(
     _carry_out(context.obj, "/adapters/merges", body)
 
 
+@adapters.command("orders")
+def list_orders(context: typer.Context) -> None:
+    """Print compressions and merges, newest first."""
+    table = Table("order", "kind", "status", "adapter", "of", "made", "error")
+    for order in _listed(context.obj, "/adapters/orders"):
+        fields = ("id", "kind", "status", "adapter_id", "version", "result_version", "error")
+        table.add_row(*(str(order[field] or "") for field in fields))
+    Console().print(table)
+
+
 @adapters.command("delete")
 def delete_adapter(context: typer.Context, adapter_id: AdapterId) -> None:
     """Delete an adapter with all its versions."""
@@ -258,6 +262,17 @@ def local_files(context: typer.Context) -> None:
     """Compress, inspect, expand or merge files on this machine: `tandem adapters local --help`."""
     command = (sys.executable, "-m", "workers.adapter_cli", *context.args)  # tensors live there
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _listed(client: ApiClient, path: str) -> Iterator[dict[str, Any]]:
+    """All items of a list, page after page."""
+    after: dict[str, str] = {}
+    while True:
+        page = client.call("GET", path, params=after)
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        after = {"after": page["last_id"]}
 
 
 def _at(adapter_id: str, rest: str) -> str:

@@ -113,7 +113,7 @@ def _common(key: str, config: dict[str, Any], plain: Any, modules: list[str]) ->
     known = isinstance(pattern, dict) and pattern.keys() <= set(modules)
     values = [pattern.get(module, plain) for module in modules] if known else []
     if not known or any(value != values[0] for value in values):
-        raise _uncomputed(key, pattern)
+        raise _several(key, pattern)
     return values[0] if values else plain
 
 
@@ -130,10 +130,22 @@ def _check_option(key: str, value: object) -> None:
         raise _uncomputed(key, value)
 
 
-def _uncomputed(key: str, value: object) -> InvalidInput:
-    shown = f"{key}={value!r}"
-    shown = shown if len(shown) <= _MAX_SHOWN_CHARS else f"{shown[:_MAX_SHOWN_CHARS]}..."
+def _several(key: str, pattern: object) -> InvalidInput:
     return InvalidInput(
-        f"LoRA with {shown} is not supported; train or convert it to a plain LoRA.",
+        f"LoRA with {_shown(key, pattern)} is not supported: all projections need one rank and "
+        "one alpha. Pad every A and B with zeros to the largest rank, multiply each B by its own "
+        "scale, and choose lora_alpha so that the common scale is 1.",
         param="adapter_config.json",
     )
+
+
+def _uncomputed(key: str, value: object) -> InvalidInput:
+    return InvalidInput(
+        f"LoRA with {_shown(key, value)} is not supported; train or convert it to a plain LoRA.",
+        param="adapter_config.json",
+    )
+
+
+def _shown(key: str, value: object) -> str:
+    shown = f"{key}={value!r}"
+    return shown if len(shown) <= _MAX_SHOWN_CHARS else f"{shown[:_MAX_SHOWN_CHARS]}..."

@@ -14,6 +14,7 @@ from scheduler.store.adapter_order_record import Order, order_of
 from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.ids import new_id
+from scheduler.store.page import Page, fetch_page
 from scheduler.store.tables import adapter_orders, adapter_versions, adapters
 from scheduler.store.tenants import lock_tenant
 
@@ -162,6 +163,23 @@ class TenantOrders:
         if row is None or row.kind == OrderKind.EXPORT:
             raise NotFound(f"No order {order_id!r}.", param="order_id")
         return order_of(row)
+
+    async def list(self, *, after: str | None = None, limit: int = 20) -> Page[Order]:
+        """One page of the compressions and merges, newest first.
+
+        Raises:
+            InvalidInput: `after` is not among them.
+        """
+        orders = adapter_orders.c
+        query = select(adapter_orders).where(
+            orders.tenant_id == self._tenant_id, orders.kind != OrderKind.EXPORT
+        )
+        newest = ("created_at", "id")  # an order has no number, and two may be of one instant
+        async with self._db.read() as conn:
+            page = await fetch_page(
+                conn, query, adapter_orders, after=after, limit=limit, by=newest
+            )
+        return Page(items=tuple(order_of(row) for row in page), has_more=page.has_more)
 
     async def delete(self, order: Order) -> None:
         """Forget an order; the caller then removes what it exported."""

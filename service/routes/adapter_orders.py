@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from scheduler.domain.errors import (
     Conflict,
@@ -21,7 +21,7 @@ from service.errors import errors
 from service.order_request import base_of, draft_compression, draft_merging
 from service.schemas.adapter import VersionPath
 from service.schemas.adapter_order import CompressCreate, MergeCreate, OrderRead
-from service.schemas.base import Deleted
+from service.schemas.base import Deleted, ListPage
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -99,6 +99,25 @@ async def merge_adapters(
         idempotency=key,
     )
     return read_order(order)
+
+
+@router.get("/orders", responses=errors(InvalidInput))
+async def list_orders(
+    orders: OrdersDep,
+    after: Annotated[
+        str | None, Query(max_length=64, description="Last id of the page before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ListPage[OrderRead]:
+    """List compressions and merges, newest first."""
+    page = await orders.list(after=after, limit=limit)
+    read = [read_order(order) for order in page]
+    return ListPage(
+        data=read,
+        first_id=read[0].id if read else None,
+        last_id=read[-1].id if read else None,
+        has_more=page.has_more,
+    )
 
 
 @router.get("/orders/{order_id}", responses=errors(NotFound))

@@ -531,6 +531,19 @@ class TestMadeVersions:
         await world.mine.promote(adapter.id, 2)
         assert await world.number_of(f"{adapter.model_name}:live") == 2
 
+    async def test_orders_of_one_instant_are_paged_without_loss(self, world: World) -> None:
+        adapter = await world.imported()
+        mine = Orders(world.db).for_tenant(world.owner.id)
+        made = [(await mine.compress(adapter.id, 1, Compression())).id for _ in range(3)]
+        async with world.db.begin() as conn:
+            await conn.execute(text("UPDATE adapter_orders SET created_at = 1.1"))
+
+        listed: list[str] = []
+        while len(page := await mine.list(after=listed[-1] if listed else None, limit=1)) > 0:
+            listed += [order.id for order in page]
+
+        assert listed == sorted(made, reverse=True)
+
     @pytest.mark.parametrize(("promoted", "live"), [(None, 4), (1, 4), (3, 3)])
     async def test_it_is_promoted_unless_another_was_meanwhile(
         self, world: World, promoted: int | None, live: int

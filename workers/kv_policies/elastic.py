@@ -1,4 +1,4 @@
-"""Elastic Cache: what goes is averaged into its nearest neighbour. Source: arXiv:2407.18121."""
+"""Elastic Cache: what goes joins its neighbour. Source: Liu et al. 2024, arXiv:2407.18121."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KeyDiff: keys unlike the mean key, whatever is asked. Source: Park 2025, arXiv:2504.15364."""
+"""KeyDiff: keys unlike the mean, whatever is asked. Source: Park et al. 2025, arXiv:2504.15364."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PrefixKV: every layer keeps the same share of its attention. Source: Wang 2024, arXiv:2412.03409.
+"""PrefixKV: layers keep equal shares of attention. Source: Wang et al. 2024, arXiv:2412.03409.
 
 The paper averages the layers' shares over samples beforehand; here each prompt finds its own.
 """

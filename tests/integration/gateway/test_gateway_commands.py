@@ -152,6 +152,10 @@ def test_versions_are_compressed_merged_exported_and_imported_again(
     recipe = only_adapter(owner)["versions"][3]["recipe"]
     assert [source["version"] for source in recipe["sources"]] == [1, 2]
 
+    orders = terminal.says("orders")
+    assert orders.index("merge") < orders.index("compress")
+    assert orders.count("succeeded") == 2
+
 
 def test_a_refusal_is_one_sentence_and_status_1(
     service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,24 @@ class TestCompress:
         assert owner.ok("DELETE", f"/adapters/orders/{order['id']}")["deleted"] is True
         owner.refused("GET", f"/adapters/orders/{order['id']}", 404)
 
+    def test_orders_are_listed_newest_first_page_by_page(
+        self, owner: Caller, borrower: Caller
+    ) -> None:
+        adapter = owner.imported()
+        path = f"/adapters/{adapter['id']}/versions/1"
+        owner.ok("POST", f"{path}/merge")  # a full model is found at its version
+        made = [owner.ok("POST", f"{path}/compress", json={}) for _ in range(3)]
+
+        first = owner.ok("GET", "/adapters/orders?limit=2")
+        second = owner.ok("GET", f"/adapters/orders?limit=2&after={first['last_id']}")
+
+        assert first["data"] == made[:0:-1]
+        assert (first["first_id"], first["has_more"]) == (made[2]["id"], True)
+        assert (second["data"], second["has_more"]) == (made[:1], False)
+        assert borrower.ok("GET", "/adapters/orders")["data"] == []
+        borrower.refused("GET", f"/adapters/orders?after={made[0]['id']}", 400)
+        owner.refused("GET", f"/adapters/orders?after={adapter['id']}@1", 400)
+
     def test_a_repeated_key_orders_nothing_new(self, owner: Caller) -> None:
         adapter = owner.imported()
         path = f"/adapters/{adapter['id']}/versions/1/compress"

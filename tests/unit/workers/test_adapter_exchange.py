@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import shutil
 import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from scheduler.artefact.archive import unpack
 from scheduler.artefact.check import Base, check_artefact
@@ -21,8 +25,9 @@ from scheduler.store.objects import ObjectStore
 from service.adapter_export import open_export
 from service.tar_members import tar_chunks, tar_length
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
-from workers.adapter_file import read_adapter
+from workers.adapter_file import CONFIG, TENSORS, read_adapter
 from workers.model import MODULE_PATHS, fused_linears
+from workers.peft_methods.lora import Lora
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,6 +120,52 @@ def test_patterns_that_name_one_rank_and_one_alpha_are_plain(tmp_path: Path) -> 
     loaded = PeftModel.from_pretrained(model.oracle, str(tmp_path / "saved"))
     with torch.no_grad():
         assert torch.equal(loaded(token_ids()).logits, want)
+
+
+def convert(folder: Path) -> None:
+    """What the refusal of several ranks and alphas asks for."""
+    config = json.loads((folder / CONFIG).read_text())
+    ranks, alphas = config["rank_pattern"], config["alpha_pattern"]
+    rank = max(config["r"], *ranks.values())
+    tensors = load_file(folder / TENSORS)
+    for name, tensor in tensors.items():
+        site, _, factor = name.removesuffix(".weight").rpartition(".")
+        module = site.rsplit(".", 1)[-1]
+        own = ranks.get(module, config["r"])
+        if factor == "lora_A":
+            tensors[name] = F.pad(tensor, (0, 0, 0, rank - own))
+        else:
+            alpha = alphas.get(module, config["lora_alpha"])
+            scale = alpha / (math.sqrt(own) if config["use_rslora"] else own)
+            tensors[name] = F.pad(scale * tensor, (0, rank - own))
+    save_file(tensors, folder / TENSORS)
+    alpha = math.sqrt(rank) if config["use_rslora"] else rank
+    plain = {"r": rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}}
+    (folder / CONFIG).write_text(json.dumps(config | plain))
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_several_ranks_and_alphas_go_in_once_converted_as_their_refusal_says(
+    use_rslora: bool, tmp_path: Path
+) -> None:
+    model = make_model("llama", tmp_path / "model")
+    want = save_with_peft(
+        model, tmp_path / "saved", target_modules=["q_proj", "v_proj", "down_proj"],
+        rank_pattern={"q_proj": 2, "down_proj": 7}, alpha_pattern={"v_proj": 3},
+        use_rslora=use_rslora,
+    )  # fmt: skip
+    with pytest.raises(InvalidInput, match="Pad every A and B with zeros to the largest rank"):
+        check_artefact(tmp_path / "saved", base_of(model))
+
+    convert(tmp_path / "saved")
+    check_artefact(tmp_path / "saved", base_of(model))
+
+    method = read_adapter(tmp_path / "saved", model.decoder.config).method
+    assert isinstance(method, Lora)
+    assert (method.rank, method.scale) == (7, 1)
+    loaded = PeftModel.from_pretrained(model.oracle, str(tmp_path / "saved"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(token_ids()).logits, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,17 @@ class SloTargets:
 
 
 def token_slack_ms(sequence: Sequence, targets: SloTargets, now_s: float) -> float | None:
-    """Time until the sequence's next token is late; 0 before its first, None without target."""
-    if sequence.first_token_s is None:
-        return None if targets.ttft_ms is None else 0.0
+    """Time until the sequence's next token is late; None without target.
+
+    0 before its first token if that has a target. If only the others have, the first one may come
+    in this step, and the second is due a target later.
+    """
+    if sequence.first_token_s is None and targets.ttft_ms is not None:
+        return 0.0
     if targets.tpot_ms is None:
         return None
+    if sequence.first_token_s is None:
+        return AIM * targets.tpot_ms
     due_s = sequence.first_token_s + sequence.num_output_tokens * AIM * targets.tpot_ms / 1e3
     return min((due_s - now_s) * 1e3, (1 + MAX_STALL_TARGETS) * targets.tpot_ms)
 

@@ -222,3 +222,9 @@ def test_small_prompts_do_not_starve_a_long_one_of_another_tenant() -> None:
                 scheduler.add(again)
 
     assert long.num_output_tokens > 0
+
+
+def test_a_first_token_without_a_target_leaves_the_second_its_time() -> None:
+    targets = SloTargets(ttft_ms=None, tpot_ms=100.0)
+
+    assert token_slack_ms(new_sequence("r"), targets, 5.0) == AIM * 100.0

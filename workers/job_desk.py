@@ -96,8 +96,8 @@ class JobDesk:
         for lane, future in host.trainer.side.take_ended():
             with self._boundary(lane.job_id, host.trainer.active[lane.job_id].job.order.epoch):
                 for unit, elapsed_ms in future.result():
-                    if host.scheduler.beside is not None:
-                        host.scheduler.beside.observe_unit(unit, elapsed_ms)
+                    if host.scheduler.planner.beside is not None:
+                        host.scheduler.planner.beside.observe_unit(unit, elapsed_ms)
                     done.append(unit)
         return done
 

@@ -10,28 +10,24 @@ arXiv:2402.18789 (serving and training tokens in one step).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import HeadLayout, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import OUTPUT_PRICE, PROMPT_PRICE, FairShare
-from scheduler.policy.lanes import WAIT_SHARE, DecodeStep, plan_beside
 from scheduler.policy.latency import ForwardShape, LatencyLaw
 from scheduler.policy.prefix_cache import PrefixCache
+from scheduler.policy.prompt_pace import paced_tokens
 from scheduler.policy.slack import SloTargets, step_slack_ms
-from scheduler.policy.training import (
-    Training,
-    TrainingShare,
-    plan_training,
-)
+from scheduler.policy.training import Training, TrainingShare
+from scheduler.policy.training_planner import TrainingPlanner
 from scheduler.policy.waiting import WaitingLines
 
 GROWTH_TOKENS = 64  # room that is kept for each running sequence before anything is lent
 LENDING_PAUSE_S = 0.5
-LONG_TURN = 8.0  # a turn of so many times a lane's work: more credit than lanes can use
-MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
+BEST_EFFORT_TARGETS = SloTargets(ttft_ms=None, tpot_ms=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ class IterationScheduler:
         self.pool = pool
         self.limits = limits
         self.law = law
-        self.beside = beside
+        self.planner = TrainingPlanner(law, beside, limits.idle_quantum_ms)
         self.prefixes = prefixes
         self.classes = classes
         self.fair = fair
@@ -76,10 +72,8 @@ class IterationScheduler:
         self.waiting = WaitingLines(fair)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self._training_ran_s = 0.0
         self._is_recalling = False
         self._lends_from_s = 0.0
-        self._lane_ends_s = 0.0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, with all that follow it."""
@@ -105,32 +99,15 @@ class IterationScheduler:
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
         is_beside = self._goes_on_beside(now_s)
-        spans = self._spans(self._decode_only() if is_beside else self._serve(admit))
+        spans = self._spans(self._decode_only() if is_beside else self._serve(now_s, admit))
         shape = ForwardShape.of(spans, ())
-        inference_ms = self.law.forward_ms(shape)
-        slack_ms = step_slack_ms(
-            [*self.running, *self.waiting], self.classes, now_s, inference_ms + self.law.margin_ms
-        )
-        if is_beside and self.training.lane_runs:
-            return self._plan(spans, shape, TrainingShare(), slack_ms, is_beside=True)
-        share = self._training_share(shape, inference_ms, slack_ms, now_s)
-        if share.windows or share.units or share.beside:
-            self._training_ran_s = now_s
-            self._lane_ends_s = now_s + share.beside_ms / 1e3
-        return self._plan(spans, shape, share, slack_ms, is_beside=bool(share.beside))
-
-    def _plan(
-        self,
-        spans: tuple[Span, ...],
-        shape: ForwardShape,
-        share: TrainingShare,
-        slack_ms: float | None,
-        *,
-        is_beside: bool,
-    ) -> StepPlan:
-        expected_ms = self.law.forward_ms(shape) + share.expected_ms
-        if is_beside and self.beside is not None:
-            expected_ms = self.beside.forward_ms(replace(shape, begins_lane=bool(share.beside)))
+        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms
+        slack_ms = step_slack_ms(self._callers(), self.classes, now_s, inference_ms)
+        share = TrainingShare()
+        if not self.training.lane_runs:
+            demands = self.training.demands(self._lendable_blocks(now_s))
+            share = self.planner.share(demands, shape, slack_ms, now_s)
+            is_beside = bool(share.beside)
         return StepPlan(
             spans=spans,
             windows=share.windows,
@@ -138,9 +115,12 @@ class IterationScheduler:
             is_beside=is_beside,
             units=share.units,
             fresh_blocks=self.pool.take_fresh(),
-            predicted_ms=expected_ms,
+            predicted_ms=self.planner.expected_ms(shape, share, is_beside=is_beside),
             slack_ms=slack_ms,
         )
+
+    def _callers(self) -> list[Sequence]:
+        return [*self.running, *self.waiting]
 
     def _goes_on_beside(self, now_s: float) -> bool:
         """Whether to decode beside a lane that still runs; otherwise it is waited for.
@@ -149,40 +129,11 @@ class IterationScheduler:
         """
         if not self.training.lane_runs:
             return False
-        decoding = [
-            s.num_computed_tokens - s.num_dropped_tokens
-            for s in self.running
-            if s.num_uncomputed_tokens == 1
-        ]
-        if self.beside is not None and decoding:
-            shape = ForwardShape(len(decoding), len(decoding), sum(decoding) + len(decoding), 0)
-            left_ms = (self._lane_ends_s - now_s) * 1e3
-            if left_ms > WAIT_SHARE * self.beside.forward_ms(shape):
-                return True
+        decoding = [_span(s, 1) for s in self.running if s.num_uncomputed_tokens == 1]
+        if self.planner.decodes_beside(tuple(decoding), now_s):
+            return True
         self.training.finish_lane()
         return False
-
-    def _training_share(
-        self, shape: ForwardShape, inference_ms: float, slack_ms: float | None, now_s: float
-    ) -> TrainingShare:
-        """What training does in this step: in it and after it, or beside it."""
-        demands = self.training.demands(self._lendable_blocks(now_s))
-        turn = plan_training(
-            demands,
-            self.limits.idle_quantum_ms if slack_ms is None else slack_ms,
-            self.law,
-            self._window_cost(shape) if shape.num_rows else None,
-            must_advance=self._is_starving(now_s, slack_ms),
-        )
-        if self.beside is None or slack_ms is None or not shape.num_rows or shape.score_pairs:
-            return turn
-        begins = replace(shape, begins_lane=True)
-        beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms
-        step = DecodeStep(inference_ms, beside_ms)
-        lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
-        if turn.work_ms >= LONG_TURN * lane.work_ms:
-            return turn
-        return max(turn, lane, key=lambda share: share.saved_share(inference_ms))
 
     def lay_out(self, sequence: Sequence, layout: HeadLayout) -> tuple[int, ...] | None:
         """Give a running sequence blocks of its own for `layout`, in place of all it has now.
@@ -215,9 +166,7 @@ class IterationScheduler:
 
     def observe_forward(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Let the law learn what a plan's packed forward took."""
-        law = self.beside if plan.is_beside and self.beside is not None else self.law
-        shape = ForwardShape.of(plan.spans, plan.windows)
-        law.observe_forward(replace(shape, begins_lane=bool(plan.beside)), elapsed_ms)
+        self.planner.observe_forward(plan, elapsed_ms)
 
     def _charge(self, sequence: Sequence, span: Span) -> None:
         request = sequence.request
@@ -225,48 +174,47 @@ class IterationScheduler:
         cost = prompt * PROMPT_PRICE + (span.count - prompt) * OUTPUT_PRICE
         self.fair.charge(request.tenant_id, request.tenant_weight, cost)
 
-    def _is_starving(self, now_s: float, slack_ms: float | None) -> bool:
-        """Nobody waits; or nobody is late, and training has stood still for long."""
-        if slack_ms is None:
-            return True
-        return slack_ms > 0 and now_s - self._training_ran_s > MAX_STANDSTILL_S
-
-    def _window_cost(self, shape: ForwardShape) -> Callable[[int, int], float]:
-        base_ms = self.law.forward_ms(shape)
-
-        def cost_ms(count: int, num_pairs: int) -> float:
-            wider = ForwardShape(
-                shape.num_rows + count,
-                shape.num_spans + 1,
-                shape.context_tokens,
-                shape.score_pairs + num_pairs,
-                count,
-                shape.num_adapters + 1,
-            )
-            return max(0.0, self.law.forward_ms(wider) - base_ms) if count else 0.0
-
-        return cost_ms
-
-    def _spans(self, served: Iterator[Span]) -> tuple[Span, ...]:
+    def _spans(self, served: Iterable[Span]) -> tuple[Span, ...]:
         """Spans of the step, without those of sequences that were preempted after their turn."""
         spans = list(served)
         running = {sequence.id for sequence in self.running}
         return tuple(span for span in spans if span.sequence_id in running)
 
-    def _serve(self, admit: Callable[[Sequence], bool]) -> Iterator[Span]:
+    def _serve(self, now_s: float, admit: Callable[[Sequence], bool]) -> list[Span]:
         """Spans of running groups, shortest first, then of those that may be admitted."""
+        spans: list[Span] = []
         budget = self.limits.max_batched_tokens
-        for lead in sorted(self._leads(), key=lambda s: s.num_uncomputed_tokens > 1):
+        for lead in sorted(self._leads(), key=self._turn):
             if lead not in self.running:
                 continue  # preempted by one before it
-            count = min(lead.num_next_tokens, budget // len(lead.group))
+            count = self._num_tokens(lead, budget, spans, now_s)
             if count > 0 and self._make_room(lead, count):
                 budget -= count * len(lead.group)
-                yield from _spans_of(lead, count)
+                spans += _spans_of(lead, count)
         while (admitted := self._next_admitted(admit, budget)) is not None:
-            count = min(admitted.num_next_tokens, budget // len(admitted.group))
+            count = self._num_tokens(admitted, budget, spans, now_s)
             budget -= count * len(admitted.group)
-            yield from _spans_of(admitted, count)
+            spans += _spans_of(admitted, count)
+        return spans
+
+    def _turn(self, lead: Sequence) -> tuple[bool, bool]:
+        """Decode first, then prompts, best-effort ones last."""
+        return lead.num_uncomputed_tokens > 1, self._is_best_effort(lead)
+
+    def _is_best_effort(self, lead: Sequence) -> bool:
+        return self.classes[lead.request.service_class] == BEST_EFFORT_TARGETS
+
+    def _num_tokens(self, lead: Sequence, budget: int, spans: list[Span], now_s: float) -> int:
+        """Tokens of a group in this step, which holds `spans` already."""
+        count = min(lead.num_next_tokens, budget // len(lead.group))
+        if count <= 1 or not self._is_best_effort(lead):
+            return count
+        held = tuple(spans)
+        inference_ms = self.law.forward_ms(ForwardShape.of(held, ())) + self.law.margin_ms
+        slack_ms = step_slack_ms(self._callers(), self.classes, now_s, inference_ms)
+        if slack_ms is None:
+            return count
+        return paced_tokens(self.law, held, tuple(_spans_of(lead, count)), slack_ms)
 
     def _decode_only(self) -> Iterator[Span]:
         """Spans of running groups that need one token each; prompts wait for the lane's end."""
@@ -397,6 +345,11 @@ class IterationScheduler:
 def _spans_of(lead: Sequence, count: int) -> Iterator[Span]:
     """The same tokens for every sequence of a group."""
     for sequence in lead.group:
-        computed, dropped = sequence.num_computed_tokens, sequence.num_dropped_tokens
-        name = "" if sequence.adapter is None else sequence.adapter.digest
-        yield Span(sequence.id, computed, count, dropped, name)
+        yield _span(sequence, count)
+
+
+def _span(sequence: Sequence, count: int) -> Span:
+    """A sequence's next tokens."""
+    adapter = "" if sequence.adapter is None else sequence.adapter.digest
+    computed, dropped = sequence.num_computed_tokens, sequence.num_dropped_tokens
+    return Span(sequence.id, computed, count, dropped, adapter)

@@ -62,7 +62,7 @@ def run(engine: TinyEngine, law: LatencyLaw | None, orders: list[ToEngine]) -> S
         ]
     )
     loop = engine.start(script)
-    loop.hosts[BASE].scheduler.beside = law
+    loop.hosts[BASE].scheduler.planner.beside = law
     engine.finish(loop, script)
     return script
 

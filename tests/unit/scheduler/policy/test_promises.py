@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scheduler.policy.latency import ForwardShape
 from scheduler.policy.pack_cursor import Direction, Unit
+from scheduler.policy.prompt_pace import MIN_PROMPT_TOKENS
 from scheduler.policy.slack import step_slack_ms
 from scheduler.policy.training import plan_training
 from tests.unit.scheduler.policy.fake_engine import (
@@ -191,6 +192,28 @@ def test_a_best_effort_request_never_narrows_the_slack_of_a_step(
     else:
         left_ms = max(0.0, slack_before - inference_ms - scheduler.law.margin_ms)
         assert plan.slack_ms == pytest.approx(left_ms)
+
+
+@settings(max_examples=40)
+@given(num_streams=st.integers(1, 6), num_steps=st.integers(2, 30), prompt=st.integers(30, 60))
+def test_a_best_effort_prompt_takes_no_more_than_callers_with_targets_leave(
+    num_streams: int, num_steps: int, prompt: int
+) -> None:
+    """It is cut to the slack, or to as many rows as a decode step has nearly for free."""
+    engine = with_jobs([FakeJob("a", 300)])
+    for i in range(num_streams):
+        engine.ask(f"r{i}", output=100_000)
+    play(engine, [], num_steps)
+    patient = engine.ask("patient", prompt, 3, "best_effort", tenant_id="other")
+
+    while patient.num_computed_tokens < prompt:
+        begins_s, running = engine.now_s, [s for s in engine.scheduler.running if s is not patient]
+        left_ms = step_slack_ms(running, CLASSES, begins_s, 0.0)
+        plan = engine.step()
+        (span,) = (s for s in plan.spans if s.sequence_id == patient.id)
+        forward_ms = engine.scheduler.law.forward_ms(ForwardShape.of(plan.spans, ()))
+        assert left_ms is not None
+        assert span.count <= MIN_PROMPT_TOKENS or forward_ms <= left_ms + TIGHT_MS
 
 
 # ---- nobody starves --------------------------------------------------------------------------

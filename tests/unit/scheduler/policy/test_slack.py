@@ -10,12 +10,13 @@ from scheduler.domain.plan import StepPlan
 from scheduler.domain.request import RequestBody, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
-from scheduler.policy.iteration import MAX_STANDSTILL_S, IterationScheduler, StepLimits
+from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor
 from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import AIM, SloTargets, step_slack_ms, token_slack_ms
 from scheduler.policy.training import TrainDemand
+from scheduler.policy.training_planner import MAX_STANDSTILL_S
 from tests.unit.scheduler.policy.fake_engine import Demands
 
 TPOT_MS = 100.0

@@ -204,11 +204,15 @@ def _at_place(error: InvalidInput, given: _Given, config_key: str) -> InvalidInp
 def _check_rank(
     config: dict[str, Any], given: _Given, roster: WorkerRoster, base_model: str
 ) -> None:
-    rank = config.get("rank")
     largest = max(worker.capabilities.max_rank for worker in roster.holding(base_model))
-    if isinstance(rank, int) and rank > largest:
-        place = given.places.get("rank", f"{given.place('method_config')}.rank")
-        raise InvalidInput(f"{place!r}: {rank} is over the limit of {largest}.", param=place)
+    ranks = {"rank": config.get("rank")}
+    pattern = config.get("rank_pattern")
+    if isinstance(pattern, dict):
+        ranks |= {f"rank_pattern.{site}": rank for site, rank in pattern.items()}
+    for option, rank in ranks.items():
+        if isinstance(rank, int) and rank > largest:
+            place = given.places.get(option, f"{given.place('method_config')}.{option}")
+            raise InvalidInput(f"{place!r}: {rank} is over the limit of {largest}.", param=place)
 
 
 def _openai_hyperparameters(spec: FinetuneSpec) -> dict[str, object]:

@@ -59,7 +59,7 @@ def sites_of(adapter: LoadedAdapter) -> Sites:
         raise InvalidInput(f"Only LoRA adapters can be merged, not {method.peft_type}.")
     params = {name: tensor.detach().cpu().float() for name, tensor in adapter.params.items()}
     return {
-        site: Factors(params[site + SUFFIX_A], params[site + SUFFIX_B], method.scale)
+        site: Factors(params[site + SUFFIX_A], params[site + SUFFIX_B], method.scale(site))
         for site in (n.removesuffix(SUFFIX_A) for n in params if n.endswith(SUFFIX_A))
     }
 

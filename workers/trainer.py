@@ -35,6 +35,7 @@ from workers.loss import window_loss
 from workers.optimizer import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData
@@ -315,9 +316,8 @@ class Trainer:
 
     def _make_method(self, spec: FinetuneSpec) -> PeftMethod:
         method_type = PEFT_METHODS[spec.method]
-        return method_type(
-            method_type.Config.model_validate(spec.method_config), self.decoder.config
-        )
+        options = plugin_options(method_type.Config, spec.method_config)
+        return method_type(options, self.decoder.config)
 
     def _reserve(self, job_id: str, method: PeftMethod) -> AdapterSlot:
         if len(self.active) >= self.limits.max_jobs:

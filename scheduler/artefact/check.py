@@ -58,12 +58,13 @@ def check_artefact(folder: Path, base: Base) -> AdapterManifest:
             param=CONFIG_FILE,
         )
     options = read_lora_options(config)
-    if options.rank > base.max_rank:
+    shapes = read_projections(base.folder).lora_shapes(options)
+    rank = max(shape[0] for name, shape in shapes.items() if ".lora_A." in name)
+    if rank > base.max_rank:
         raise InvalidInput(
-            f"The adapter has rank {options.rank}; the workers' limit is {base.max_rank}.",
+            f"The adapter has rank {rank}; the workers' limit is {base.max_rank}.",
             param=CONFIG_FILE,
         )
-    shapes = read_projections(base.folder).lora_shapes(options.target_modules, options.rank)
     check_tensor_file(folder / TENSORS_FILE, shapes)
     text = json.dumps(options.peft_config(base.model), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text)

@@ -5,9 +5,10 @@ The gateway reads configurations of strangers with it, and the engine those of t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from scheduler.domain.errors import InvalidInput
 
@@ -16,8 +17,6 @@ PLAIN: dict[str, object] = {
     "use_dora": False,
     "bias": "none",
     "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
     "layers_to_transform": None,
     "fan_in_fan_out": False,
 }
@@ -37,6 +36,26 @@ _READ = frozenset(
 )
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # others rewrite the base's weights
 _MAX_SHOWN_CHARS = 80
+_MAX_PATTERNS = 1024
+
+Rank = Annotated[int, Field(ge=1, le=256, strict=True)]
+Alpha = Annotated[float, Field(gt=0, le=4096)]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=128)]
+Value = TypeVar("Value", int, float)
+
+
+def _apart(pattern: dict[str, Value]) -> dict[str, Value]:
+    """Refuse names of which one ends another: peft takes the first, and sorts them as it saves."""
+    for name in pattern:
+        parts = name.split(".")
+        ends = (".".join(parts[i:]) for i in range(1, len(parts)))
+        if (end := next(filter(pattern.__contains__, ends), None)) is not None:
+            raise ValueError(f"{name!r} and {end!r} name the same projection")
+    return pattern
+
+
+Ranks = Annotated[dict[SiteName, Rank], Field(max_length=_MAX_PATTERNS), AfterValidator(_apart)]
+Alphas = Annotated[dict[SiteName, Alpha], Field(max_length=_MAX_PATTERNS), AfterValidator(_apart)]
 
 
 class LoraOptions(BaseModel):
@@ -44,10 +63,12 @@ class LoraOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(ge=1, le=256, strict=True)
-    alpha: float = Field(gt=0, le=4096)
+    rank: Rank
+    alpha: Alpha
     target_modules: tuple[str, ...] = Field(min_length=1, max_length=64)
     use_rslora: bool = Field(False, strict=True)
+    rank_pattern: Ranks = Field(default_factory=dict)
+    alpha_pattern: Alphas = Field(default_factory=dict)
 
     def peft_config(self, base_model: str) -> dict[str, Any]:
         """The adapter_config.json that says just this."""
@@ -60,6 +81,8 @@ class LoraOptions(BaseModel):
             "lora_dropout": 0.0,
             "target_modules": sorted(self.target_modules),
             "use_rslora": self.use_rslora,
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": self.alpha_pattern,
             "inference_mode": True,
             **PLAIN,
         }
@@ -85,10 +108,12 @@ def read_lora_options(config: dict[str, Any]) -> LoraOptions:
         )
     try:
         return LoraOptions(
-            rank=_common("rank_pattern", config, config["r"], modules),
-            alpha=_common("alpha_pattern", config, config["lora_alpha"], modules),
+            rank=config["r"],
+            alpha=config["lora_alpha"],
             target_modules=tuple(modules),
             use_rslora=config.get("use_rslora") or False,
+            rank_pattern=config.get("rank_pattern") or {},
+            alpha_pattern=config.get("alpha_pattern") or {},
         )
     except KeyError as error:
         raise InvalidInput(
@@ -103,18 +128,16 @@ def read_lora_options(config: dict[str, Any]) -> LoraOptions:
         ) from None
 
 
-def _common(key: str, config: dict[str, Any], plain: Any, modules: list[str]) -> Any:
-    """The one value that all projections have, by a pattern of their names or without one.
+def at_site(site: str, pattern: Mapping[str, Value], plain: Value) -> Value:
+    """The value of the pattern that names the end of a site, as peft looks it up.
 
-    Raises:
-        InvalidInput: they have several, or the pattern is of anything but names.
+    `site` is the path of a projection in the model. Patterns are names; peft would read them as
+    regular expressions, which is the same for the names that it writes.
     """
-    pattern = config.get(key) or {}
-    known = isinstance(pattern, dict) and pattern.keys() <= set(modules)
-    values = [pattern.get(module, plain) for module in modules] if known else []
-    if not known or any(value != values[0] for value in values):
-        raise _several(key, pattern)
-    return values[0] if values else plain
+    for name, value in pattern.items():
+        if site == name or site.endswith(f".{name}"):
+            return value
+    return plain
 
 
 def _check_option(key: str, value: object) -> None:
@@ -128,15 +151,6 @@ def _check_option(key: str, value: object) -> None:
         computed = key in _READ or not value
     if not computed:
         raise _uncomputed(key, value)
-
-
-def _several(key: str, pattern: object) -> InvalidInput:
-    return InvalidInput(
-        f"LoRA with {_shown(key, pattern)} is not supported: all projections need one rank and "
-        "one alpha. Pad every A and B with zeros to the largest rank, multiply each B by its own "
-        "scale, and choose lora_alpha so that the common scale is 1.",
-        param="adapter_config.json",
-    )
 
 
 def _uncomputed(key: str, value: object) -> InvalidInput:

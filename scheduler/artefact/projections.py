@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scheduler.artefact.lora_config import at_site
 from scheduler.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from scheduler.artefact.lora_config import LoraOptions
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -26,14 +29,14 @@ class Projections:
     num_layers: int
     sizes: dict[str, tuple[str, int, int]]
 
-    def lora_shapes(self, target_modules: tuple[str, ...], rank: int) -> dict[str, tuple[int, ...]]:
+    def lora_shapes(self, options: LoraOptions) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of a LoRA file of peft.
 
         Raises:
             InvalidInput: the base has no such projection.
         """
         shapes: dict[str, tuple[int, ...]] = {}
-        for module in target_modules:
+        for module in options.target_modules:
             if module not in self.sizes:
                 known = ", ".join(self.sizes)
                 raise InvalidInput(
@@ -42,9 +45,10 @@ class Projections:
                 )
             path, num_outputs, num_inputs = self.sizes[module]
             for layer in range(self.num_layers):
-                prefix = f"base_model.model.model.layers.{layer}.{path}"
-                shapes[f"{prefix}.lora_A.weight"] = (rank, num_inputs)
-                shapes[f"{prefix}.lora_B.weight"] = (num_outputs, rank)
+                site = f"model.layers.{layer}.{path}"
+                rank = at_site(site, options.rank_pattern, options.rank)
+                shapes[f"base_model.model.{site}.lora_A.weight"] = (rank, num_inputs)
+                shapes[f"base_model.model.{site}.lora_B.weight"] = (num_outputs, rank)
         return shapes
 
 

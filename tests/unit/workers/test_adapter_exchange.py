@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import shutil
 import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from scheduler.artefact.archive import unpack
 from scheduler.artefact.check import Base, check_artefact
@@ -25,9 +22,11 @@ from scheduler.store.objects import ObjectStore
 from service.adapter_export import open_export
 from service.tar_members import tar_chunks, tar_length
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
-from workers.adapter_file import CONFIG, TENSORS, read_adapter
+from workers.adapter_file import read_adapter
+from workers.adapter_folder import read_folder
+from workers.lora_factors import adapter_of, sites_of
 from workers.model import MODULE_PATHS, fused_linears
-from workers.peft_methods.lora import Lora
+from workers.tasks.merge_export import merge_export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,76 +104,40 @@ async def test_what_peft_saved_goes_in_and_comes_out_for_peft(family: str, tmp_p
     assert read_adapter(inside, model.decoder.config).method.rank == 5
 
 
-def test_patterns_that_name_one_rank_and_one_alpha_are_plain(tmp_path: Path) -> None:
-    model = make_model("llama", tmp_path / "model")
-    modules = ["q_proj", "v_proj"]
-    want = save_with_peft(
-        model, tmp_path / "saved", target_modules=modules,
-        rank_pattern=dict.fromkeys(modules, 3), alpha_pattern=dict.fromkeys(modules, 6),
-    )  # fmt: skip
-
-    check_artefact(tmp_path / "saved", base_of(model))
-
-    method = read_adapter(tmp_path / "saved", model.decoder.config).method
-    assert (method.rank, method.config.alpha) == (3, 6)
-    loaded = PeftModel.from_pretrained(model.oracle, str(tmp_path / "saved"))
-    with torch.no_grad():
-        assert torch.equal(loaded(token_ids()).logits, want)
-
-
-def convert(folder: Path) -> None:
-    """What the refusal of several ranks and alphas asks for."""
-    config = json.loads((folder / CONFIG).read_text())
-    ranks, alphas = config["rank_pattern"], config["alpha_pattern"]
-    rank = max(config["r"], *ranks.values())
-    tensors = load_file(folder / TENSORS)
-    for name, tensor in tensors.items():
-        site, _, factor = name.removesuffix(".weight").rpartition(".")
-        module = site.rsplit(".", 1)[-1]
-        own = ranks.get(module, config["r"])
-        if factor == "lora_A":
-            tensors[name] = F.pad(tensor, (0, 0, 0, rank - own))
-        else:
-            alpha = alphas.get(module, config["lora_alpha"])
-            scale = alpha / (math.sqrt(own) if config["use_rslora"] else own)
-            tensors[name] = F.pad(scale * tensor, (0, rank - own))
-    save_file(tensors, folder / TENSORS)
-    alpha = math.sqrt(rank) if config["use_rslora"] else rank
-    plain = {"r": rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}}
-    (folder / CONFIG).write_text(json.dumps(config | plain))
+PATTERNS = {
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 7},
+    "alpha_pattern": {"v_proj": 3, "model.layers.0.self_attn.q_proj": 11.5},
+}
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_several_ranks_and_alphas_go_in_once_converted_as_their_refusal_says(
+def test_sites_of_several_ranks_and_alphas_mean_here_what_they_mean_to_peft(
     use_rslora: bool, tmp_path: Path
 ) -> None:
     model = make_model("llama", tmp_path / "model")
     want = save_with_peft(
         model, tmp_path / "saved", target_modules=["q_proj", "v_proj", "down_proj"],
-        rank_pattern={"q_proj": 2, "down_proj": 7}, alpha_pattern={"v_proj": 3},
-        use_rslora=use_rslora,
+        use_rslora=use_rslora, **PATTERNS,
     )  # fmt: skip
-    with pytest.raises(InvalidInput, match="Pad every A and B with zeros to the largest rank"):
-        check_artefact(tmp_path / "saved", base_of(model))
 
-    convert(tmp_path / "saved")
     check_artefact(tmp_path / "saved", base_of(model))
 
-    method = read_adapter(tmp_path / "saved", model.decoder.config).method
-    assert isinstance(method, Lora)
-    assert (method.rank, method.scale) == (7, 1)
+    adapter = read_folder(tmp_path / "saved", model.decoder.config)
+    merge_export(model.folder, tmp_path / "saved", tmp_path / "merged")
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     loaded = PeftModel.from_pretrained(model.oracle, str(tmp_path / "saved"))
     with torch.no_grad():
-        torch.testing.assert_close(loaded(token_ids()).logits, want, rtol=1e-5, atol=1e-5)
+        assert torch.equal(loaded(token_ids()).logits, want)
+        torch.testing.assert_close(full(token_ids()).logits, want, rtol=1e-4, atol=1e-4)
+    assert adapter.method.rank == 7
+    assert adapter_of(sites_of(adapter), model.decoder.config).method.rank == 7
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
-        ({"rank_pattern": {"layers.0.self_attn.q_proj": 3}}, "rank_pattern"),
+        ({"alpha_pattern": {"(q|v)_proj": 3}}, "alpha_pattern"),
         ({"use_dora": True}, "use_dora"),
-        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
         ({"bias": "lora_only"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"layers_to_transform": [0]}, "layers_to_transform"),

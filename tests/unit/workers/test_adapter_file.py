@@ -62,7 +62,9 @@ def test_peft_computes_with_our_artefact_what_we_compute(
             key = f"base_model.model.{name}.lora_A.weight"
             if key in params:
                 b = params[key.replace("lora_A", "lora_B")]
-                module.get_parameter("weight").add_(method.scale * b @ params[key])
+                module.get_parameter("weight").add_(
+                    method.scale(key.removesuffix(".lora_A.weight")) * b @ params[key]
+                )
         want = merged(token_ids).logits
 
         peft = PeftModel.from_pretrained(tiny.oracle, str(artefact))
@@ -208,7 +210,9 @@ def test_files_that_are_no_safetensors_are_refused(
         {"peft_type": None},
         {"use_dora": True},
         {"bias": "all"},
-        {"rank_pattern": {"q_proj": 2}},
+        {"rank_pattern": {"q_proj": 4}},
+        {"rank_pattern": {"q_(proj|x)": 2}},
+        {"alpha_pattern": {"q_proj": 0}},
         {"modules_to_save": ["lm_head"]},
         {"layers_to_transform": [0]},
         {"layer_replication": [[0, 2]]},

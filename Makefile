@@ -48,7 +48,7 @@ prometheus:
 	$(if $(shell command -v prometheus),,apt-get update -q && apt-get install -qy --no-install-recommends prometheus)
 
 e2e: install browser prometheus
-	$(PYTEST) -m e2e tests/e2e
+	$(PYTEST) -m e2e tests/e2e tests/chaos
 
 chaos: install
 	$(PYTEST) -m chaos

@@ -17,17 +17,21 @@ from pydantic import ValidationError
 
 from scheduler.adapter_commands import adapters
 from scheduler.api_client import ApiRefused
-from scheduler.data_dir import accounts, check_class_exists, store_settings
+from scheduler.backup.make import back_up
+from scheduler.backup.restore import restore as restore_backup
+from scheduler.data_dir import accounts, check_class_exists, locked, store_settings
 from scheduler.domain.errors import Conflict, DomainError
 from scheduler.domain.service_class import parse_classes
 from scheduler.launch import UpOptions
 from scheduler.launch import up as launch
+from scheduler.settings import StoreSettings
 from scheduler.supervisor import ChildKeepsDying
 from scheduler.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from scheduler.backup.manifest import BackupManifest
     from scheduler.domain.service_class import ClassTargets
 
 app = typer.Typer(
@@ -181,6 +185,41 @@ def set_tenant(
         typer.echo(f"{name}: class {tenant.service_class}, weight {tenant.weight:g}.")
 
     _run(change())
+
+
+@app.command()
+def backup(
+    out: Annotated[Path, typer.Option(help="A new file NAME.tar, or a new folder.")],
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Save database, objects and the keys' secret; the service may run meanwhile."""
+
+    async def save() -> None:
+        manifest = await back_up(StoreSettings(data_dir=data.resolve()), out)
+        typer.echo(f"{out} holds {_extent(manifest)}.")
+
+    _run(save())
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `tandem backup` made.")],
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Fill an empty data folder from a backup; then start it with `tandem up`."""
+
+    async def fill() -> None:
+        settings = store_settings(data)
+        with locked(settings.data_dir):
+            manifest = await restore_backup(settings, source)
+        typer.echo(f"{data} holds {_extent(manifest)}; start it with tandem up.")
+
+    _run(fill())
+
+
+def _extent(manifest: BackupManifest) -> str:
+    size_bytes = sum(member.size_bytes for member in manifest.members.values())
+    return f"the database and {len(manifest.object_keys())} objects, {size_bytes} bytes"
 
 
 @app.command()

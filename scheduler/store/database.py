@@ -111,10 +111,16 @@ async def migrate(url: str) -> None:
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Run the migrations that are missing, up to `revision`, in the connection's transaction."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def alembic_config() -> Config:
+    """Where Alembic finds the migrations."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _is_sqlite(url: str) -> bool:

@@ -63,6 +63,16 @@ class ObjectStore:
         file: BinaryIO = self._fs.open(self._path(key), "rb")
         return file
 
+    async def put_stream(self, source: BinaryIO, key: str) -> None:
+        """Copy an open file to `key`."""
+        await asyncio.to_thread(self._put_stream, source, self._path(key))
+
+    async def keys(self) -> set[str]:
+        """Keys of all objects, without those that are still being written."""
+        paths = await asyncio.to_thread(self._fs.find, self._root)
+        start = len(self._root) + 1
+        return {path[start:] for path in paths if not PurePosixPath(path).name.startswith(".")}
+
     async def delete(self, key: str) -> None:
         """Remove an object, or all below a prefix; a missing one is fine."""
         await asyncio.to_thread(self._delete, self._path(key))
@@ -89,7 +99,12 @@ class ObjectStore:
         if not self._is_local:
             self._fs.put_file(str(local), path)
             return
-        with local.open("rb") as source, durable_file(Path(path)) as target:
+        with local.open("rb") as source:
+            self._put_stream(source, path)
+
+    def _put_stream(self, source: BinaryIO, path: str) -> None:
+        writing = durable_file(Path(path)) if self._is_local else self._fs.open(path, "wb")
+        with writing as target:
             _copy(source, target)
 
     def _get_file(self, path: str, local: Path) -> None:

@@ -80,10 +80,11 @@ class RunningService:
         return status
 
 
-def start(data: Path, *arguments: str) -> RunningService:
-    """Start a service and wait until it says that it is ready."""
+def start(data: Path, *arguments: str, **settings: str) -> RunningService:
+    """Start a service, with these TANDEM_* settings, and wait until it says that it is ready."""
     data.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if "TANDEM" not in name}
+    environment |= {f"TANDEM_{name.upper()}": value for name, value in settings.items()}
     command = (sys.executable, "-m", "scheduler.cli", "up", "--port", "0", "--data", str(data))
     with (data / "test.log").open("a") as log:
         process = subprocess.Popen(

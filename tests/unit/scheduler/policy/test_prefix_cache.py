@@ -307,10 +307,10 @@ def test_a_question_with_a_target_does_not_wait_for_a_prompt_without() -> None:
     engine = FakeEngine()
     engine.ask("decoding", prompt=4, output=100, tenant_id="other")
     engine.step()
-    engine.ask("document", prompt=60, output=1, service_class="best_effort")
+    engine.ask("document", prompt=200, output=1, service_class="best_effort")
     engine.step()
 
-    question = engine.ask("question", prompt=61, output=1)
+    question = engine.ask("question", prompt=201, output=1)
     engine.step()
 
     assert question in engine.scheduler.running or question in engine.ended

@@ -5,7 +5,7 @@ starts no threads beside the engine's own.
 
 What was observed is kept as sums that fade, beside a ridge that does not: it ties weights that
 nothing has been said about lately to their prior, where the covariance form of the same recursion
-lets them, and then everything, run away. The weights are solved for anew after each observation.
+lets them, and then everything, run away. The weights are solved for anew every few observations.
 
 A step that another process stopped for 50 ms says nothing about steps: what an observation may
 teach is bounded by a few times the usual error. Where everything has become slower for good, the
@@ -24,6 +24,8 @@ FORGETTING = 0.99  # an observation's weight halves after some 70 steps
 RIDGE = 0.01  # weak: a prior weight is off by 1 where residuals are by 0.1 ms
 MAX_SURPRISE = 3.0  # times the usual error: the rest of a residual is an accident
 LEAST_ERROR = 0.01  # of a prediction, that is never a surprise
+SOLVE_EVERY = 4  # observations, once SETTLED are there
+SETTLED = 100
 ERROR_RATE = 0.02  # how fast the usual error follows
 
 
@@ -58,9 +60,10 @@ class OnlineLeastSquares:
         """Learn from one observation."""
         predicted = dot(self.weights, x)
         self._add(x, predicted + self._believed(predicted, y - predicted))
-        step = solve(self._squares, self._products, RIDGE)
-        self.weights = [w + d for w, d in zip(self._prior, step, strict=True)]
         self.num_observations += 1
+        if self.num_observations <= SETTLED or self.num_observations % SOLVE_EVERY == 0:
+            step = solve(self._squares, self._products, RIDGE)
+            self.weights = [w + d for w, d in zip(self._prior, step, strict=True)]
         informed = self.num_observations - len(self.weights)
         if informed > 0:  # before, the residual is the prior's, not the law's
             rate = max(ERROR_RATE, 1 / informed)

@@ -45,12 +45,12 @@ def plan_beside(
     law: LatencyLaw,
     beside: LatencyLaw,
 ) -> TrainingShare:
-    """The lane that saves most of its time, among those whose steps stay within the slack.
+    """The lane that saves most of its time (or loses least), of those within the slack.
 
     Every step beside the lane is longer than it would be alone, and `slack_ms` pays for all of
     them at once. Jobs that may take only a part of a step's training time take turns instead.
     """
-    best = TrainingShare()
+    best: TrainingShare | None = None
     for units, lane_ms, work_ms in _lanes(demands, MAX_LANE_STEPS * step.beside_ms, law, beside):
         num_steps = step.steps_beside(lane_ms)
         longer_ms = num_steps * (step.beside_ms - step.alone_ms)
@@ -63,8 +63,9 @@ def plan_beside(
             expected_ms=longer_ms,
             work_ms=work_ms,
         )
-        best = max(best, share, key=lambda share: share.saved_share(step.alone_ms))
-    return best
+        if best is None or share.saved_share(step.alone_ms) > best.saved_share(step.alone_ms):
+            best = share
+    return best or TrainingShare()
 
 
 def _lanes(

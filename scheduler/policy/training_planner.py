@@ -11,6 +11,7 @@ from scheduler.policy.latency import ForwardShape, LatencyLaw
 from scheduler.policy.training import TrainDemand, TrainingShare, plan_training
 
 LONG_TURN = 8.0  # a turn of so many times a lane's work: more credit than lanes can use
+RETRY_S = 1.0  # a lane is tried this often though it seems to save nothing: the law may be stale
 MAX_STANDSTILL_S = 1.0  # training moves at least this often while every caller is ahead
 
 
@@ -31,6 +32,7 @@ class TrainingPlanner:
         self._idle_quantum_ms = idle_quantum_ms
         self._ran_s = 0.0
         self._lane_ends_s = 0.0
+        self._lane_began_s = 0.0
 
     def decodes_beside(self, spans: tuple[Span, ...], now_s: float) -> bool:
         """Whether these single tokens should run beside the lane in work, not wait for its end."""
@@ -53,6 +55,8 @@ class TrainingPlanner:
         share = self._best(demands, shape, slack_ms, now_s)
         if share.windows or share.units or share.beside:
             self._ran_s = now_s
+        if share.beside:
+            self._lane_began_s = now_s
             self._lane_ends_s = now_s + share.beside_ms / 1e3
         return share
 
@@ -88,6 +92,8 @@ class TrainingPlanner:
         beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms
         step = DecodeStep(self.law.forward_ms(shape), beside_ms)
         lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
+        if lane.beside and now_s - self._lane_began_s > RETRY_S:
+            return lane
         if turn.work_ms >= LONG_TURN * lane.work_ms:
             return turn
         return max(turn, lane, key=lambda share: share.saved_share(step.alone_ms))

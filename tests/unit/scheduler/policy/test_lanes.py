@@ -14,10 +14,11 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import IterationScheduler, StepLimits
 from scheduler.policy.lanes import MAX_LANE_STEPS, WAIT_SHARE, DecodeStep, plan_beside
-from scheduler.policy.latency import LatencyLaw, RowCosts
+from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
 from scheduler.policy.pack_cursor import PackCursor, Unit
 from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.training import TrainDemand, TrainingShare
+from scheduler.policy.training_planner import TrainingPlanner
 from tests.unit.scheduler.policy.fake_engine import CLASSES, Demands
 
 COSTS = RowCosts((1, 256), (1.0, 40.0))
@@ -164,6 +165,19 @@ def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
     assert [span.sequence_id for span in during.spans] == [first.id]
     assert not training.is_running, "it was waited for"
     assert sorted(span.count for span in after.spans) == [1, 9]
+
+
+def test_a_lane_that_seems_to_save_nothing_is_tried_again_after_a_while() -> None:
+    """The law of lanes learns from lanes only; what it thinks of them may be stale."""
+    planner = TrainingPlanner(Price(1.0), Price(20.0), idle_quantum_ms=100.0)
+    demands = [replace(demand("job", 640), may_ride=False)]
+    shape = ForwardShape(num_rows=1, num_spans=1, context_tokens=8, score_pairs=0)
+    assert planner.beside is not None
+    planner.beside.costs = RowCosts((1, 256), (10.0, 40.0))
+
+    plans = [planner.share(demands, shape, 60.0, now_s) for now_s in (5.0, 5.5, 5.9, 6.1)]
+
+    assert [bool(plan.beside) for plan in plans] == [True, False, False, True]
 
 
 def test_a_job_that_may_take_only_a_part_has_no_lane() -> None:

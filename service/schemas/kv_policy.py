@@ -1,22 +1,24 @@
 """How the K/V of a request's prompt are compressed; an option of both kinds of completion."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.schemas.base import OpenBody
+from service.schemas.options import MAX_INT, check_options
 
 
 def _check_budget(budget: Any) -> Any:
     """Refuse what is neither a count nor a share, with one sentence instead of a union's two."""
-    is_count = type(budget) is int and budget >= 1
+    is_count = type(budget) is int and 1 <= budget <= MAX_INT
     is_share = type(budget) is float and 0 < budget <= 1
     if not (budget is None or is_count or is_share):
         raise PydanticCustomError(
             "budget",
-            "Must be a number of tokens (an integer from 1 on) or a share of the prompt (a number "
-            "above 0.0, at most 1.0)",
+            "Must be a number of tokens (an integer from 1 to {max_int}) or a share of the prompt "
+            "(a number above 0.0, at most 1.0)",
+            {"max_int": MAX_INT},
         )
     return budget
 
@@ -35,3 +37,8 @@ class KvPolicyFields(OpenBody):
         description="Tokens that a KV head keeps on average (an integer), or their share of the "
         "prompt (a number up to 1.0).",
     )
+
+    @model_validator(mode="after")
+    def _has_small_options(self) -> Self:
+        check_options(self.model_extra or {})
+        return self

@@ -485,7 +485,7 @@ def context_of(service: Service, error: Exception | None = None) -> TaskContext:
         (out / "config.json").write_text("{}")
         (out / "model.safetensors").write_bytes(b"safetensors")
 
-    async def encode(*_paths: Path) -> EncodedSummary:
+    async def encode(*_given: Any) -> EncodedSummary:
         raise AssertionError("nothing is tokenised here")
 
     return TaskContext(

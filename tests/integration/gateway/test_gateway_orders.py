@@ -9,6 +9,10 @@ import pytest
 
 from scheduler.artefact.coded_file import PREFIX
 from scheduler.domain.adapter import ARCHIVE_MAGIC
+from scheduler.domain.errors import InvalidInput
+from scheduler.tasks.adapter_order import carry_out_order
+from scheduler.tasks.context import TaskContext
+from scheduler.tasks.encode import EncodedSummary
 from tests.integration.gateway.conftest import BASE
 from tests.integration.gateway.test_gateway_adapters import Caller, stored
 
@@ -142,6 +146,27 @@ class TestCompress:
             "POST", f"/adapters/{adapter['id']}/shares", json={"tenant_id": borrower.tenant.id}
         )
         borrower.refused("POST", path, 403, json={})
+
+    def test_no_more_of_the_validation_file_is_tokenised_than_is_read(
+        self, service: Service, owner: Caller
+    ) -> None:
+        adapter = owner.imported()
+        body = {"guard": 1, "validation_file": valid_file(owner)}
+        order = owner.ok("POST", f"/adapters/{adapter['id']}/versions/1/compress", json=body)
+        asked = []
+
+        async def encode(*given: Any) -> EncodedSummary:
+            asked.append(given[3])
+            raise InvalidInput("That will do.")
+
+        context = TaskContext(
+            db=service.gateway.db, objects=service.gateway.objects,
+            model_dirs=service.settings.model_dirs(), encode=encode,
+        )  # fmt: skip
+        service.thread.run(carry_out_order(order["id"], context))
+
+        assert asked == [32_768]
+        assert owner.ok("GET", f"/adapters/orders/{order['id']}")["error"] == "That will do."
 
     def test_open_orders_are_limited(self, service: Service, owner: Caller) -> None:
         adapter = owner.imported()

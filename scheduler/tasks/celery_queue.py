@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from celery import Celery
-from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from scheduler.tasks.executor import Executor
@@ -24,7 +23,7 @@ def make_celery(broker_url: str) -> Celery:
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         # A worker takes from all of these, or from those that its -Q names.
-        task_queues=[Queue(name, Exchange(name), name) for name in TaskQueue],
+        task_queues={name: {"exchange": name, "routing_key": name} for name in TaskQueue},
         task_default_queue=TaskQueue.JOBS,
         task_routes={task: {"queue": queue_of(task)} for task in TASKS},
         # A check may be repeated, and a lost one is hinted again: so late acks, and no counting.

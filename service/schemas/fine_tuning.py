@@ -7,9 +7,9 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from service.schemas.adapter_order import CompressOptions
-from service.schemas.base import Body, OpenBody, Read
+from service.schemas.base import Body, Read
 from service.schemas.evaluation import PromoteIf
-from service.schemas.options import Options
+from service.schemas.options import Options, OptionsBody
 
 Metadata = dict[str, str]
 ModuleName = Annotated[str, Field(max_length=64)]
@@ -88,7 +88,7 @@ class SupervisedMethod(Body):
     hyperparameters: Hyperparameters | None = None
 
 
-class MethodCreate(OpenBody):
+class MethodCreate(OptionsBody):
     """What to learn from the data."""
 
     type: str = Field(max_length=64, description="`supervised`.")
@@ -111,7 +111,7 @@ class JobCreate(TrainingExtras):
     hyperparameters: Hyperparameters | None = Field(
         None, description="The older place.", json_schema_extra={"deprecated": True}
     )
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[Options] | None = None
     metadata: Annotated[Metadata | None, BeforeValidator(_check_metadata)] = None
     compress: CompressOptions | None = Field(
         None,

@@ -1,12 +1,11 @@
 """How the K/V of a request's prompt are compressed; an option of both kinds of completion."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from service.schemas.base import OpenBody
-from service.schemas.options import MAX_INT, check_options
+from service.schemas.options import MAX_INT, OptionsBody
 
 
 def _check_budget(budget: Any) -> Any:
@@ -23,7 +22,7 @@ def _check_budget(budget: Any) -> Any:
     return budget
 
 
-class KvPolicyFields(OpenBody):
+class KvPolicyFields(OptionsBody):
     """A KV policy, its budget, and further options that `/v1/capabilities` describes."""
 
     type: str = Field(
@@ -37,8 +36,3 @@ class KvPolicyFields(OpenBody):
         description="Tokens that a KV head keeps on average (an integer), or their share of the "
         "prompt (a number up to 1.0).",
     )
-
-    @model_validator(mode="after")
-    def _has_small_options(self) -> Self:
-        check_options(self.model_extra or {})
-        return self

@@ -1,10 +1,12 @@
 """Options of a plug-in as callers write them: small enough to be checked at once, and sent on."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 from pydantic_core import PydanticCustomError
+
+from service.schemas.base import OpenBody
 
 MAX_BYTES = 64 * 1024  # as JSON: ranks and alphas of all sites of a large model, by their names
 MAX_DEPTH = 16
@@ -50,3 +52,12 @@ def _check_values(options: dict[str, Any]) -> None:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(check_options)]
+
+
+class OptionsBody(OpenBody):
+    """Fields that are known, and options beside them."""
+
+    @model_validator(mode="after")
+    def _has_small_options(self) -> Self:
+        check_options(self.model_extra or {})
+        return self

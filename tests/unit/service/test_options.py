@@ -51,6 +51,18 @@ def test_ranks_of_every_site_of_a_large_model_are_taken() -> None:
     assert body.method_config == patterns
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"method": {"type": "supervised", "dpo": nested(900)}},
+        {"integrations": [{"a": nested(900)}]},
+    ],
+)
+def test_nothing_else_of_a_job_is_deep_either(field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="deep"):
+        JobCreate.model_validate({"model": "m", "training_file": "f"} | field)
+
+
 def test_a_merges_options_are_bounded_too() -> None:
     with pytest.raises(ValidationError, match="deep"):
         MergeCreate.model_validate({"sources": [{"model": "a"}], "config": {"a": nested(900)}})

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from scheduler.domain.adapter_order import Compression, MergeSource, Merging
-from scheduler.domain.errors import InvalidInput, ModelNotFound, PermissionDenied, UnknownPlugin
+from scheduler.domain.errors import InvalidInput, NotFound, PermissionDenied, UnknownPlugin
 from service.blame import blaming
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def find_sources(
     found: dict[tuple[str, int], ResolvedAdapter] = {}
     for index, source in enumerate(given):
         place = f"sources.{index}.model"
-        with blaming(place, ModelNotFound, PermissionDenied):
+        with blaming(place, NotFound, PermissionDenied):
             resolved = await adapters.resolve(source.model)
             await adapters.get_own(resolved.ref.adapter_id)
         version = resolved.ref.adapter_id, resolved.ref.version

@@ -17,6 +17,7 @@ from scheduler.tasks.celery_queue import CeleryExecutor, make_celery
 from scheduler.tasks.context import TaskContext
 from scheduler.tasks.encode_pool import EncodePool
 from scheduler.tasks.executor import Executor, LocalExecutor
+from scheduler.tasks.registry import TaskQueue
 from scheduler.tasks.relay import Relay
 from scheduler.telemetry import configure_logging
 
@@ -59,7 +60,13 @@ def _make_executor(settings: SchedulerSettings, db: Database, stack: AsyncExitSt
         model_dirs=settings.model_dirs(),
         encode=pool.encode,
     )
-    return LocalExecutor(context, settings.max_parallel_tasks)
+    return LocalExecutor(
+        context,
+        {
+            TaskQueue.JOBS: settings.max_parallel_tasks,
+            TaskQueue.ORDERS: settings.max_parallel_orders,
+        },
+    )
 
 
 async def main() -> None:

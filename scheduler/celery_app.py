@@ -28,8 +28,10 @@ def _settings() -> SchedulerSettings:
     return settings
 
 
-async def _encode(model_dir: Path, source: Path, target: Path) -> EncodedSummary:
-    return await asyncio.to_thread(encode_data_set, model_dir, source, target)
+async def _encode(
+    model_dir: Path, source: Path, target: Path, enough_tokens: int | None
+) -> EncodedSummary:
+    return await asyncio.to_thread(encode_data_set, model_dir, source, target, enough_tokens)
 
 
 async def _run(task: Task, job_id: str, settings: SchedulerSettings) -> None:

@@ -109,3 +109,6 @@ class SchedulerSettings(StoreSettings, TextSettings, LogSettings, RelaySettings)
         None, description="Redis URL for Celery; without it tasks run in child processes here."
     )
     max_parallel_tasks: int = Field(1, ge=1, description="Data sets that are checked at once.")
+    max_parallel_orders: int = Field(
+        1, ge=1, description="Merges, compressions and full models that are made at once."
+    )

@@ -54,15 +54,27 @@ class AdapterExport:
             )
         return path
 
-    async def expand(self, coded: CodedAdapters, base: Path) -> None:
+    async def expand(self, coded: CodedAdapters, base: Path | None) -> None:
         """Make a folder that peft loads where the version is stored coded.
+
+        Args:
+            coded: decodes it.
+            base: folder of the base model; None where it is not served any more.
 
         Raises:
             InvalidInput: this machine cannot decode it.
+            Conflict: there is no base model to decode it with.
+            Overloaded: decoding broke off.
         """
-        if (self._folder / ARCHIVE_FILE).is_file():
-            folder, self._folder = self._folder, Path(self._scratch.name) / "expanded"
-            await coded.expand(folder, base, self._folder)
+        if not (self._folder / ARCHIVE_FILE).is_file():
+            return
+        if base is None:
+            raise Conflict(
+                f"{self.name} is coded, and its base model, which expanding it needs, is not "
+                "served any more; format=compeft exports it as it is."
+            )
+        folder, self._folder = self._folder, Path(self._scratch.name) / "expanded"
+        await coded.expand(folder, base, self._folder)
 
     @property
     def members(self) -> list[TarMember]:

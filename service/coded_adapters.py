@@ -13,8 +13,10 @@ from scheduler.artefact.coded_file import check_coded_file
 from scheduler.domain.adapter import ARCHIVE_FILE, MANIFEST_FILE, AdapterManifest
 from scheduler.domain.errors import InvalidInput, Overloaded
 from scheduler.tasks.programs import Program, run_program
+from service.blame import blaming
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from scheduler.artefact.check import Base
@@ -45,12 +47,8 @@ class CodedAdapters:
         }
         await asyncio.to_thread(check_coded_file, folder / ARCHIVE_FILE, base.digest)
         async with self._room:
-            try:
-                await run_program(Program.CHECK_ARCHIVE, options, nice=0)
-            except InvalidInput as error:
-                raise InvalidInput(error.message, param="file") from None
-            except OSError:
-                raise Overloaded("The adapter could not be checked; try again.") from None
+            with blaming("file", InvalidInput):
+                await _run(Program.CHECK_ARCHIVE, options)
         return AdapterManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
 
     async def expand(self, folder: Path, base: Path, out: Path) -> None:
@@ -58,7 +56,14 @@ class CodedAdapters:
 
         Raises:
             InvalidInput: the archive cannot be decoded here.
+            Overloaded: the child died.
         """
         async with self._room:
-            options = {"folder": folder, "base": base, "out": out}
-            await run_program(Program.EXPAND_ARCHIVE, options, nice=0)
+            await _run(Program.EXPAND_ARCHIVE, {"folder": folder, "base": base, "out": out})
+
+
+async def _run(program: Program, options: Mapping[str, str | Path]) -> None:
+    try:
+        await run_program(program, options, nice=0)
+    except OSError:
+        raise Overloaded("The adapter could not be decoded; try again.") from None

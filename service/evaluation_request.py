@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.domain.errors import InvalidInput, NotFound
+from scheduler.domain.errors import InvalidInput, ModelNotFound, NotFound
 from scheduler.domain.evaluation import EvaluationPlan, GraderChoice
 from scheduler.gradebook import make_grader
+from service.blame import blaming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +90,8 @@ async def check_plan(
         raise InvalidInput(error.message, param=f"{prefix}file") from None
     if plan.current is None:
         return
-    current = await catalogue.find(plan.current, adapters)
+    with blaming(f"{prefix}current", ModelNotFound):
+        current = await catalogue.find(plan.current, adapters)
     if current.base_model != base_model:
         raise InvalidInput(
             f"{plan.current!r} belongs to {current.base_model!r}; only models of {base_model!r} "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.domain.errors import InvalidInput, ModelNotFound
 from scheduler.domain.request import WeightedModel
+from service.blame import blaming
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -75,10 +76,8 @@ def merged(parts: Iterable[Part]) -> tuple[WeightedModel, ...]:
 async def _adapter(
     name: str, served: ServedModel, find: FindModel, param: str
 ) -> AdapterRef | None:
-    try:
+    with blaming(param, ModelNotFound):
         found = await find(name)
-    except ModelNotFound as error:
-        raise ModelNotFound(error.message, param=param) from None
     if found.base_model != served.base_model:
         raise InvalidInput(
             f"{name!r} is a model of {found.base_model!r} and {served.name!r} one of "

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scheduler.domain.adapter_order import Compression, MergeSource, Merging
-from scheduler.domain.errors import InvalidInput, UnknownPlugin
+from scheduler.domain.errors import InvalidInput, NotFound, PermissionDenied, UnknownPlugin
+from service.blame import blaming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from scheduler.store.adapters import ResolvedAdapter
-    from service.schemas.adapter_order import CompressOptions, MergeCreate
+    from scheduler.store.adapters import ResolvedAdapter, TenantAdapters
+    from service.schemas.adapter_order import CompressOptions, MergeCreate, SourceCreate
     from service.worker_roster import WorkerRoster
 
 
@@ -54,7 +54,7 @@ def draft_compression(
         )
     kind, given = ("codecs", "config") if body.search is None else ("ladders", "search")
     options = body.search or body.config or {}
-    with _blaming(f"{prefix}codec"):
+    with blaming(f"{prefix}codec", UnknownPlugin):
         roster.check_options(base_model, kind, body.codec, options, f"{prefix}{given}")
     return Compression(
         codec=body.codec,
@@ -64,6 +64,33 @@ def draft_compression(
         validation_file=validation_file,
         promote=body.promote,
     )
+
+
+async def find_sources(
+    given: Sequence[SourceCreate], adapters: TenantAdapters
+) -> list[ResolvedAdapter]:
+    """The versions that are to be merged, each named once and the tenant's own.
+
+    Raises:
+        ModelNotFound: the tenant has no model of a source's name.
+        PermissionDenied: it has borrowed it.
+        InvalidInput: two names mean the same version.
+    """
+    found: dict[tuple[str, int], ResolvedAdapter] = {}
+    for index, source in enumerate(given):
+        place = f"sources.{index}.model"
+        with blaming(place, NotFound, PermissionDenied):
+            resolved = await adapters.resolve(source.model)
+            await adapters.get_own(resolved.ref.adapter_id)
+        version = resolved.ref.adapter_id, resolved.ref.version
+        if version in found:
+            raise InvalidInput(
+                f"{source.model!r} and {found[version].name!r} are the same version; name it once, "
+                "with the sum of its weights.",
+                param=place,
+            )
+        found[version] = resolved
+    return list(found.values())
 
 
 def draft_merging(
@@ -91,7 +118,7 @@ def draft_merging(
     if not all(math.isfinite(w) for w in weights if w is not None):
         raise InvalidInput("A weight is not a finite number.", param="sources")
     base_model = base_of(sources)
-    with _blaming("method"):
+    with blaming("method", UnknownPlugin):
         roster.check_options(base_model, "merges", body.method, body.config, "config")
     return Merging(
         method=body.method,
@@ -119,12 +146,3 @@ def base_of(sources: Sequence[ResolvedAdapter]) -> str:
             param="sources",
         )
     return bases[0]
-
-
-@contextmanager
-def _blaming(param: str) -> Iterator[None]:
-    """Blame the field that names a plug-in, not the one with its options, for an unknown name."""
-    try:
-        yield
-    except UnknownPlugin as error:
-        raise UnknownPlugin(error.message, param=param) from None

@@ -185,9 +185,8 @@ def check_schema(schema: Mapping[str, Any], options: Mapping[str, Any], param: s
     Raises:
         InvalidInput: with the dotted path of the first wrong option as `param`.
     """
-    problems = sorted(Draft202012Validator(schema).iter_errors(dict(options)), key=str)
-    if problems:
-        first = problems[0]
+    first = next(Draft202012Validator(schema).iter_errors(dict(options)), None)
+    if first is not None:
         path = ".".join([param, *(str(part) for part in first.absolute_path)])
         raise InvalidInput(f"{path!r}: {first.message[:300]}.", param=path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from scheduler.domain.adapter_order import VALIDATION_TOKENS
 from scheduler.domain.errors import InvalidInput
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
@@ -31,7 +32,6 @@ from workers.training_memory import TrainingMemory
 
 PACK_TOKENS = 512
 BLOCK_TOKENS = 16
-MAX_TOKENS = 32_768  # of the first examples: each trial of a search reads all of them
 
 
 class ValidationLoss:
@@ -117,7 +117,7 @@ class ValidationLoss:
 
 
 def first_packs(data: Path, config: DecoderConfig) -> list[PackTokens]:
-    """The first examples of a data set, up to MAX_TOKENS, but at least one.
+    """The first examples of a data set, up to VALIDATION_TOKENS, but at least one.
 
     Raises:
         InvalidInput: it does not fit the base model, or trains on nothing.
@@ -128,7 +128,7 @@ def first_packs(data: Path, config: DecoderConfig) -> list[PackTokens]:
     lengths = np.diff(examples.offsets)
     if int(lengths.max()) > config.max_model_len:
         raise InvalidInput("The validation file holds an example longer than the context.")
-    count = sum(total <= MAX_TOKENS for total in accumulate(lengths.tolist())) or 1
+    count = sum(total <= VALIDATION_TOKENS for total in accumulate(lengths.tolist())) or 1
     packs = pack_examples(examples, list(range(count)), PACK_TOKENS)
     if sum(pack.total_weight for pack in packs) == 0:
         raise InvalidInput("The validation file trains on no token, so it cannot judge.")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+VALIDATION_TOKENS = 32_768  # of the first examples: each trial of a search reads all of them
+
 
 class OrderKind(StrEnum):
     """What is made."""

@@ -79,9 +79,9 @@ class FinetuneSpec(BaseModel):
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    checkpoint_every_steps: int = Field(50, ge=1)
+    checkpoint_every_steps: int = Field(50, ge=1, le=2**31 - 1)
     checkpoint_every_s: float = Field(60.0, gt=0)
-    eval_every_steps: int = Field(50, ge=1)
+    eval_every_steps: int = Field(50, ge=1, le=2**31 - 1)
     deterministic: bool = False
     priority: int = Field(0, ge=-10, le=10)
     max_share: float = Field(1.0, gt=0, le=1)

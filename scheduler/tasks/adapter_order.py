@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from scheduler.domain.adapter import MANIFEST_FILE, AdapterManifest
-from scheduler.domain.adapter_order import Compression, Merging, OrderFolder, OrderKind
+from scheduler.domain.adapter_order import (
+    VALIDATION_TOKENS,
+    Compression,
+    Merging,
+    OrderFolder,
+    OrderKind,
+)
 from scheduler.domain.errors import DomainError, LostLease, ModelNotFound
 from scheduler.store.adapter_imports import StoredVersion
 from scheduler.store.adapter_orders import ORDER_LEASE_S, Orders, OrderWork
@@ -116,13 +122,13 @@ async def _fetch(
 async def _encode(
     work: OrderWork, file_id: str | None, folder: OrderFolder, context: TaskContext
 ) -> None:
-    """Tokenise the validation file, if there is one, as those of jobs are."""
+    """Tokenise the start of the validation file, if there is one, as those of jobs are."""
     if file_id is None:
         return
     file = await Files(context.db).for_tenant(work.tenant_id).get(file_id)
     rows = folder.root / "valid.jsonl"
     await context.objects.get_file(file.object_key, rows)
-    await context.encode(_base(work, context), rows, folder.valid)
+    await context.encode(_base(work, context), rows, folder.valid, VALIDATION_TOKENS)
 
 
 async def _make(

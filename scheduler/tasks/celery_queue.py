@@ -8,8 +8,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from scheduler.tasks.executor import Executor
+from scheduler.tasks.registry import TASKS, TaskQueue, queue_of
 
-QUEUE = "tandem"
 SOFT_SHUTDOWN_S = 30.0
 MAX_TASK_S = 600
 
@@ -22,7 +22,10 @@ def make_celery(broker_url: str) -> Celery:
         accept_content=["json"],
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
-        task_default_queue=QUEUE,
+        # A worker takes from all of these, or from those that its -Q names.
+        task_queues={name: {"exchange": name, "routing_key": name} for name in TaskQueue},
+        task_default_queue=TaskQueue.JOBS,
+        task_routes={task: {"queue": queue_of(task)} for task in TASKS},
         # A check may be repeated, and a lost one is hinted again: so late acks, and no counting.
         task_acks_late=True,
         task_soft_time_limit=MAX_TASK_S,

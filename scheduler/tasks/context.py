@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scheduler.store.database import Database
     from scheduler.store.objects import ObjectStore
 
-Encode: TypeAlias = Callable[[Path, Path, Path], Awaitable[EncodedSummary]]
+Encode: TypeAlias = Callable[[Path, Path, Path, int | None], Awaitable[EncodedSummary]]
 RunProgram: TypeAlias = Callable[[str, Mapping[str, str | Path]], Awaitable[None]]
 
 

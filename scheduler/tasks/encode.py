@@ -26,15 +26,23 @@ class EncodedSummary:
     num_trained_tokens: int
 
 
-def encode_data_set(model_dir: Path, source: Path, target: Path) -> EncodedSummary:
+def encode_data_set(
+    model_dir: Path, source: Path, target: Path, enough_tokens: int | None = None
+) -> EncodedSummary:
     """Check and tokenise `source` with the tokenizer of `model_dir` into `target`.
+
+    Args:
+        model_dir: the base model's folder.
+        source: rows, one JSON object a line.
+        target: the data set to write.
+        enough_tokens: rows after so many are left out; None takes all.
 
     Raises:
         InvalidInput: rows are wrong; the message names their lines.
         ValueError: the model folder has no usable tokenizer.
     """
     tokenizer = _tokenizer(model_dir)
-    limits = dataset.DatasetLimits()
+    limits = dataset.DatasetLimits(enough_tokens=enough_tokens)
     with source.open("rb") as file:
         lines = dataset.bounded_lines(file, limits.max_line_bytes)
         encoded = dataset.encode_file(lines, tokenizer, tokenizer.max_model_len, limits)

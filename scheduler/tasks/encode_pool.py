@@ -24,8 +24,10 @@ class EncodePool:
         self._num_processes = num_processes
         self._pool = self._make()
 
-    async def encode(self, model_dir: Path, source: Path, target: Path) -> EncodedSummary:
-        """Check and tokenise one file.
+    async def encode(
+        self, model_dir: Path, source: Path, target: Path, enough_tokens: int | None = None
+    ) -> EncodedSummary:
+        """Check and tokenise one file; see `encode_data_set`.
 
         Raises:
             InvalidInput: rows are wrong.
@@ -34,7 +36,9 @@ class EncodePool:
         loop = asyncio.get_running_loop()
         pool = self._pool
         try:
-            return await loop.run_in_executor(pool, encode_data_set, model_dir, source, target)
+            return await loop.run_in_executor(
+                pool, encode_data_set, model_dir, source, target, enough_tokens
+            )
         except BrokenProcessPool:
             if self._pool is pool:  # or another call has replaced it already
                 self._pool = self._make()

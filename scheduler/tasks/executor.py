@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from scheduler.tasks.registry import TASKS
+from scheduler.tasks.registry import TASKS, queue_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scheduler.tasks.context import TaskContext
+    from scheduler.tasks.registry import TaskQueue
 
 log = structlog.get_logger(__name__)
 
@@ -33,15 +36,20 @@ class Executor(ABC):
 
 
 class LocalExecutor(Executor):
-    """Runs tasks in this process, a few at a time; a hint about a running one is dropped."""
+    """Runs tasks in this process, a few at a time; a hint about a running one is dropped.
 
-    def __init__(self, context: TaskContext, max_parallel: int) -> None:
+    Args:
+        context: what the tasks use.
+        max_parallel: how many of each queue run at once.
+    """
+
+    def __init__(self, context: TaskContext, max_parallel: Mapping[TaskQueue, int]) -> None:
         self._context = context
-        self._room = asyncio.Semaphore(max_parallel)
+        self._rooms = {queue: asyncio.Semaphore(most) for queue, most in max_parallel.items()}
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def submit(self, task: str, job_id: str) -> None:
-        """Start the task, or queue it behind the running ones."""
+        """Start the task, or let it wait behind the running ones of its queue."""
         key = (task, job_id)
         if key in self._running:
             return
@@ -57,7 +65,7 @@ class LocalExecutor(Executor):
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _run(self, task: str, job_id: str) -> None:
-        async with self._room:
+        async with self._rooms[queue_of(task)]:
             await TASKS[task](job_id, self._context)
 
     def _forget(self, key: tuple[str, str], done: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import TypeAlias
 
 from scheduler.store.outbox import OutboxKind
@@ -20,3 +21,15 @@ TASKS: dict[str, Task] = {
     OutboxKind.CLEAN_JOB.value: clean_job,
     ADAPTER_ORDER: carry_out_order,
 }
+
+
+class TaskQueue(StrEnum):
+    """Tasks wait only for others of their queue; the values are the names of Celery's queues."""
+
+    JOBS = "tandem"  # seconds each, and a new job waits for them
+    ORDERS = "tandem-orders"  # minutes each, and one tenant may have many
+
+
+def queue_of(task: str) -> TaskQueue:
+    """Where a task waits."""
+    return TaskQueue.ORDERS if task == ADAPTER_ORDER else TaskQueue.JOBS

@@ -64,7 +64,7 @@ async def _encode(
         source, target = Path(folder) / "rows.jsonl", Path(folder) / "set.bin"
         await context.objects.get_file(source_key, source)
         try:
-            summary = await context.encode(model_dir, source, target)
+            summary = await context.encode(model_dir, source, target, None)
         except InvalidInput as error:
             raise InvalidInput(error.message, param=param) from error
         await context.objects.put_file(target, target_key)

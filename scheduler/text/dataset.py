@@ -36,7 +36,11 @@ _CRC_CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class DatasetLimits:
-    """Bounds on an uploaded data set."""
+    """Bounds on an uploaded data set.
+
+    Attributes:
+        enough_tokens: rows after so many are neither read nor checked; None where all count.
+    """
 
     max_line_bytes: int = 1 << 20
     max_lines: int = 5_000_000
@@ -44,6 +48,7 @@ class DatasetLimits:
     max_messages: int = 512
     max_total_tokens: int = 200_000_000
     max_reported_lines: int = 10
+    enough_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,8 @@ def encode_file(
             break
         if encoder.num_tokens > bounds.max_total_tokens:
             raise InvalidInput(f"The file may have at most {bounds.max_total_tokens} tokens.")
+        if bounds.enough_tokens is not None and encoder.num_tokens >= bounds.enough_tokens:
+            break
     if problems:
         raise InvalidInput("; ".join(problems) + ".")
     if encoder.is_empty:

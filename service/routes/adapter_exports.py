@@ -12,6 +12,7 @@ from scheduler.domain.errors import (
     Conflict,
     InvalidInput,
     NotFound,
+    Overloaded,
     PermissionDenied,
     QuotaExceeded,
 )
@@ -59,7 +60,7 @@ def _octets(path: Path, name: str, after: BackgroundTask) -> Response:
 @router.get(
     "/export",
     response_class=Response,
-    responses=errors(InvalidInput, NotFound, PermissionDenied, Conflict)
+    responses=errors(InvalidInput, NotFound, PermissionDenied, Conflict, Overloaded)
     | {
         200: {
             "content": {
@@ -95,7 +96,7 @@ async def export_version(
                 export.archive, f"{export.name}.tandem", BackgroundTask(export.close)
             )
         else:
-            await export.expand(coded, settings.model_dirs()[adapter.base_model])
+            await export.expand(coded, settings.model_dirs().get(adapter.base_model))
             response = _tar(export.name, export.members, background=BackgroundTask(export.close))
         undo.pop_all()
     return response

@@ -15,10 +15,12 @@ from scheduler.domain.errors import (
     UnknownPlugin,
 )
 from scheduler.store.adapter_imports import new_adapter_id
+from scheduler.store.files import TenantFiles
 from service.adapter_read import read_order
+from service.blame import blaming
 from service.deps import AdaptersDep, FilesDep, OrdersDep, ReplaysDep, RosterDep, SettingsDep
 from service.errors import errors
-from service.order_request import base_of, draft_compression, draft_merging
+from service.order_request import base_of, draft_compression, draft_merging, find_sources
 from service.schemas.adapter import VersionPath
 from service.schemas.adapter_order import CompressCreate, MergeCreate, OrderRead
 from service.schemas.base import Deleted, ListPage
@@ -26,6 +28,13 @@ from service.schemas.base import Deleted, ListPage
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 OrderId = Annotated[str, Path(max_length=64)]
+
+
+async def _check_file(file_id: str | None, files: TenantFiles) -> None:
+    """Refuse a validation file that the tenant has not. Raises NotFound."""
+    if file_id is not None:
+        with blaming("validation_file", NotFound):
+            await files.get(file_id)
 
 
 @router.post(
@@ -49,8 +58,7 @@ async def compress_version(
     """Have a further version made that holds this one coded, as small as asked for."""
     key = replays.key_for("compress", adapter_id, version, body.model_dump(mode="json"))
     adapter = await adapters.get_own(adapter_id)
-    if body.validation_file is not None:
-        await files.get(body.validation_file)
+    await _check_file(body.validation_file, files)
     order = await orders.compress(
         adapter_id,
         version,
@@ -80,16 +88,14 @@ async def merge_adapters(
 ) -> OrderRead:
     """Have a version made of several of your own, as a new adapter or a further version of one."""
     key = replays.key_for("merges", body.model_dump(mode="json"))
-    sources = [await adapters.resolve(source.model) for source in body.sources]
-    for source in sources:
-        await adapters.get_own(source.ref.adapter_id)
+    sources = await find_sources(body.sources, adapters)
     merging, base_model = draft_merging(body, sources, roster), base_of(sources)
     if body.adapter_id is not None:
-        target = await adapters.get_own(body.adapter_id)
+        with blaming("adapter_id", NotFound, PermissionDenied):
+            target = await adapters.get_own(body.adapter_id)
         if target.base_model != base_model:
             raise InvalidInput(f"That adapter belongs to {target.base_model}.", param="adapter_id")
-    if body.validation_file is not None:
-        await files.get(body.validation_file)
+    await _check_file(body.validation_file, files)
     order = await orders.merge(
         body.adapter_id or new_adapter_id(),
         base_model,

@@ -1,10 +1,11 @@
 """Compressions and merges of adapters, asked for and shown."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from service.schemas.base import Body, Read
+from service.schemas.options import Options
 
 FileId = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -13,8 +14,8 @@ class CompressOptions(Body):
     """How to make a version small, and how much quality that may cost."""
 
     codec: str = Field("compeft", max_length=64, description="See /v1/capabilities.")
-    config: dict[str, Any] | None = Field(None, description="Options of the codec.")
-    search: dict[str, Any] | None = Field(
+    config: Options | None = Field(None, description="Options of the codec.")
+    search: Options | None = Field(
         None,
         description="Instead of `config`: find it on the validation file; see ladders in "
         "/v1/capabilities.",
@@ -44,7 +45,7 @@ class MergeCreate(Body):
     """A merge of several versions of one base model into a further one."""
 
     method: str = Field("linear", max_length=64, description="See merges in /v1/capabilities.")
-    config: dict[str, Any] = Field(default_factory=dict, description="Options of the method.")
+    config: Options = Field(default_factory=dict, description="Options of the method.")
     sources: list[SourceCreate] = Field(min_length=1, max_length=32)
     name: str | None = Field(
         None,

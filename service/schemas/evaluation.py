@@ -1,12 +1,13 @@
 """Evaluations of versions, asked for and shown."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from scheduler.domain.evaluation import Contender, ContenderReport, GraderChoice, PromotionRule
 from service.schemas.adapter_order import FileId
 from service.schemas.base import Body, Read
+from service.schemas.options import Options
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 Rules = Annotated[list[PromotionRule], Field(min_length=1, max_length=32)]
@@ -19,7 +20,7 @@ class GraderCreate(Body):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Left out: its type."
     )
-    config: dict[str, Any] = Field(default_factory=dict, description="Options of the grader.")
+    config: Options = Field(default_factory=dict, description="Options of the grader.")
 
 
 class EvaluationOptions(Body):

@@ -7,10 +7,12 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from service.schemas.adapter_order import CompressOptions
-from service.schemas.base import Body, OpenBody, Read
+from service.schemas.base import Body, Read
 from service.schemas.evaluation import PromoteIf
+from service.schemas.options import Options, OptionsBody
 
 Metadata = dict[str, str]
+ModuleName = Annotated[str, Field(max_length=64)]
 DEFAULT_POINTS = 200
 MaxPoints = Annotated[int, Query(ge=2, le=1000, description="Most points of the answer.")]
 
@@ -48,13 +50,17 @@ AutoFloat = Annotated[
 class TrainingExtras(Body):
     """Options beyond OpenAI's; in `hyperparameters` or at the top of the body, all optional."""
 
-    peft_method: str | None = Field(None, description="How to adapt; see /v1/capabilities.")
-    method_config: dict[str, Any] | None = Field(None, description="Options of the method.")
+    peft_method: str | None = Field(
+        None, max_length=64, description="How to adapt; see /v1/capabilities."
+    )
+    method_config: Options | None = Field(None, description="Options of the method.")
     rank: int | None = Field(None, description="Short for method_config.rank.")
     alpha: float | None = Field(None, description="Short for method_config.alpha.")
-    target_modules: list[str] | None = Field(None, description="Short for the method's option.")
-    optimizer: str | None = Field(None, description="See /v1/capabilities.")
-    optimizer_config: dict[str, Any] | None = Field(None, description="Options of the optimizer.")
+    target_modules: list[ModuleName] | None = Field(
+        None, max_length=64, description="Short for the method's option."
+    )
+    optimizer: str | None = Field(None, max_length=64, description="See /v1/capabilities.")
+    optimizer_config: Options | None = Field(None, description="Options of the optimizer.")
     weight_decay: float | None = Field(None, description="Short for optimizer_config.weight_decay.")
     learning_rate: float | None = Field(None, description="Instead of the multiplier.")
     lr_schedule: str | None = Field(None, description="linear, cosine or constant.")
@@ -82,10 +88,10 @@ class SupervisedMethod(Body):
     hyperparameters: Hyperparameters | None = None
 
 
-class MethodCreate(OpenBody):
+class MethodCreate(OptionsBody):
     """What to learn from the data."""
 
-    type: str = Field(description="`supervised`.")
+    type: str = Field(max_length=64, description="`supervised`.")
     supervised: SupervisedMethod | None = None
 
 
@@ -105,7 +111,7 @@ class JobCreate(TrainingExtras):
     hyperparameters: Hyperparameters | None = Field(
         None, description="The older place.", json_schema_extra={"deprecated": True}
     )
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[Options] | None = None
     metadata: Annotated[Metadata | None, BeforeValidator(_check_metadata)] = None
     compress: CompressOptions | None = Field(
         None,

@@ -8,7 +8,10 @@ from pydantic_core import PydanticCustomError
 from service.schemas.base import OpenBody
 from service.schemas.kv_policy import KvPolicyFields
 from service.schemas.logit_arithmetic import LogitTerms
+from service.schemas.options import MAX_INT
 from service.service_tier import AskedTier
+
+MAX_ID_DIGITS = 10  # of a token id; Python itself refuses to read thousands
 
 
 def _check_stop(stop: Any) -> Any:
@@ -28,6 +31,7 @@ def _check_bias(bias: Any) -> Any:
         return None
     good = isinstance(bias, dict) and all(
         str(token).isdecimal()
+        and len(str(token)) <= MAX_ID_DIGITS
         and isinstance(weight, int | float)
         and not isinstance(weight, bool)
         and -100 <= weight <= 100
@@ -70,7 +74,9 @@ class SamplingFields(OpenBody):
     service_tier: AskedTier | None = Field(
         None, description="`flex`: best effort, without latency targets; else the tenant's class."
     )
-    top_k: int | None = Field(None, ge=-1, description="Extension; 0 or -1 keeps all tokens.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_INT, description="Extension; 0 or -1 keeps all tokens."
+    )
     min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Extension.")
     stop_token_ids: list[int] | None = Field(None, max_length=64, description="Extension.")

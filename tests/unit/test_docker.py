@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from scheduler.settings import SchedulerSettings
+from scheduler.tasks.registry import TaskQueue
 from service.settings import ServiceSettings
 from workers.settings import WorkerSettings
 
@@ -21,8 +22,8 @@ WATCHING = {name: s for name, s in COMPOSE["services"].items() if s.get("profile
 OURS = {name: s for name, s in COMPOSE["services"].items() if name not in {"redis", *WATCHING}}
 
 
-def test_the_set_holds_gateway_worker_scheduler_tasks_and_redis() -> None:
-    assert set(OURS) == {"gateway", "worker", "scheduler", "tasks"}
+def test_the_set_holds_gateway_worker_scheduler_tasks_orders_and_redis() -> None:
+    assert set(OURS) == {"gateway", "worker", "scheduler", "tasks", "orders"}
     assert set(COMPOSE["services"]) == {*OURS, "redis", "prometheus", "grafana"}
 
 
@@ -32,6 +33,12 @@ def test_every_command_is_a_module_that_exists(name: str) -> None:
 
     assert command[:2] == ["python", "-m"]
     assert importlib.util.find_spec(command[2]) is not None
+
+
+def test_each_queue_of_tasks_has_a_worker_of_its_own() -> None:
+    commands = [OURS[name]["command"] for name in ("tasks", "orders")]
+
+    assert [command[command.index("-Q") + 1] for command in commands] == [*TaskQueue]
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -41,7 +41,7 @@ def merge_adapters(folder: OrderFolder, base: Path) -> None:
     adapters = [read_folder(folder.source(i), model) for i in range(len(order.sources))]
     merge_type = MERGES[order.method]
     merge = merge_type(plugin_options(merge_type.Config, order.config))
-    loss = _loss(folder, base, model, adapters)
+    loss = _loss(order, folder, base, model, adapters)
     merged, weights = _merged(order, merge, adapters, loss)
     if merged.method.rank > order.max_rank:
         raise InvalidInput(
@@ -80,12 +80,16 @@ def _merged(
 
 
 def _loss(
-    folder: OrderFolder, base: Path, model: DecoderConfig, adapters: list[LoadedAdapter]
+    order: Merging,
+    folder: OrderFolder,
+    base: Path,
+    model: DecoderConfig,
+    adapters: list[LoadedAdapter],
 ) -> ValidationLoss | None:
     if not folder.valid.is_file():
         return None
     ranks = sum(adapter.method.rank for adapter in adapters)  # what `cat` would make of them
-    return ValidationLoss(base, model, folder.valid, ranks)
+    return ValidationLoss(base, model, folder.valid, min(ranks, order.max_rank))
 
 
 def _run(given: Namespace) -> None:

@@ -389,6 +389,16 @@ class TestExport:
         )  # fmt: skip
         assert again["versions"][0]["digest"] == adapter["versions"][0]["digest"]
 
+    def test_a_plain_version_is_exported_after_its_base_model_was_dropped(
+        self, service: Service, owner: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adapter = owner.imported()
+        monkeypatch.setattr(type(service.settings), "model_dirs", lambda _: {})
+
+        response = owner.call("GET", f"/adapters/{adapter['id']}/versions/1/export")
+
+        assert response.status_code == 200
+
     def test_damaged_or_missing_files_are_not_exported(
         self, service: Service, owner: Caller
     ) -> None:
@@ -475,7 +485,7 @@ def context_of(service: Service, error: Exception | None = None) -> TaskContext:
         (out / "config.json").write_text("{}")
         (out / "model.safetensors").write_bytes(b"safetensors")
 
-    async def encode(*_paths: Path) -> EncodedSummary:
+    async def encode(*_given: Any) -> EncodedSummary:
         raise AssertionError("nothing is tokenised here")
 
     return TaskContext(

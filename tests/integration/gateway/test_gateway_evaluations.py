@@ -143,8 +143,9 @@ class TestRefusals:
         theirs, mine = owner.imported()["model"], borrower.imported()["model"]
         usual = {"model": mine, "file": uploaded(borrower)} | LOSS
 
-        for body in (usual | {"model": theirs}, usual | {"current": theirs}):
-            borrower.refused("POST", "/evaluations", 404, json=body)
+        for param in ("model", "current"):
+            error = borrower.refused("POST", "/evaluations", 404, json=usual | {param: theirs})
+            assert error["param"] == param
         error = borrower.refused(
             "POST", "/evaluations", 400, json=usual | {"file": uploaded(owner)}
         )

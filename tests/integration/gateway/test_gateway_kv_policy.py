@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.integration.gateway.fake_worker import FakeWorker
 
 WINDOWED = {"type": "snapkv", "budget": 64, "window": 16}
+NESTED = json.loads("[" * 400 + "]" * 400)
 
 
 @pytest.fixture
@@ -90,6 +91,11 @@ def test_a_tokens_long_answer_drops_nothing(owner: Caller) -> None:
         (WINDOWED | {"color": "red"}, "invalid_value", "kv_policy", "'color' was unexpected"),
         ({"budget": 64}, "invalid_value", "kv_policy.type", "missing"),
         ("snapkv", "invalid_value", "kv_policy", "object"),
+        ({"type": "snapkv", "budget": 2**64}, "invalid_value", "kv_policy.budget", "to 2147483647"),
+        (WINDOWED | {"num_sinks": 2**64}, "invalid_value", "kv_policy", "no integer beyond"),
+        (WINDOWED | {"window": [2**64]}, "invalid_value", "kv_policy", "no integer beyond"),
+        (WINDOWED | {"window": NESTED}, "invalid_value", "kv_policy", "at most 16 deep"),
+        (WINDOWED | {"window": "x" * 10**6}, "invalid_value", "kv_policy", "65536 bytes of JSON"),
     ],
 )
 def test_what_no_worker_would_do_is_refused_in_a_sentence(

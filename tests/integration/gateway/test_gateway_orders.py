@@ -9,6 +9,10 @@ import pytest
 
 from scheduler.artefact.coded_file import PREFIX
 from scheduler.domain.adapter import ARCHIVE_MAGIC
+from scheduler.domain.errors import InvalidInput
+from scheduler.tasks.adapter_order import carry_out_order
+from scheduler.tasks.context import TaskContext
+from scheduler.tasks.encode import EncodedSummary
 from tests.integration.gateway.conftest import BASE
 from tests.integration.gateway.test_gateway_adapters import Caller, stored
 
@@ -135,12 +139,34 @@ class TestCompress:
         path = f"/adapters/{adapter['id']}/versions/1/compress"
         mine = valid_file(borrower)
 
-        owner.refused("POST", path, 404, json={"guard": 1, "validation_file": mine})
+        error = owner.refused("POST", path, 404, json={"guard": 1, "validation_file": mine})
+        assert error["param"] == "validation_file"
         borrower.refused("POST", path, 404, json={})
         owner.ok(
             "POST", f"/adapters/{adapter['id']}/shares", json={"tenant_id": borrower.tenant.id}
         )
         borrower.refused("POST", path, 403, json={})
+
+    def test_no_more_of_the_validation_file_is_tokenised_than_is_read(
+        self, service: Service, owner: Caller
+    ) -> None:
+        adapter = owner.imported()
+        body = {"guard": 1, "validation_file": valid_file(owner)}
+        order = owner.ok("POST", f"/adapters/{adapter['id']}/versions/1/compress", json=body)
+        asked = []
+
+        async def encode(*given: Any) -> EncodedSummary:
+            asked.append(given[3])
+            raise InvalidInput("That will do.")
+
+        context = TaskContext(
+            db=service.gateway.db, objects=service.gateway.objects,
+            model_dirs=service.settings.model_dirs(), encode=encode,
+        )  # fmt: skip
+        service.thread.run(carry_out_order(order["id"], context))
+
+        assert asked == [32_768]
+        assert owner.ok("GET", f"/adapters/orders/{order['id']}")["error"] == "That will do."
 
     def test_open_orders_are_limited(self, service: Service, owner: Caller) -> None:
         adapter = owner.imported()
@@ -169,18 +195,39 @@ class TestMerge:
             ({"method": "soup"}, "method"),
             ({"config": {"rank": 1}}, "config"),
             ({"sources": []}, "sources"),
-            ({"sources": [{"model": "{name}", "weight": 1}, {"model": "{name}"}]}, "sources"),
+            ({"sources": [{"model": "@1", "weight": 1}, {"model": "@2"}]}, "sources"),
+            ({"sources": [{"model": "@1"}, {"model": "@2"}, {"model": "@1"}]}, "sources.2.model"),
+            ({"sources": [{"model": "@2"}, {"model": ""}, {"model": "@1"}]}, "sources.2.model"),
         ],
     )
     def test_what_makes_no_sense_is_refused_at_once(
         self, owner: Caller, change: dict[str, Any], param: str
     ) -> None:
         adapter = owner.imported()
-        body: dict[str, Any] = {"sources": [{"model": adapter["model"]}], "name": "sum"} | change
-        for source in body["sources"]:
-            source["model"] = adapter["model"]
+        owner.with_version(adapter, 0.5)
+        body: dict[str, Any] = {"sources": [{"model": ""}], "name": "sum"} | change
+        sources = [s | {"model": adapter["model"] + s["model"]} for s in body["sources"]]
 
-        error = owner.refused("POST", "/adapters/merges", 400, json=body)
+        error = owner.refused("POST", "/adapters/merges", 400, json=body | {"sources": sources})
+
+        assert error["param"] == param
+
+    @pytest.mark.parametrize(
+        ("change", "param"),
+        [
+            ({"sources": [{"model": "{mine}"}, {"model": "ft:none"}]}, "sources.1.model"),
+            ({"validation_file": "file-none"}, "validation_file"),
+            ({"name": None, "adapter_id": "none"}, "adapter_id"),
+        ],
+    )
+    def test_what_is_not_found_is_blamed_on_the_field_that_names_it(
+        self, owner: Caller, change: dict[str, Any], param: str
+    ) -> None:
+        mine = owner.imported()["model"]
+        body: dict[str, Any] = {"sources": [{"model": "{mine}"}], "name": "sum"} | change
+        sources = [{"model": s["model"].replace("{mine}", mine)} for s in body["sources"]]
+
+        error = owner.refused("POST", "/adapters/merges", 404, json=body | {"sources": sources})
 
         assert error["param"] == param
 

@@ -32,8 +32,10 @@ async def context(tmp_path: Path, model_dir: Path) -> AsyncIterator[TaskContext]
     url = f"sqlite+aiosqlite:///{tmp_path}/t.db"
     await migrate(url)
 
-    async def encode(folder: Path, source: Path, target: Path) -> EncodedSummary:
-        return await asyncio.to_thread(encode_data_set, folder, source, target)
+    async def encode(
+        folder: Path, source: Path, target: Path, enough_tokens: int | None
+    ) -> EncodedSummary:
+        return await asyncio.to_thread(encode_data_set, folder, source, target, enough_tokens)
 
     db = Database(url)
     objects = ObjectStore(f"file://{tmp_path}/objects")

@@ -31,6 +31,7 @@ from scheduler.store.tables import jobs as jobs_table
 from scheduler.tasks import registry
 from scheduler.tasks.encode_pool import EncodePool
 from scheduler.tasks.executor import Executor, LocalExecutor
+from scheduler.tasks.registry import ADAPTER_ORDER, TaskQueue
 from scheduler.tasks.relay import Relay
 from tests.integration.store_kit import chat_rows, create_job
 
@@ -187,7 +188,7 @@ class TestLocalExecutor:
             await release.wait()
 
         monkeypatch.setitem(registry.TASKS, "validate_job", wait)
-        executor = LocalExecutor(context, max_parallel=2)
+        executor = LocalExecutor(context, {TaskQueue.JOBS: 2})
         for job_id in ("a", "a", "b", "c"):
             await executor.submit("validate_job", job_id)
         await asyncio.sleep(0.02)
@@ -197,6 +198,30 @@ class TestLocalExecutor:
         await asyncio.sleep(0.02)
         assert runs == ["a", "b", "c"]
         await executor.submit("validate_job", "a")
+        await executor.close()
+
+    async def test_orders_hold_up_no_jobs(
+        self, context: TaskContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs: list[str] = []
+        release = asyncio.Event()
+
+        async def check(job_id: str, _context: TaskContext) -> None:
+            runs.append(job_id)
+
+        async def make(order_id: str, context: TaskContext) -> None:
+            await check(order_id, context)
+            await release.wait()
+
+        monkeypatch.setitem(registry.TASKS, "validate_job", check)
+        monkeypatch.setitem(registry.TASKS, ADAPTER_ORDER, make)
+        executor = LocalExecutor(context, dict.fromkeys(TaskQueue, 1))
+        for order_id in ("order 1", "order 2"):
+            await executor.submit(ADAPTER_ORDER, order_id)
+        await executor.submit("validate_job", "job")
+        await asyncio.sleep(0.02)
+
+        assert runs == ["order 1", "job"]
         await executor.close()
 
     async def test_a_failing_task_is_logged_and_can_run_again(
@@ -209,7 +234,7 @@ class TestLocalExecutor:
             raise RuntimeError("disk on fire")
 
         monkeypatch.setitem(registry.TASKS, "clean_job", fail)
-        executor = LocalExecutor(context, max_parallel=1)
+        executor = LocalExecutor(context, {TaskQueue.JOBS: 1})
         for _ in range(2):
             await executor.submit("clean_job", "a")
             await asyncio.sleep(0.02)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -111,9 +111,9 @@ async def test_a_repeated_hint_changes_nothing(context: TaskContext, tenant: Ten
 async def test_a_cancelled_job_stays_cancelled(context: TaskContext, tenant: Tenant) -> None:
     job = await create(context, tenant, chat_rows(2))
 
-    async def cancel_meanwhile(folder: Path, source: Path, target: Path) -> EncodedSummary:
+    async def cancel_meanwhile(*given: Any) -> EncodedSummary:
         await Jobs(context.db).for_tenant(tenant.id).cancel(job.id)
-        return await context.encode(folder, source, target)
+        return await context.encode(*given)
 
     await validate_job(job.id, replace(context, encode=cancel_meanwhile))
 
@@ -126,7 +126,7 @@ async def test_a_stopped_process_hands_its_check_back(context: TaskContext, tena
     await outbox.mark_sent(await outbox.unsent())
     started = asyncio.Event()
 
-    async def endless(_folder: Path, _source: Path, _target: Path) -> EncodedSummary:
+    async def endless(*_given: Any) -> EncodedSummary:
         started.set()
         await asyncio.sleep(3600)
         raise AssertionError
@@ -156,9 +156,9 @@ async def test_a_long_check_keeps_its_lease(
 
     monkeypatch.setattr(Checks, "renew", counting)
 
-    async def slow(folder: Path, source: Path, target: Path) -> EncodedSummary:
+    async def slow(*given: Any) -> EncodedSummary:
         await asyncio.sleep(0.5)
-        return await context.encode(folder, source, target)
+        return await context.encode(*given)
 
     await validate_job(job.id, replace(context, encode=slow))
 

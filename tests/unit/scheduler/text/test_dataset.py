@@ -281,6 +281,17 @@ def test_the_number_of_lines_and_of_tokens_is_bounded(chatml: Any) -> None:
         encode_file(rows, chatml.ours, 256, DatasetLimits(max_total_tokens=20))
 
 
+def test_nothing_is_read_after_enough_tokens(chatml: Any) -> None:
+    rows = [*lines(chat_row("q", "a"), chat_row("q", "b")), b"{oops"]
+    enough = encode_file(rows[:2], chatml.ours, 256).num_tokens
+
+    encoded = encode_file(rows, chatml.ours, 256, DatasetLimits(enough_tokens=enough))
+
+    assert encoded.num_examples == 2
+    with pytest.raises(InvalidInput, match="line 3"):
+        encode_file(rows, chatml.ours, 256, DatasetLimits(enough_tokens=enough + 1))
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_lines_are_read_with_bounded_memory(end: bytes) -> None:
     stream = io.BytesIO(b"a" * 10 + end + b"b" * 1_000 + end + b"c" * 9)

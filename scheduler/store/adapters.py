@@ -29,7 +29,7 @@ from scheduler.store.adapter_record import (
 from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.page import Order, Page, fetch_page
-from scheduler.store.tables import adapter_versions, adapters, tenants
+from scheduler.store.tables import adapter_orders, adapter_versions, adapters, tenants
 from scheduler.store.tenants import lock_tenant
 
 if TYPE_CHECKING:
@@ -304,9 +304,8 @@ class TenantAdapters:
             await refuse_while_job_runs(conn, row)
             await _refuse_while_wanted(conn, row)
             adapter = await self._whole(conn, adapter_id)
-            await conn.execute(
-                delete(adapter_versions).where(adapter_versions.c.adapter_id == row.id)
-            )
+            for table in (adapter_orders, adapter_versions):
+                await conn.execute(delete(table).where(table.c.adapter_id == row.id))
             await conn.execute(
                 update(adapters).where(adapters.c.id == row.id).values(deleted_at=DbNow())
             )

@@ -285,5 +285,7 @@ async def insert_order(conn: AsyncConnection, **values: object) -> str:
     """
     fresh = {"id": new_id("order-"), "status": WorkStatus.QUEUED, "num_tries": 0}
     row = fresh | values
-    await conn.execute(insert(adapter_orders).values(created_at=DbNow(), **row))
+    live = select(adapters.c.live_version).where(adapters.c.id == row["adapter_id"])
+    made = {"created_at": DbNow(), "live_before": live.scalar_subquery()}
+    await conn.execute(insert(adapter_orders).values(**made, **row))
     return str(row["id"])

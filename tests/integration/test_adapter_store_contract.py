@@ -510,7 +510,6 @@ class TestExports:
         assert not await orders.succeed_export(work, {})
         assert await orders.hint(0) == []
 
-
     async def test_one_that_failed_is_not_kept(self, world: World) -> None:
         adapter = await world.imported(2)
         mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
@@ -578,6 +577,24 @@ class TestMadeVersions:
 
         assert await orders.succeed_version(work, made(work), name=None, promote=True)
 
+        assert (await world.mine.get(adapter.id)).live_version == live
+
+    @pytest.mark.parametrize(("meanwhile", "promoted"), [(None, True), (1, True), (2, False)])
+    async def test_what_was_live_when_it_was_ordered_may_give_way_and_nothing_else(
+        self, world: World, meanwhile: int | None, promoted: bool
+    ) -> None:
+        adapter = await world.imported(3)
+        await world.mine.promote(adapter.id, 3)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        ordered = await mine.compress(adapter.id, 1, Compression(promote=True))
+        if meanwhile is not None:
+            await world.mine.promote(adapter.id, meanwhile)
+        work = await claimed(orders, ordered.id)
+
+        assert await orders.succeed_version(work, made(work), name=None, promote=True)
+
+        assert (await mine.get(ordered.id)).promoted is promoted
+        live = 4 if promoted else meanwhile
         assert (await world.mine.get(adapter.id)).live_version == live
 
     async def test_a_merge_becomes_an_adapter_of_its_own(self, world: World) -> None:

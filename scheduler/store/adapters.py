@@ -117,6 +117,12 @@ class TenantAdapters:
             raise _borrowed(adapter_id, adapter.shared_by)
         return adapter
 
+    async def may_call(self, adapter_id: str) -> bool:
+        """Whether the tenant owns or borrows the adapter now."""
+        mine = self._visible().where(adapters.c.id == adapter_id)
+        async with self._db.read() as conn:
+            return bool(await conn.scalar(select(mine.exists())))
+
     async def versions(
         self, adapter_id: str, *, after: int | None = None, limit: int = 20
     ) -> Page[AdapterVersion]:

@@ -81,9 +81,9 @@ def test_a_regex_does_not_look_where_its_groups_are() -> None:
     pattern = "(" * groups + "a" + ")" * groups + "*$"
     start_s = time.thread_time()
 
-    assert accepts("regex", "a" * 20_000, pattern=pattern)
+    assert accepts("regex", "a" * 100_000, pattern=pattern)
 
-    assert time.thread_time() - start_s < 1.0  # 0.001 s; 6.7 s with the place of each group
+    assert time.thread_time() - start_s < 0.5  # with the place of each group 3.7
 
 
 @pytest.mark.parametrize("pattern", ["(a", r"(a)\1", "(?=a)", "a{1001}", "a" * 1001])

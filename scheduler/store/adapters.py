@@ -306,7 +306,9 @@ class TenantAdapters:
             Conflict: its job still runs.
             AdapterInUse: it is pinned, or shared.
         """
-        async with self._changing(adapter_id) as (conn, row):
+        async with self._db.begin() as conn:
+            await lock_tenant(conn, self._tenant_id)  # before the adapter, as tasks that end do
+            row = await self._owned(conn, adapter_id)
             await refuse_while_job_runs(conn, row)
             await _refuse_while_wanted(conn, row)
             adapter = await self._whole(conn, adapter_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, exists, func, select, update
+from sqlalchemy import Row, Select, exists, func, select, update
 
 from scheduler.domain.work_status import WorkStatus
 from scheduler.store import adapter_pointers
@@ -47,31 +47,17 @@ class Evaluations:
 
         A tenant of whose evaluations one runs takes no turn.
         """
-        other = evaluations.alias()
-        tenant_is_busy = exists().where(
-            other.c.tenant_id == evaluations.c.tenant_id,
-            other.c.status == WorkStatus.RUNNING,
-            other.c.lease_until >= DbNow(),
-        )
-        last_turn = func.coalesce(tenants.c.evaluated_at, 0.0)
-        fairest = (
-            select(evaluations.c.id)
-            .join(tenants, tenants.c.id == evaluations.c.tenant_id)
-            .where(_WORK.is_free, ~tenant_is_busy)
-            .order_by(last_turn, evaluations.c.seq)
-            .limit(1)
-        )
         async with self._db.read() as conn:  # nearly always none: do not take the write lock
-            evaluation_id = await conn.scalar(fairest)
-        if evaluation_id is None:
+            found = (await conn.execute(_whose_turn())).one_or_none()
+        if found is None:
             return None
         async with self._db.begin() as conn:
-            row = await _WORK.take(conn, evaluation_id)
+            its_tenant = update(tenants).where(tenants.c.id == found.tenant_id)
+            await conn.execute(its_tenant.values(evaluated_at=DbNow()))
+            row = await _WORK.take(conn, found.id)
             if row is None:
                 return None
             work = work_of(row)
-            its_tenant = update(tenants).where(tenants.c.id == work.tenant_id)
-            await conn.execute(its_tenant.values(evaluated_at=DbNow()))
             if work.claim.is_worn_out:
                 await _fail(conn, work, WORN_OUT)
                 return None
@@ -115,6 +101,24 @@ class Evaluations:
         """Hand the evaluation back undone, because this process is asked to end."""
         async with self._db.begin() as conn:
             await _WORK.give_back(conn, work.claim)
+
+
+def _whose_turn() -> Select[Any]:
+    """Id and tenant of the evaluation that comes next."""
+    other = evaluations.alias()
+    tenant_is_busy = exists().where(
+        other.c.tenant_id == evaluations.c.tenant_id,
+        other.c.status == WorkStatus.RUNNING,
+        other.c.lease_until >= DbNow(),
+    )
+    last_turn = func.coalesce(tenants.c.evaluated_at, 0.0)
+    return (
+        select(evaluations.c.id, evaluations.c.tenant_id)
+        .join(tenants, tenants.c.id == evaluations.c.tenant_id)
+        .where(_WORK.is_free, ~tenant_is_busy)
+        .order_by(last_turn, evaluations.c.seq)
+        .limit(1)
+    )
 
 
 def _with_verdict(

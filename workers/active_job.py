@@ -19,6 +19,7 @@ class ActiveJob:
 
     Attributes:
         work: the stream's current piece of work.
+        tokens_before: tokens that were trained before it came here.
         pack: that work in memory; None while it waits for memory.
         window: a forward window that stands between two layers.
         groups: attention groups of the pack's token ranges, shared by all layers.
@@ -27,6 +28,7 @@ class ActiveJob:
     job: TrainJob
     stream: Generator[PackWork, LossSums]
     work: PackWork
+    tokens_before: int
     pack: TrainPack | None = None
     window: ForwardBatch | None = None
     groups: dict[tuple[int, int], Sequence[AttendsBack]] = field(default_factory=dict)
@@ -36,7 +38,12 @@ class ActiveJob:
         """The job at its first piece of work; None when nothing is left to do."""
         stream = job.stream()
         work = next(stream, None)
-        return None if work is None else cls(job, stream, work)
+        return None if work is None else cls(job, stream, work, job.trained_tokens)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of the optimizer steps that it has taken here."""
+        return self.job.trained_tokens - self.tokens_before
 
     def running_pack(self) -> TrainPack:
         """The pack, of which there must be one."""

@@ -2,7 +2,9 @@
 
 Reading, decoding and checking run on a few threads. Tenants take turns, so that one who asks for a
 thousand adapters does not keep the others waiting. Only so many adapters are brought ahead of the
-requests that want them: more would fill the memory and speed nothing up.
+requests that want them: more would fill the memory and speed nothing up. A request of several
+adapters lets go of none before it has all, so once one of them is on its way the others follow at
+once; otherwise requests that each lack one could keep each other waiting for ever.
 
 All methods are called by the engine's own thread.
 """
@@ -64,6 +66,7 @@ class AdapterLoader:
     def __init__(self, shelf: AdapterShelf) -> None:
         self.shelf = shelf
         self._loads: dict[AdapterKey, Load] = {}
+        self._awaited: dict[str, list[Load]] = {}
         self._lines: dict[str, deque[Load]] = {}
         self._arriving: list[Load] = []
         self._num_ahead = 0
@@ -91,7 +94,11 @@ class AdapterLoader:
             read = partial(read_shelved, folder, config, arena)
             load = self._open(key, read, arena, is_pinned=adapter.is_pinned)
         load.waiters.add(request.request_id)
-        if load.adapter is None and load.arriving is None:
+        awaited = self._awaited.setdefault(request.request_id, [])
+        awaited.append(load)
+        if any(other.arriving is not None for other in awaited):
+            self._start(*awaited)
+        elif load.adapter is None:
             self._lines.setdefault(request.tenant_id, deque()).append(load)
             self._begin()
         return load
@@ -99,6 +106,11 @@ class AdapterLoader:
     def leave(self, load: Load, request_id: str) -> None:
         """A request has its slot, or has ended."""
         load.waiters.discard(request_id)
+        awaited = self._awaited.get(request_id, [])
+        if load in awaited:
+            awaited.remove(load)
+        if not awaited:
+            self._awaited.pop(request_id, None)
         if not load.waiters and load not in self._arriving:
             self._close(load)
 
@@ -135,9 +147,18 @@ class AdapterLoader:
     def _begin(self) -> None:
         """Start what is next, as far as may be brought ahead."""
         while self._num_ahead < MAX_AHEAD and (load := self._next()) is not None:
-            load.arriving = self._threads.submit(load.bring)
-            self._arriving.append(load)
-            self._num_ahead += 1
+            self._start(load)
+
+    def _start(self, *loads: Load) -> None:
+        """Start loads, and all others of the requests that wait for them."""
+        todo = list(loads)
+        while todo:
+            load = todo.pop()
+            if load.adapter is None and load.arriving is None:
+                load.arriving = self._threads.submit(load.bring)
+                self._arriving.append(load)
+                self._num_ahead += 1
+                todo += [other for waiter in load.waiters for other in self._awaited[waiter]]
 
     def _next(self) -> Load | None:
         """The first of a tenant's line that anybody still waits for; its tenant goes to the end."""

@@ -155,7 +155,6 @@ class EngineLoop:
             if row.span.sequence_id in result.prompt_logprobs:
                 scores = result.prompt_logprobs[row.span.sequence_id]
                 self.requests.keep_prompt_scores(row.sequence, row.span.start, scores)
-        self.meter.output_tokens += len(result.sampled)
         self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
         host.trainer.finish_windows(plan.windows, result.hidden)
         host.scheduler.observe_forward(plan, (time.perf_counter() - began_s) * 1e3)

@@ -76,8 +76,8 @@ class JobDesk:
         is_cold = bool(plan.spans or plan.windows)
         for lane in plan.units:
             active = host.trainer.active.get(lane.job_id)
-            if active is None:
-                continue  # it failed beside the forward
+            if active is None or active.pack is None:
+                continue  # it failed beside the forward, or gave its memory back after the plan
             with self._boundary(lane.job_id, active.job.order.epoch):
                 for unit, elapsed_ms in timed_units(host, lane, may_go_on):
                     host.scheduler.law.observe_unit(unit, elapsed_ms, is_cold=is_cold)
@@ -103,9 +103,9 @@ class JobDesk:
 
     def advance(self, host: ModelHost) -> None:
         """Give jobs whose pack is done their next one; optimizer steps happen here."""
-        if host.trainer.lane_runs:
-            return
         for job_id, active in list(host.trainer.active.items()):
+            if host.trainer.side.runs(job_id):
+                continue
             if active.pack is not None and active.pack.cursor.is_done:
                 with self._boundary(job_id, active.job.order.epoch):
                     host.trainer.advance(job_id)

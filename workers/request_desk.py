@@ -285,6 +285,7 @@ class RequestDesk:
         if sequence.request.sampling.max_tokens == 0:
             self._end(live, sequence, FinishReason.LENGTH)
             return live.frame(sequence, None)
+        self.meter.output_tokens += 1
         for member in sequence.group:
             member.token_ids.append(token.token_id)
             if member.first_token_s is None:

@@ -29,6 +29,10 @@ class SideLane:
         """Whether a lane has not ended."""
         return any(not future.done() for _, future in self._lanes)
 
+    def runs(self, job_id: str) -> bool:
+        """Whether a lane of the job has not ended."""
+        return any(lane.job_id == job_id and not future.done() for lane, future in self._lanes)
+
     def begin(self, lane: LaneUnits, run: Callable[[], list[TimedUnit]]) -> None:
         """Run a lane after those that have begun."""
         self._lanes.append((lane, self._thread.submit(run)))

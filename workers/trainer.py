@@ -71,7 +71,7 @@ class Trainer:
         self.backward = DecoderBackward(decoder, self.spec)
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
-        self.trained_tokens = 0
+        self._tokens_of_dropped = 0
         # Inference alone replays captured steps on CUDA; with a window in it a step is eager.
         self.windows_ride = self.device.type == "cpu"
         self.num_recalls = 0
@@ -137,6 +137,11 @@ class Trainer:
                     freed += give(active, active.pack)
 
     @property
+    def trained_tokens(self) -> int:
+        """Tokens of all optimizer steps taken here; it never falls."""
+        return self._tokens_of_dropped + sum(job.trained_tokens for job in self.active.values())
+
+    @property
     def lane_runs(self) -> bool:
         """See Training."""
         return self.side.is_running
@@ -175,9 +180,8 @@ class Trainer:
         return pack.drop_saves(self.memory.blocks_for(pack.layout.lasting_bytes))
 
     def _start_over(self, active: ActiveJob, pack: TrainPack) -> int:
+        del pack
         self.num_recalls += 1
-        if pack.cursor.trains:
-            self.trained_tokens -= pack.cursor.num_forward_tokens
         return active.start_over()
 
     def _demand(self, active: ActiveJob, pack: TrainPack) -> TrainDemand:
@@ -248,6 +252,7 @@ class Trainer:
         self.side.discard(job_id)
         active = self.active.pop(job_id)
         self.fair.leave(active.job.order.tenant_id)
+        self._tokens_of_dropped += active.trained_tokens
         active.close()
         self.pool.discard(active.job.slot)
 
@@ -311,8 +316,6 @@ class Trainer:
     def _count(self, active: ActiveJob, tokens: int) -> None:
         order = active.job.order
         self.fair.charge(order.tenant_id, order.tenant_weight, TRAINING_PRICE * tokens)
-        if active.running_pack().cursor.trains:
-            self.trained_tokens += tokens
 
     def _make_method(self, spec: FinetuneSpec) -> PeftMethod:
         method_type = PEFT_METHODS[spec.method]

@@ -95,6 +95,10 @@ class BlockPool:
                 self._take([block])
             self._holders.setdefault(block, set()).add(owner)
 
+    def num_shared(self, blocks: Iterable[int]) -> int:
+        """How many of these blocks more than one holds."""
+        return sum(len(self._holders[block]) > 1 for block in blocks)
+
     def publish(self, owner: str, block: int, key: bytes) -> int:
         """Let a full block be found; returns the one that `owner` holds from now on.
 
@@ -104,6 +108,7 @@ class BlockPool:
         known = self._published.find(key)
         if known is None:
             self._published.add(block, key)
+        if known is None or known == block:
             return block
         self.share(owner, [known])
         self.free(owner, [block])

@@ -72,6 +72,7 @@ class IterationScheduler:
         self.waiting = WaitingLines(fair)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._is_full = False
         self._is_recalling = False
         self._lends_from_s = 0.0
 
@@ -99,7 +100,7 @@ class IterationScheduler:
         `admit` is asked when a sequence is about to run; False leaves it waiting.
         """
         is_beside = self._goes_on_beside(now_s)
-        spans = self._spans(self._decode_only() if is_beside else self._serve(now_s, admit))
+        spans = tuple(self._decode_only() if is_beside else self._serve(now_s, admit))
         shape = ForwardShape.of(spans, ())
         inference_ms = self.law.forward_ms(shape) + self.law.margin_ms
         slack_ms = step_slack_ms(self._callers(), self.classes, now_s, inference_ms)
@@ -121,6 +122,10 @@ class IterationScheduler:
 
     def _callers(self) -> list[Sequence]:
         return [*self.running, *self.waiting]
+
+    def _hurried(self) -> list[Sequence]:
+        """Whom a best-effort prompt gives way to: not to those who wait for what it holds."""
+        return self.running if self._is_full else self._callers()
 
     def _goes_on_beside(self, now_s: float) -> bool:
         """Whether to decode beside a lane that still runs; otherwise it is waited for.
@@ -174,11 +179,11 @@ class IterationScheduler:
         cost = prompt * PROMPT_PRICE + (span.count - prompt) * OUTPUT_PRICE
         self.fair.charge(request.tenant_id, request.tenant_weight, cost)
 
-    def _spans(self, served: Iterable[Span]) -> tuple[Span, ...]:
-        """Spans of the step, without those of sequences that were preempted after their turn."""
-        spans = list(served)
+    def _still_running(self, spans: Iterable[Span]) -> list[Span]:
+        """Spans without those of sequences that were preempted after their turn."""
+        spans = list(spans)
         running = {sequence.id for sequence in self.running}
-        return tuple(span for span in spans if span.sequence_id in running)
+        return [span for span in spans if span.sequence_id in running]
 
     def _serve(self, now_s: float, admit: Callable[[Sequence], bool]) -> list[Span]:
         """Spans of running groups, shortest first, then of those that may be admitted."""
@@ -191,6 +196,8 @@ class IterationScheduler:
             if count > 0 and self._make_room(lead, count):
                 budget -= count * len(lead.group)
                 spans += _spans_of(lead, count)
+        spans = self._still_running(spans)
+        self._is_full = False
         while (admitted := self._next_admitted(admit, budget)) is not None:
             count = self._num_tokens(admitted, budget, spans, now_s)
             budget -= count * len(admitted.group)
@@ -211,20 +218,19 @@ class IterationScheduler:
             return count
         held = tuple(spans)
         inference_ms = self.law.forward_ms(ForwardShape.of(held, ())) + self.law.margin_ms
-        slack_ms = step_slack_ms(self._callers(), self.classes, now_s, inference_ms)
+        slack_ms = step_slack_ms(self._hurried(), self.classes, now_s, inference_ms)
         if slack_ms is None:
             return count
         return paced_tokens(self.law, held, tuple(_spans_of(lead, count)), slack_ms)
 
-    def _decode_only(self) -> Iterator[Span]:
+    def _decode_only(self) -> list[Span]:
         """Spans of running groups that need one token each; prompts wait for the lane's end."""
+        spans: list[Span] = []
         for lead in self._leads():
-            if (
-                lead in self.running
-                and lead.num_uncomputed_tokens == 1
-                and self._make_room(lead, 1)
-            ):
-                yield from _spans_of(lead, 1)
+            is_decoding = lead in self.running and lead.num_uncomputed_tokens == 1
+            if is_decoding and self._make_room(lead, 1):
+                spans += _spans_of(lead, 1)
+        return self._still_running(spans)
 
     def _leads(self) -> list[Sequence]:
         return [sequence for sequence in self.running if sequence.member == 0]
@@ -237,13 +243,17 @@ class IterationScheduler:
         Where the blocks do not suffice nobody is let past, or small prompts would starve long ones;
         nor where a group does not fit beside those that run.
         """
-        room = min(self.limits.max_num_sequences - len(self.running), budget)
-        if room <= 0:
+        seats = self.limits.max_num_sequences - len(self.running)
+        if budget <= 0:
             return None
         for lead in self.waiting.heads():
-            if len(lead.group) > room or not self._pin_if_it_fits(lead):
+            self._is_full = len(lead.group) > seats or not self._pin_if_it_fits(lead)
+            if self._is_full:
                 return None
-            if not self.prefixes.is_coming(lead, self.running) and admit(lead):
+            if len(lead.group) > budget:
+                self._give_up_blocks(lead)
+                return None
+            if not self.prefixes.is_coming(lead, self._worth_awaiting(lead)) and admit(lead):
                 self.waiting.remove(lead)
                 self._start(lead)
                 return lead
@@ -256,10 +266,19 @@ class IterationScheduler:
         They are held before it is asked what is free: until then they are free as well.
         """
         self.prefixes.pin(lead)
-        if self._have_free(self._blocks_to_begin(lead)):
+        needed = self._blocks_to_begin(lead)
+        if lead.num_watched_tokens:  # once compressed, it keeps nothing that others hold
+            needed += sum(self.pool.num_shared(member.block_table) for member in lead.group)
+        if self._have_free(needed):
             return True
         self._give_up_blocks(lead)
         return False
+
+    def _worth_awaiting(self, lead: Sequence) -> list[Sequence]:
+        """Whose prompts a group may wait for: with targets, not for those that give way to it."""
+        if self._is_best_effort(lead):
+            return self.running
+        return [sequence for sequence in self.running if not self._is_best_effort(sequence)]
 
     def _start(self, lead: Sequence) -> None:
         missing = self._blocks_to_begin(lead) // len(lead.group)

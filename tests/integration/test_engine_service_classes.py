@@ -107,7 +107,7 @@ def test_every_step_is_reported_once_and_adds_up_to_the_totals(
         total = sum(getattr(step, f"{kind}_tokens") for step in told)
         assert last.tokens_by_kind[kind] == total > 0
     assert sum(last.histograms["step_ms"].counts) == len(told)
-    assert last.trained_tokens == last.tokens_by_kind["train_forward"]
+    assert 0 < last.trained_tokens <= last.tokens_by_kind["train_forward"]
     assert {share.job_id for step in told for share in step.jobs} == {"job"}
 
 

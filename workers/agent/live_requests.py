@@ -17,13 +17,13 @@ class LiveRequest:
 
     Attributes:
         reply_to: stream of the gateway that waits.
-        num_open: sequences that have not ended.
+        open: indices of the answers that have not ended.
         next_seq: sequence number that the next frame must carry.
     """
 
     request_id: str
     reply_to: str
-    num_open: int
+    open: set[int]
     next_seq: int = 0
 
 
@@ -43,7 +43,7 @@ class LiveRequests:
         """A request has come in."""
         request = submit.request
         self._live[request.request_id] = LiveRequest(
-            request.request_id, submit.reply_to, num_open=request.n
+            request.request_id, submit.reply_to, open=set(range(request.n))
         )
 
     def observe(self, frames: Frames) -> None:
@@ -56,12 +56,15 @@ class LiveRequests:
             if frame.error is not None:
                 del self._live[frame.request_id]
             elif frame.finish_reason is not None:
-                live.num_open -= 1
-                self._forget_if_over(live)
+                self._end(live, frame.index)
 
-    def forget(self, request_id: str) -> None:
-        """The caller has left; nobody waits for its last frames."""
-        self._live.pop(request_id, None)
+    def forget(self, request_id: str, index: int | None = None) -> None:
+        """The caller has left, or has seen enough of one answer; its last frames may not come."""
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        for ended in list(live.open) if index is None else [index]:
+            self._end(live, ended)
 
     def fail(self, request_id: str, error: str, code: str) -> Frames | None:
         """End one request with an error frame; None when nobody waits for it."""
@@ -74,9 +77,10 @@ class LiveRequests:
         self._live.clear()
         return lost
 
-    def _forget_if_over(self, live: LiveRequest) -> None:
-        if live.num_open <= 0:
-            del self._live[live.request_id]
+    def _end(self, live: LiveRequest, index: int) -> None:
+        live.open.discard(index)
+        if not live.open:
+            self._live.pop(live.request_id, None)
 
 
 def _error_frames(live: LiveRequest, error: str, code: str) -> Frames:

@@ -271,8 +271,7 @@ class EngineSession:
     async def _abort(self, abort: Abort) -> None:
         if abort.request_id in self._fetching:
             self._fetching[abort.request_id].cancel()
-        if abort.index is None:
-            self._live.forget(abort.request_id)
+        self._live.forget(abort.request_id, abort.index)
         await self._engine.send(abort)
 
     def _refuse(self, request_id: str, error: str, code: str) -> None:

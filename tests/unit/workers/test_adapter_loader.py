@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import workers.models
 import workers.peft_methods
 from scheduler.domain.adapter import ARCHIVE_FILE, AdapterKey, AdapterRef
 from scheduler.domain.messages import Generate
-from scheduler.domain.request import RequestBody
+from scheduler.domain.request import RequestBody, WeightedModel
 from tests.unit.workers.tiny_adapters import make_lora, tiny_config
 from workers.adapter_archive import pack_archive
 from workers.adapter_arena import AdapterArena
@@ -222,3 +223,45 @@ def test_pins_leave_the_others_half_of_the_slots() -> None:
         pool.try_load(f"other{i}", lowered, is_pinned=False)
 
     assert {key for key in pool.resident if key.startswith("pinned")} == {"pinned2", "pinned3"}
+
+
+def mixture(folders: list[Path], name: str) -> Generate:
+    """A request of several adapters, by a tenant of its own."""
+    refs = [AdapterRef(adapter_id="a", version=1, digest=f.name, uri="none") for f in folders]
+    body = RequestBody(
+        request_id=name,
+        tenant_id=name,
+        base_model="tiny",
+        prompt_token_ids=(1,),
+        mixture=tuple(WeightedModel(adapter=ref, weight=1.0) for ref in refs),
+    )
+    dirs = {folder.name: str(folder) for folder in folders}
+    return Generate(request=body, reply_to="gateway", adapter_dirs=dirs)
+
+
+def test_requests_of_several_adapters_do_not_keep_each_other_from_their_last(
+    tmp_path: Path,
+) -> None:
+    loader, space = AdapterLoader(AdapterShelf(RAM)), arena()
+    plain(tmp_path / "one")
+    folders = [tmp_path / f"a{i}" for i in range(MAX_AHEAD + 3 * MAX_AHEAD // 2)]
+    for folder in folders:
+        shutil.copytree(tmp_path / "one", folder)
+    singles, rest = folders[:MAX_AHEAD], folders[MAX_AHEAD:]
+    filling = {f.name: ask(loader, order(f, f.name, f.name), space) for f in singles}
+    waiting = {}
+    for i in range(MAX_AHEAD // 2):
+        wanted = mixture(rest[3 * i : 3 * i + 3], f"m{i}")
+        waiting[f"m{i}"] = [
+            loader.ask(wanted, ref, CONFIG, space) for ref in wanted.request.adapters
+        ]
+    for name, load in filling.items():
+        loader.leave(arrived(loader, load), name)
+
+    for name, loads in waiting.items():
+        for load in loads:
+            arrived(loader, load)
+        for load in loads:
+            loader.leave(load, name)
+
+    assert not loader.is_busy

@@ -154,12 +154,13 @@ class FakeEngine:
         return plan
 
     def _draw(self) -> None:
-        for sequence in list(self.scheduler.running):
+        leads = [sequence for sequence in self.scheduler.running if sequence.member == 0]
+        for sequence in leads:
             if sequence.num_uncomputed_tokens == 0:
-                sequence.token_ids.append(0)
                 self.token_s[sequence.id].append(self.now_s)
-                if sequence.first_token_s is None:
-                    sequence.first_token_s = self.now_s
+                for member in sequence.group:
+                    member.token_ids.append(0)
+                    member.first_token_s = member.first_token_s or self.now_s
                 if sequence.num_output_tokens >= self.wanted[sequence.id]:
                     self.scheduler.remove(sequence)
                     self.ended.append(sequence)

@@ -195,3 +195,15 @@ def test_a_block_that_was_given_up_before_its_step_is_not_cleared() -> None:
 
 
 TestBlockPool = BlockPoolMachine.TestCase
+
+
+def test_a_block_that_is_published_twice_stays_its_holders() -> None:
+    pool = BlockPool(3, 4)
+    (block,) = pool.allocate("a", 1)
+
+    assert [pool.publish("a", block, b"key") for _ in range(2)] == [block, block]
+
+    pool.check_conserved()
+    assert pool.num_free == 1
+    pool.free("a", [block])
+    assert pool.num_free == 2

@@ -259,3 +259,58 @@ def test_a_cache_that_is_off_finds_nothing() -> None:
 
     assert [(span.start, span.count) for span in plan.spans] == [(0, 40)]
     assert engine.scheduler.prefixes.num_queries == 0
+
+
+def test_one_that_is_preempted_and_admitted_again_runs_once_in_the_step() -> None:
+    """Three models of a mixture need blocks; the first victim is too small, and fits again."""
+    engine = FakeEngine(num_blocks=1 + 3 + 8 + 1)
+    base = WeightedModel(adapter=None, weight=1.0)
+    other = WeightedModel(
+        adapter=AdapterRef(adapter_id="b", version=1, digest="e", uri="none"), weight=1.0
+    )
+    mixture = (base, ADAPTER, other)
+    submit(engine, body("m", 3, mixture=mixture, service_class="best_effort"), output=9)
+    engine.step()
+    long = engine.ask("u", prompt=30, output=5, tenant_id="u")
+    short = engine.ask("v", prompt=2, output=5, tenant_id="v")
+    engine.step()
+
+    plan = engine.step()
+
+    ids = [span.sequence_id for span in plan.spans]
+    assert (long.num_preemptions, short.num_preemptions) == (1, 1)
+    assert short in engine.scheduler.running, "it fits again at once"
+    assert len(set(ids)) == len(ids)
+    engine.scheduler.pool.check_conserved()
+    while len(engine.ended) < 3:
+        engine.step()
+    engine.scheduler.pool.check_conserved()
+
+
+def test_a_compressed_prompt_does_not_begin_on_blocks_that_it_cannot_keep() -> None:
+    """It will need blocks of its own for all that it holds; those of others do not count."""
+    engine = FakeEngine(num_blocks=1 + 12 + 4)
+    first = engine.ask("first", prompt=40, output=20)
+    engine.step()
+    second = submit(engine, body("second", 44), output=3)
+    second.num_watched_tokens = 2
+
+    engine.step()
+    assert second not in engine.scheduler.running
+    run(engine, first)
+    engine.step()
+
+    assert second in engine.scheduler.running or second in engine.ended
+
+
+def test_a_question_with_a_target_does_not_wait_for_a_prompt_without() -> None:
+    engine = FakeEngine()
+    engine.ask("decoding", prompt=4, output=100, tenant_id="other")
+    engine.step()
+    engine.ask("document", prompt=200, output=1, service_class="best_effort")
+    engine.step()
+
+    question = engine.ask("question", prompt=201, output=1)
+    engine.step()
+
+    assert question in engine.scheduler.running or question in engine.ended

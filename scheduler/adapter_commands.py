@@ -313,6 +313,8 @@ def _carry_out(client: ApiClient, path: str, body: dict[str, Any]) -> None:
     number = order["result_version"]
     made = client.call("GET", f"/adapters/{order['adapter_id']}/versions/{number}")
     typer.echo(f"{order['adapter_id']}@{number}: {made['bytes']} bytes.")
+    if order["reason"]:
+        typer.echo(f"It is not live: {order['reason']}")
     typer.echo(json.dumps(made["recipe"], indent=2))
 
 

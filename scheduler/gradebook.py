@@ -14,7 +14,7 @@ from scheduler.grader import Grade, Grader, Trial, TrialPart
 from scheduler.graders import GRADERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from scheduler.domain.evaluation import Contender, GraderChoice
 
@@ -49,10 +49,14 @@ class Gradebook:
 
     Args:
         choices: the graders, each under its own name.
+        is_wanted: asked before each grade; nothing more is graded where it is not.
     """
 
-    def __init__(self, choices: Iterable[GraderChoice]) -> None:
+    def __init__(
+        self, choices: Iterable[GraderChoice], is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
         self.num_rows = 0
+        self._is_wanted = is_wanted
         self._graders = {choice.name: make_grader(choice) for choice in choices}
         self._sums: Grades = defaultdict(Grade)
 
@@ -69,6 +73,7 @@ class Gradebook:
             (contender, name): grader.grade(replace(trial, rivals=rivals))
             for contender, trial in trials.items()
             for name, grader in self._graders.items()
+            if self._is_wanted()
         }
 
     def add(self, grades: Grades) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
+from scheduler.store.adapter_pointers import OVERTAKEN
 from service.schemas.adapter import (
     AdapterDetail,
     AdapterRead,
@@ -78,6 +79,8 @@ def read_order(order: Order) -> OrderRead:
         adapter_id=order.adapter_id,
         version=order.version,
         result_version=order.result_version,
+        promoted=order.promoted,
+        reason=OVERTAKEN if order.promoted is False else None,
         created_at=order.created_at,
         finished_at=order.finished_at,
         error=order.error_message,

@@ -1,7 +1,8 @@
 """Asks all contenders of an evaluation its rows, and grades what comes back.
 
 The contenders' requests for a row leave together, so they share the engine's steps; they are
-ordinary requests of the tenant, at best effort. A few rows are under way at a time.
+ordinary requests of the tenant, at best effort, and like any they end with the right to call a
+model. A few rows are under way at a time.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from scheduler.domain.errors import DomainError
 from scheduler.domain.evaluation import ContenderReport, EvaluationReport
 from scheduler.domain.request import SamplingParams
 from scheduler.domain.service_class import BEST_EFFORT
 from scheduler.grader import Trial
 from scheduler.policy.promotion import reasons_against
+from scheduler.store.adapter_names import unknown_model
 from service.generation import Generation
 from service.sampling import request_body
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from scheduler.domain.request import RequestBody
     from scheduler.domain.tenant import Tenant
     from scheduler.gradebook import Gradebook
+    from scheduler.store.adapters import TenantAdapters
     from scheduler.text.exercise import Exercise
     from service.catalogue import ServedModel
     from service.generation import Engines
@@ -48,6 +53,7 @@ class EvaluationRun:
         engines: the gateway's pool and counters.
         tenant: whose requests they are.
         models: the contenders, of one base model.
+        adapters: those that the tenant may call.
         plan: how to evaluate.
         book: takes the grades.
         threads: where rows are read and graded, since a tenant's pattern may take its time.
@@ -58,6 +64,7 @@ class EvaluationRun:
         engines: Engines,
         tenant: Tenant,
         models: Mapping[Contender, ServedModel],
+        adapters: TenantAdapters,
         plan: EvaluationPlan,
         book: Gradebook,
         threads: Executor,
@@ -65,6 +72,7 @@ class EvaluationRun:
         self._engines = engines
         self._tenant = tenant
         self._models = models
+        self._adapters = adapters
         self._plan = plan
         self._book = book
         self._threads = threads
@@ -74,7 +82,8 @@ class EvaluationRun:
         """Ask everything and report.
 
         Raises:
-            DomainError: a row is wrong, or the engines could not answer for too long.
+            DomainError: a row is wrong, the tenant may not call a contender any more, or the
+                engines could not answer for too long.
         """
         await _all_of(self._take_rows(exercises) for _ in range(ROWS_AT_ONCE))
         means = {contender: self._book.means(contender) for contender in self._models}
@@ -109,11 +118,17 @@ class EvaluationRun:
         patience_ends_s = time.monotonic() + PATIENCE_S
         while True:
             try:
+                await self._check_access(model)
                 return await self._try(model, exercise)
-            except DomainError as error:
-                if not error.retryable or time.monotonic() > patience_ends_s:
+            except (DomainError, SQLAlchemyError) as error:
+                if not _passes(error) or time.monotonic() > patience_ends_s:
                     raise
             await asyncio.sleep(RETRY_S)
+
+    async def _check_access(self, model: ServedModel) -> None:
+        adapter = model.adapter
+        if adapter is not None and not await self._adapters.may_call(adapter.adapter_id):
+            raise unknown_model(model.name)
 
     async def _try(self, model: ServedModel, exercise: Exercise) -> Trial:
         score = self._score(model, exercise)
@@ -159,6 +174,11 @@ class EvaluationRun:
             cache_salt=None,
             kv_policy=None,
         )
+
+
+def _passes(error: DomainError | SQLAlchemyError) -> bool:
+    """Whether it may be over in a while, since only an engine or the database is away."""
+    return not isinstance(error, DomainError) or error.retryable
 
 
 def _content(model: ServedModel) -> str | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from service.contenders import find_contenders
 from service.evaluation_run import EvaluationRun
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from scheduler.store.evaluations import EvaluationWork
     from service.gateway import Gateway
@@ -112,10 +113,10 @@ class Evaluator:
         contenders = await find_contenders(work, adapters, gateway.catalogue)
         base = contenders.models["base"]
         file = await gateway.files.for_tenant(tenant.id).get(plan.file)
-        book = Gradebook(plan.graders)
-        run = EvaluationRun(gateway.engines, tenant, contenders.models, plan, book, self._threads)
-        with tempfile.TemporaryDirectory(prefix="tandem-evaluation-") as folder:
+        scratch = tempfile.TemporaryDirectory(prefix="tandem-evaluation-")
+        with scratch as folder, _until_left() as is_wanted:
             rows = Path(folder) / "rows.jsonl"
+            book = Gradebook(plan.graders, is_wanted)
             await gateway.objects.get_file(file.object_key, rows)
             exercises = read_exercises(
                 rows,
@@ -123,6 +124,20 @@ class Evaluator:
                 plan.max_rows,
                 base.max_model_len,
                 must_ask=book.reads("answer"),
+                is_wanted=is_wanted,
+            )
+            run = EvaluationRun(
+                gateway.engines, tenant, contenders.models, adapters, plan, book, self._threads
             )
             report = await run.over(exercises)
         await self._evaluations.succeed(work, report, live_before=contenders.live_before)
+
+
+@contextmanager
+def _until_left() -> Iterator[Callable[[], bool]]:
+    """Something for threads to ask: true until the block is left, by whichever way."""
+    left = threading.Event()
+    try:
+        yield lambda: not left.is_set()
+    finally:
+        left.set()

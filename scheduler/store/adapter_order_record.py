@@ -24,6 +24,7 @@ class Order:
         uri: key of the exported model's folder, once it has succeeded.
         files: name -> bytes of the exported model's files.
         result_version: the version of `adapter_id` that was made.
+        promoted: whether that became live; None where it was not to.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Order:
     uri: str | None
     files: dict[str, int]
     result_version: int | None
+    promoted: bool | None
     error_message: str | None
     created_at: int
     finished_at: int | None
@@ -47,6 +49,7 @@ class OrderWork:
         claim: the fence of all it writes.
         options: as the tenant gave them; a model of domain/adapter_order.py by kind.
         max_total_bytes: the tenant may hold so much once a version has been made.
+        live_before: the adapter's live version when it was ordered.
         target_uri: where what is made goes; no other try writes there.
     """
 
@@ -58,6 +61,7 @@ class OrderWork:
     base_model: str
     options: dict[str, Any]
     max_total_bytes: int | None
+    live_before: int | None
     target_uri: str
 
 
@@ -72,6 +76,7 @@ def order_of(row: Row[Any]) -> Order:
         uri=row.uri,
         files=row.files or {},
         result_version=row.result_version,
+        promoted=row.promoted,
         error_message=row.error_message,
         created_at=int(row.created_at),
         finished_at=None if row.finished_at is None else int(row.finished_at),

@@ -97,7 +97,7 @@ class Orders:
             work: the order.
             stored: what was made.
             name: of the adapter to be made with it; None adds to the one that is there.
-            promote: make it live, if live is still what it was made of.
+            promote: make it live, if live is what was when it was ordered, or its source.
 
         Raises:
             QuotaExceeded: the tenant holds too much.
@@ -114,9 +114,10 @@ class Orders:
             adapter = await _adapter(conn, work)
             await refuse_while_job_runs(conn, adapter)
             version = await insert_version(conn, adapter, stored)
-            if promote and adapter.live_version in (None, work.version):
+            promoted = adapter.live_version in (work.live_before, work.version) if promote else None
+            if promoted:
                 await adapter_pointers.promote(conn, adapter, version)
-            return await _WORK.end(conn, work.claim, result_version=version)
+            return await _WORK.end(conn, work.claim, result_version=version, promoted=promoted)
 
     async def fail(self, work: OrderWork, error: str) -> bool:
         """Record why nothing will be made; False when it is not wanted any more."""
@@ -152,5 +153,6 @@ def _work_of(row: Row[Any]) -> OrderWork:
         base_model=row.base_model,
         options=row.options or {},
         max_total_bytes=row.max_total_bytes,
+        live_before=row.live_before,
         target_uri=f"adapters/{row.adapter_id}/{new_id(_FOLDERS[OrderKind(row.kind)])}",
     )

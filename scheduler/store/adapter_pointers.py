@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 MAX_TAGS = 64  # of one adapter
+OVERTAKEN = "Another version became live meanwhile."  # why a version that was made is not
 
 
 async def promote(conn: AsyncConnection, adapter: Row[Any], version: int) -> None:

@@ -29,7 +29,7 @@ from scheduler.store.adapter_record import (
 from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.page import Order, Page, fetch_page
-from scheduler.store.tables import adapter_versions, adapters, tenants
+from scheduler.store.tables import adapter_orders, adapter_versions, adapters, tenants
 from scheduler.store.tenants import lock_tenant
 
 if TYPE_CHECKING:
@@ -116,6 +116,12 @@ class TenantAdapters:
         if adapter.shared_by is not None:
             raise _borrowed(adapter_id, adapter.shared_by)
         return adapter
+
+    async def may_call(self, adapter_id: str) -> bool:
+        """Whether the tenant owns or borrows the adapter now."""
+        mine = self._visible().where(adapters.c.id == adapter_id)
+        async with self._db.read() as conn:
+            return bool(await conn.scalar(select(mine.exists())))
 
     async def versions(
         self, adapter_id: str, *, after: int | None = None, limit: int = 20
@@ -300,13 +306,14 @@ class TenantAdapters:
             Conflict: its job still runs.
             AdapterInUse: it is pinned, or shared.
         """
-        async with self._changing(adapter_id) as (conn, row):
+        async with self._db.begin() as conn:
+            await lock_tenant(conn, self._tenant_id)  # before the adapter, as tasks that end do
+            row = await self._owned(conn, adapter_id)
             await refuse_while_job_runs(conn, row)
             await _refuse_while_wanted(conn, row)
             adapter = await self._whole(conn, adapter_id)
-            await conn.execute(
-                delete(adapter_versions).where(adapter_versions.c.adapter_id == row.id)
-            )
+            for table in (adapter_orders, adapter_versions):
+                await conn.execute(delete(table).where(table.c.adapter_id == row.id))
             await conn.execute(
                 update(adapters).where(adapters.c.id == row.id).values(deleted_at=DbNow())
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, exists, select
+from sqlalchemy import Row, Select, exists, func, select, update
 
 from scheduler.domain.work_status import WorkStatus
 from scheduler.store import adapter_pointers
@@ -16,7 +16,7 @@ from scheduler.store.clock import DbNow
 from scheduler.store.evaluation_record import Evaluation, EvaluationWork, work_of
 from scheduler.store.job_events import append_event
 from scheduler.store.leased_work import WORN_OUT, LeasedWork
-from scheduler.store.tables import adapters, evaluations
+from scheduler.store.tables import adapters, evaluations, tenants
 from scheduler.store.tenant_evaluations import TenantEvaluations
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = ["Evaluation", "EvaluationWork", "Evaluations", "TenantEvaluations"]
 
 EVALUATION_LEASE_S = 30.0
 _WORK = LeasedWork(evaluations, EVALUATION_LEASE_S)
-_OVERTAKEN = "Another version became live meanwhile."
 _GONE = "The adapter is gone, or is not yours."
 
 
@@ -44,20 +43,18 @@ class Evaluations:
         return TenantEvaluations(self._db, tenant_id)
 
     async def claim(self) -> EvaluationWork | None:
-        """Take the oldest one of a tenant of whose evaluations none runs; None without such."""
-        other = evaluations.alias()
-        tenant_is_busy = exists().where(
-            other.c.tenant_id == evaluations.c.tenant_id,
-            other.c.status == WorkStatus.RUNNING,
-            other.c.lease_until >= DbNow(),
-        )
-        oldest = select(evaluations.c.id).where(_WORK.is_free, ~tenant_is_busy)
+        """Take the oldest one of the tenant that has waited longest for its turn; None without.
+
+        A tenant of whose evaluations one runs takes no turn.
+        """
         async with self._db.read() as conn:  # nearly always none: do not take the write lock
-            evaluation_id = await conn.scalar(oldest.order_by(evaluations.c.seq).limit(1))
-        if evaluation_id is None:
+            found = (await conn.execute(_whose_turn())).one_or_none()
+        if found is None:
             return None
         async with self._db.begin() as conn:
-            row = await _WORK.take(conn, evaluation_id)
+            its_tenant = update(tenants).where(tenants.c.id == found.tenant_id)
+            await conn.execute(its_tenant.values(evaluated_at=DbNow()))
+            row = await _WORK.take(conn, found.id)
             if row is None:
                 return None
             work = work_of(row)
@@ -106,6 +103,24 @@ class Evaluations:
             await _WORK.give_back(conn, work.claim)
 
 
+def _whose_turn() -> Select[Any]:
+    """Id and tenant of the evaluation that comes next."""
+    other = evaluations.alias()
+    tenant_is_busy = exists().where(
+        other.c.tenant_id == evaluations.c.tenant_id,
+        other.c.status == WorkStatus.RUNNING,
+        other.c.lease_until >= DbNow(),
+    )
+    last_turn = func.coalesce(tenants.c.evaluated_at, 0.0)
+    return (
+        select(evaluations.c.id, evaluations.c.tenant_id)
+        .join(tenants, tenants.c.id == evaluations.c.tenant_id)
+        .where(_WORK.is_free, ~tenant_is_busy)
+        .order_by(last_turn, evaluations.c.seq)
+        .limit(1)
+    )
+
+
 def _with_verdict(
     report: EvaluationReport, adapter: Row[Any] | None, live_before: int | None
 ) -> EvaluationReport:
@@ -113,7 +128,7 @@ def _with_verdict(
     if adapter is None:
         reasons = (*reasons, _GONE)
     elif adapter.live_version != live_before:
-        reasons = (*reasons, _OVERTAKEN)
+        reasons = (*reasons, adapter_pointers.OVERTAKEN)
     return report.model_copy(update={"reasons": reasons, "promoted": not reasons})
 
 

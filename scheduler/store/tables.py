@@ -51,6 +51,7 @@ tenants = Table(
     Column("weight", Float, nullable=False),
     Column("service_class", String(64), nullable=False, server_default=DEFAULT),
     Column("created_at", Float, nullable=False),
+    Column("evaluated_at", Float),  # when an evaluation of the tenant was last taken
     CheckConstraint("weight > 0", name="weight"),
 )
 
@@ -274,6 +275,8 @@ adapter_orders = Table(
     Column("uri", Text),
     Column("files", JSON(none_as_null=True)),
     Column("result_version", Integer),
+    Column("live_before", Integer),  # the adapter's live version when it was ordered
+    Column("promoted", Boolean),  # NULL: that was not asked for
     Column("error_message", Text),
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float),

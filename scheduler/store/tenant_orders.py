@@ -50,7 +50,8 @@ class TenantOrders:
             base_model = await self._base_of(conn, adapter_id, version)
             if row is not None:
                 await conn.execute(delete(adapter_orders).where(adapter_orders.c.id == row.id))
-            num_kept = await self._count(conn, OrderKind.EXPORT)
+            is_kept = adapter_orders.c.status != WorkStatus.FAILED
+            num_kept = await self._count(conn, OrderKind.EXPORT, where=is_kept)
             if max_kept is not None and num_kept >= max_kept:
                 raise QuotaExceeded(
                     f"You keep {max_kept} merged models, which is the limit; delete one first."
@@ -181,10 +182,15 @@ class TenantOrders:
             )
         return Page(items=tuple(order_of(row) for row in page), has_more=page.has_more)
 
-    async def delete(self, order: Order) -> None:
-        """Forget an order; the caller then removes what it exported."""
+    async def delete(self, order: Order) -> str | None:
+        """Forget an order; returns key of the full model that the caller then removes.
+
+        An order that still runs fails its fence, and its task removes what it has made.
+        """
+        forget = delete(adapter_orders).where(self._is_mine(order.id))
         async with self._db.begin() as conn:
-            await conn.execute(delete(adapter_orders).where(self._is_mine(order.id)))
+            uri: str | None = await conn.scalar(forget.returning(adapter_orders.c.uri))
+        return uri
 
     # ---- inside --------------------------------------------------------------------------
 
@@ -225,13 +231,13 @@ class TenantOrders:
         return row
 
     async def _count(
-        self, conn: AsyncConnection, *kinds: OrderKind, where: ColumnElement[bool] | None = None
+        self, conn: AsyncConnection, *kinds: OrderKind, where: ColumnElement[bool]
     ) -> int:
         orders = adapter_orders.c
         query = select(func.count()).where(
-            orders.tenant_id == self._tenant_id, orders.kind.in_(kinds)
+            orders.tenant_id == self._tenant_id, orders.kind.in_(kinds), where
         )
-        return int(await conn.scalar(query if where is None else query.where(where)) or 0)
+        return int(await conn.scalar(query) or 0)
 
     async def _check_idle(self, conn: AsyncConnection, adapter_id: str) -> None:
         """The adapter, if there is one yet, gets no versions from a job.
@@ -279,5 +285,7 @@ async def insert_order(conn: AsyncConnection, **values: object) -> str:
     """
     fresh = {"id": new_id("order-"), "status": WorkStatus.QUEUED, "num_tries": 0}
     row = fresh | values
-    await conn.execute(insert(adapter_orders).values(created_at=DbNow(), **row))
+    live = select(adapters.c.live_version).where(adapters.c.id == row["adapter_id"])
+    made = {"created_at": DbNow(), "live_before": live.scalar_subquery()}
+    await conn.execute(insert(adapter_orders).values(**made, **row))
     return str(row["id"])

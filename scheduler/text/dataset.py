@@ -99,9 +99,15 @@ def bounded_lines(stream: BinaryIO, max_line_bytes: int) -> Iterator[bytes]:
             rest = stream.readline(limit)
 
 
-def filled_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, each with its number from 1; a mark of the encoding is dropped."""
+def filled_lines(lines: Iterable[bytes], max_lines: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, each with its number from 1; a mark of the encoding is dropped.
+
+    Raises:
+        InvalidInput: there are more than `max_lines`, blank ones too.
+    """
     for number, line in enumerate(lines, start=1):
+        if number > max_lines:
+            raise InvalidInput(f"The file may have at most {max_lines} lines.")
         text = line.removeprefix(BOM_UTF8) if number == 1 else line
         if text.strip():
             yield number, text
@@ -127,9 +133,7 @@ def encode_file(
     bounds = limits or DatasetLimits()
     encoder = _Encoder()
     problems: list[str] = []
-    for number, text in filled_lines(lines):
-        if number > bounds.max_lines:
-            raise InvalidInput(f"The file may have at most {bounds.max_lines} lines.")
+    for number, text in filled_lines(lines, bounds.max_lines):
         try:
             encoder.add(_encode_row(text, tokenizer, max_tokens, bounds))
         except InvalidInput as error:

@@ -7,7 +7,7 @@ learn from the row; so the mean score is the job's validation loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from scheduler.domain.errors import InvalidInput
@@ -17,7 +17,7 @@ from scheduler.text.messages import normalize_messages
 from scheduler.text.rows import ChatRow, PairRow, parse_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from scheduler.text.tokenizer import ChatTokenizer
@@ -43,7 +43,14 @@ class Exercise:
 
 
 def read_exercises(
-    path: Path, tokenizer: ChatTokenizer, max_rows: int, max_tokens: int, *, must_ask: bool
+    path: Path,
+    tokenizer: ChatTokenizer,
+    max_rows: int,
+    max_tokens: int,
+    *,
+    must_ask: bool,
+    limits: DatasetLimits | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Exercise]:
     """The first rows of a file, one by one; blank lines are passed over.
 
@@ -54,17 +61,20 @@ def read_exercises(
         max_tokens: the model's context.
         must_ask: refuse rows that cannot be asked, because nothing precedes the answer or
             nothing fits behind it.
+        limits: bounds on the file.
+        is_wanted: asked before each line; the file ends for us where it is not.
 
     Raises:
-        InvalidInput: names the line and what is wrong with it; or there are no rows.
+        InvalidInput: names the line and what is wrong with it; or there are no rows, or too many
+            lines before the last.
     """
-    limits = DatasetLimits()
+    bounds = limits or DatasetLimits()
     num_read = 0
     with path.open("rb") as file:
-        lines = filled_lines(bounded_lines(file, limits.max_line_bytes))
-        for number, line in islice(lines, max_rows):
+        lines = takewhile(lambda _: is_wanted(), bounded_lines(file, bounds.max_line_bytes))
+        for number, line in islice(filled_lines(lines, bounds.max_lines), max_rows):
             try:
-                exercise = _exercise(line, tokenizer, limits)
+                exercise = _exercise(line, tokenizer, bounds)
                 check_example(exercise.token_ids, len(exercise.scored), max_tokens)
                 if must_ask:
                     _check_askable(exercise, max_tokens)

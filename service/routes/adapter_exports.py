@@ -135,8 +135,7 @@ async def delete_merge(
 ) -> Deleted:
     """Delete a merged model, or take back its order."""
     await adapters.get_own(adapter_id)
-    order = await orders.exported(adapter_id, version)
-    await orders.delete(order)
-    if order.uri is not None:
-        await objects.delete(order.uri)
+    uri = await orders.delete(await orders.exported(adapter_id, version))
+    if uri is not None:
+        await objects.delete(uri)
     return Deleted(id=f"{adapter_id}@{version}", object="adapter.merge")

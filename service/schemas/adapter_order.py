@@ -68,6 +68,8 @@ class OrderRead(Read):
     adapter_id: str = Field(description="The adapter that gets the new version.")
     version: int | None = Field(description="The version that is compressed.")
     result_version: int | None = Field(description="What was made, once it has succeeded.")
+    promoted: bool | None = Field(description="Whether it became live, where it was to.")
+    reason: str | None = Field(description="Why it did not.")
     created_at: int
     finished_at: int | None
     error: str | None

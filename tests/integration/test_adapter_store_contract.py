@@ -510,6 +510,26 @@ class TestExports:
         assert not await orders.succeed_export(work, {})
         assert await orders.hint(0) == []
 
+    async def test_one_that_failed_is_not_kept(self, world: World) -> None:
+        adapter = await world.imported(2)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        failing = await mine.export(adapter.id, 1, max_kept=1)
+        await orders.fail(await claimed(orders, failing.id), "No room.")
+
+        assert await mine.export(adapter.id, 2, max_kept=1)
+        with pytest.raises(QuotaExceeded):
+            await mine.export(adapter.id, 1, max_kept=1)
+
+    async def test_deleting_one_tells_what_was_made_since_it_was_seen(self, world: World) -> None:
+        adapter = await world.imported()
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        seen = await mine.export(adapter.id, 1)
+        work = await claimed(orders, seen.id)
+        await orders.succeed_export(work, {"model.safetensors": 5})
+
+        assert await mine.delete(seen) == work.target_uri
+        assert await mine.delete(seen) is None
+
 
 class TestMadeVersions:
     async def test_a_compression_becomes_a_version_with_its_recipe(self, world: World) -> None:
@@ -559,6 +579,24 @@ class TestMadeVersions:
 
         assert (await world.mine.get(adapter.id)).live_version == live
 
+    @pytest.mark.parametrize(("meanwhile", "promoted"), [(None, True), (1, True), (2, False)])
+    async def test_what_was_live_when_it_was_ordered_may_give_way_and_nothing_else(
+        self, world: World, meanwhile: int | None, promoted: bool
+    ) -> None:
+        adapter = await world.imported(3)
+        await world.mine.promote(adapter.id, 3)
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        ordered = await mine.compress(adapter.id, 1, Compression(promote=True))
+        if meanwhile is not None:
+            await world.mine.promote(adapter.id, meanwhile)
+        work = await claimed(orders, ordered.id)
+
+        assert await orders.succeed_version(work, made(work), name=None, promote=True)
+
+        assert (await mine.get(ordered.id)).promoted is promoted
+        live = 4 if promoted else meanwhile
+        assert (await world.mine.get(adapter.id)).live_version == live
+
     async def test_a_merge_becomes_an_adapter_of_its_own(self, world: World) -> None:
         adapter = await world.imported(2)
         mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
@@ -572,6 +610,23 @@ class TestMadeVersions:
         new = await world.mine.get("fresh")
         assert (new.job_id, new.base_model, new.published_version) == (None, "m", 1)
         assert await world.number_of(new.model_name) == 1
+
+    async def test_all_orders_of_an_adapter_go_with_it(self, world: World) -> None:
+        adapter, other = await world.imported(2), await world.imported()
+        mine, orders = Orders(world.db).for_tenant(world.owner.id), Orders(world.db)
+        sources = (MergeSource(adapter_id=other.id, version=1),)
+        merging = Merging(sources=sources, max_rank=64)
+        merged = await mine.merge(adapter.id, "m", merging)
+        for number in (1, 2):
+            await mine.compress(adapter.id, number, Compression())
+        await mine.export(adapter.id, 1, max_kept=1)
+        work = await claimed(orders, merged.id)
+
+        await world.mine.delete(adapter.id)
+
+        assert len(await mine.list()) == 0
+        assert not await orders.succeed_version(work, made(work), name=None, promote=False)
+        assert await mine.export(other.id, 1, max_kept=1)
 
     async def test_a_full_model_is_no_order_of_these(self, world: World) -> None:
         adapter = await world.imported()

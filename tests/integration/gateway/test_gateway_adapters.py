@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -456,6 +457,21 @@ class TestMerge:
         failed = owner.ok("GET", path)
         assert (failed["status"], failed["error"]) == ("failed", "It overflows.")
         assert owner.ok("POST", path)["status"] == "queued"
+        assert not any("merged" in name for name in stored(service) if adapter["id"] in name)
+
+    def test_one_whose_adapter_is_deleted_meanwhile_leaves_nothing(
+        self, service: Service, owner: Caller
+    ) -> None:
+        adapter = owner.imported()
+        owner.ok("POST", f"/adapters/{adapter['id']}/versions/1/merge")
+        context, adapters = context_of(service), service.gateway.adapters
+
+        async def run(program: str, options: Mapping[str, str | Path]) -> None:
+            await context.run(program, options)
+            await adapters.for_tenant(owner.tenant.id).delete(adapter["id"])
+
+        service.thread.run(carry_out_order(f"{adapter['id']}@1", replace(context, run=run)))
+
         assert not any("merged" in name for name in stored(service) if adapter["id"] in name)
 
     def test_merges_are_limited(self, service: Service, owner: Caller) -> None:

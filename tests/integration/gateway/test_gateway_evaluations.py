@@ -15,7 +15,7 @@ from scheduler.domain.evaluation import EvaluationPlan, EvaluationReport
 from scheduler.domain.tenant import Tenant
 from scheduler.gradebook import Gradebook, Grades
 from scheduler.text.exercise import Exercise
-from service.evaluation_run import EvaluationRun
+from service.evaluation_run import ROWS_AT_ONCE, EvaluationRun
 from tests.integration.gateway import training
 from tests.integration.gateway.conftest import ANSWER, BASE, wait_until
 from tests.integration.gateway.fake_worker import Plan
@@ -162,6 +162,26 @@ class TestRefusals:
 
         assert evaluated(borrower, lent["model"], **LOSS)["num_rows"] == 2
         borrower.refused("POST", "/evaluations", 403, json=usual | {"promote_if": BETTER})
+
+    def test_a_share_that_ends_ends_a_borrowers_evaluation_and_frees_the_adapter(
+        self, owner: Caller, borrower: Caller, worker: FakeWorker, service: Service
+    ) -> None:
+        token_ids = service.tokenizer.encode(ANSWER)
+        worker.plan = lambda _: Plan(token_ids, delay_s=0.2)
+        lent = owner.imported()
+        path, body = f"/adapters/{lent['id']}", {"tenant_id": borrower.tenant.id}
+        owner.ok("POST", f"{path}/shares", json=body)
+        rows = uploaded(borrower, *(row(str(number)) for number in range(10 * ROWS_AT_ONCE)))
+        running = begun(borrower, lent["model"], file=rows, **LOSS)
+        wait_until(lambda: len(worker.requests) > 0)
+
+        owner.ok("DELETE", f"{path}/shares/{borrower.tenant.id}")
+
+        ended = over(borrower, running)
+        assert ended["status"] == "failed"
+        assert ended["error"].startswith(f"The model '{lent['model']}@1' does not exist")
+        assert len([one for one in worker.requests if one.adapter]) <= 2 * ROWS_AT_ONCE
+        wait_until(lambda: owner.call("DELETE", path).status_code == 200)
 
     def test_another_tenants_evaluation_is_not_found(
         self, owner: Caller, borrower: Caller, worker: FakeWorker
@@ -342,9 +362,9 @@ class TestGrades:
             asyncio.get_running_loop().call_later(0.05, book.released.set)
             with ThreadPoolExecutor(1) as threads:
                 engines, tenant = service.gateway.engines, Tenant(id="org-1", name="a")
-                return await EvaluationRun(engines, tenant, {}, plan, book, threads).over(
-                    iter([exercise])
-                )
+                adapters = service.gateway.adapters.for_tenant(tenant.id)
+                evaluation = EvaluationRun(engines, tenant, {}, adapters, plan, book, threads)
+                return await evaluation.over(iter([exercise]))
 
         assert service.thread.run(run()).num_rows == 1
 

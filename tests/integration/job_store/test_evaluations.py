@@ -98,6 +98,23 @@ class TestWhoCarriesItOut:
         await view(world).delete(first.id)
         assert (await claimed(world)).claim.id == second.id
 
+    async def test_whoever_was_served_longest_ago_comes_next_however_much_waits(
+        self, world: World
+    ) -> None:
+        ref = await trained(world)
+        mine, theirs = view(world), view(world, world.rival)
+        many = [(await mine.create(ref.adapter_id, 1, PLAN)).id for _ in range(3)]
+        few = [(await theirs.create(ref.adapter_id, 1, PLAN)).id for _ in range(2)]
+
+        taken = []
+        for _ in range(5):
+            work = await claimed(world)
+            taken.append(work.claim.id)
+            await Evaluations(world.db).fail(work, "over")
+            await Evaluations(world.db).for_tenant(work.tenant_id).delete(work.claim.id)
+
+        assert taken == [many[0], few[0], many[1], few[1], many[2]]
+
     async def test_a_gateway_that_lost_its_lease_changes_nothing(self, world: World) -> None:
         made = await ordered(world)
         lost = await claimed(world)

@@ -64,6 +64,14 @@ def test_a_mean_that_is_no_finite_number_is_none(logprob: float) -> None:
     assert book.means("base") == {"loss": 1.0}
 
 
+def test_nothing_is_graded_for_nobody() -> None:
+    answers = iter([True, False, False])
+    book = Gradebook([choice("loss"), choice("json_valid"), choice("regex", pattern="a")],
+                     lambda: next(answers, False))  # fmt: skip
+
+    assert len(book.grade({"candidate": Trial()})) == 1
+
+
 def test_only_what_a_grader_reads_is_needed() -> None:
     answers, scores = Gradebook([choice("json_valid")]), Gradebook([choice("pairwise")])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from typing import Any
 
 import pytest
@@ -73,6 +74,16 @@ def test_a_regex_finds_what_pythons_finds(pattern: str, answer: str) -> None:
 
 def test_a_regex_that_would_backtrack_for_ever_ends() -> None:
     assert not accepts("regex", "a" * 100_000 + "b", pattern="^(a+)+$")
+
+
+def test_a_regex_does_not_look_where_its_groups_are() -> None:
+    groups = 300
+    pattern = "(" * groups + "a" + ")" * groups + "*$"
+    start_s = time.thread_time()
+
+    assert accepts("regex", "a" * 100_000, pattern=pattern)
+
+    assert time.thread_time() - start_s < 0.5  # with the place of each group 3.7
 
 
 @pytest.mark.parametrize("pattern", ["(a", r"(a)\1", "(?=a)", "a{1001}", "a" * 1001])

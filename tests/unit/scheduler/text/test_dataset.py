@@ -277,6 +277,8 @@ def test_the_number_of_lines_and_of_tokens_is_bounded(chatml: Any) -> None:
     rows = lines(*[chat_row("q", "a")] * 4)
     with pytest.raises(InvalidInput, match="at most 3 lines"):
         encode_file(rows, chatml.ours, 256, DatasetLimits(max_lines=3))
+    with pytest.raises(InvalidInput, match="at most 3 lines"):
+        encode_file([b"\n"] * 4, chatml.ours, 256, DatasetLimits(max_lines=3))
     with pytest.raises(InvalidInput, match="at most 20 tokens"):
         encode_file(rows, chatml.ours, 256, DatasetLimits(max_total_tokens=20))
 

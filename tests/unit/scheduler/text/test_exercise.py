@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scheduler.domain.errors import InvalidInput
-from scheduler.text.dataset import encode_file
+from scheduler.text.dataset import DatasetLimits, encode_file
 from scheduler.text.exercise import Exercise, read_exercises
 from scheduler.text.tokenizer import ChatTokenizer, load_tokenizer
 from tests.integration.store_kit import make_model_dir
@@ -35,11 +35,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 
 def read(
-    folder: Path, tokenizer: ChatTokenizer, *rows: Any, max_rows: int = 9, must_ask: bool = True
+    folder: Path, tokenizer: ChatTokenizer, *rows: Any, max_rows: int = 9, **options: Any
 ) -> list[Exercise]:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    return list(read_exercises(path, tokenizer, max_rows, CONTEXT, must_ask=must_ask))
+    options = {"must_ask": True} | options
+    return list(read_exercises(path, tokenizer, max_rows, CONTEXT, **options))
 
 
 def test_what_is_scored_is_what_a_job_learns(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -105,6 +106,25 @@ def test_a_row_without_a_prompt_can_still_be_scored(
 
     assert exercise.prompt_ids == ()
     assert len(exercise.scored) == len(exercise.token_ids) - 1
+
+
+def test_blank_lines_are_lines_too_and_bounded(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    bounds = DatasetLimits(max_lines=3)
+
+    assert len(read(tmp_path, tokenizer, "", "", CHAT, limits=bounds)) == 1
+    with pytest.raises(InvalidInput, match=r"^The file may have at most 3 lines\.$"):
+        read(tmp_path, tokenizer, *[""] * 5, limits=bounds)
+
+
+def test_nothing_is_read_for_nobody(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    asked: list[bool] = []
+
+    def is_wanted() -> bool:
+        asked.append(len(asked) < 2)
+        return asked[-1]
+
+    assert len(read(tmp_path, tokenizer, CHAT, "", CHAT, "", is_wanted=is_wanted)) == 1
+    assert asked == [True, True, False]
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each phase")
     options = parser.parse_args()
     result = run(options.seconds)
+    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"adapters-{time.strftime('%Y-%m-%d')}-{platform.machine()}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path)

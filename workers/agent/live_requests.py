@@ -42,8 +42,9 @@ class LiveRequests:
     def add(self, submit: Submit) -> None:
         """A request has come in."""
         request = submit.request
+        wanted = {answer.index for answer in request.wanted_answers}
         self._live[request.request_id] = LiveRequest(
-            request.request_id, submit.reply_to, open=set(range(request.n))
+            request.request_id, submit.reply_to, open=wanted
         )
 
     def observe(self, frames: Frames) -> None:

@@ -117,6 +117,7 @@ class FakeWorker:
     num_waiting: int = 0
     tiers: tuple[AdapterTier, ...] = ()
     task: asyncio.Task[None] | None = None
+    _is_muted: bool = False
     _sent: dict[str, tuple[str, list[TokenFrame]]] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -197,8 +198,12 @@ class FakeWorker:
                 task.cancel()
             await asyncio.gather(announcing, *self._tasks.values(), return_exceptions=True)
 
+    def mute(self) -> None:
+        """Announce itself no more; everything else goes on."""
+        self._is_muted = True
+
     async def _announce(self) -> None:
-        while True:
+        while not self._is_muted:
             await self.channel.announce(self.info, ttl_s=1.0)
             await asyncio.sleep(0.1)
 
@@ -226,9 +231,10 @@ class FakeWorker:
         if plan.silent:
             return
         steps = _steps(request, plan, self.eos_id)
-        for token_id, finish in steps:
-            await asyncio.sleep(plan.delay_s)
-            for index in range(request.n):
+        for place, (token_id, finish) in enumerate(steps):
+            due = [a.index for a in request.wanted_answers if len(a.token_ids) <= place]
+            await asyncio.sleep(plan.delay_s if due else 0)
+            for index in due:
                 seq = len(frames)
                 frame = _frame(request, plan, index, seq, token_id, finish)
                 if plan.fail_at == seq:

@@ -43,6 +43,7 @@ from scheduler.domain.request import FinishReason
 from scheduler.store.channel import START, ChannelDown
 from service.answers import Answers
 from service.live_request import LiveRequest
+from service.request_placer import RequestPlacer
 from service.worker_roster import WorkerRoster
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class WorkerPool:
         self.roster = WorkerRoster(settings.worker_grace_s)
         self.num_gaps = 0
         self.num_moves: Counter[Move] = Counter(dict.fromkeys(Move, 0))
+        self._placer = RequestPlacer(self.roster)
         self._channel = channel
         self._stream = f"out:{settings.gateway_id}:{uuid.uuid4().hex[:12]}"
         self._settings = settings
@@ -122,7 +124,7 @@ class WorkerPool:
         answers = Answers(self, sum(body.n * (body.sampling.max_tokens + 2) for body in bodies))
         try:
             for position, body in enumerate(bodies):
-                worker = self.roster.pick(body.base_model, self.num_live())
+                worker = self._placer.place(body, self.num_live())
                 answers.expect(body.n)
                 await self._send(LiveRequest(body, worker.inbox, position), answers)
             yield answers
@@ -179,7 +181,7 @@ class WorkerPool:
         self.roster.check_served(bodies[0].base_model, bodies[0].service_class)
 
     def _refuse_when_full(self, base_model: str) -> None:
-        worker = self.roster.pick(base_model, self.num_live())
+        worker = self.roster.least_loaded(base_model, self.num_live())
         waiting = sum(
             live.inbox == worker.inbox and live.first_token_s is None
             for live, _ in self._live.values()
@@ -293,6 +295,7 @@ class WorkerPool:
             return
         lost = self.roster.refresh(announced, time.monotonic())
         for inbox in lost:
+            self._placer.forget(inbox)
             self._lose(inbox)
 
     def _lose(self, inbox: str) -> None:
@@ -315,7 +318,7 @@ class WorkerPool:
             return
         body = live.moved_body()
         try:
-            worker = self.roster.pick(body.base_model, self.num_live(), avoid=[live.inbox])
+            worker = self._placer.place(body, self.num_live(), avoid=[live.inbox])
             self.num_moves[Move.CONTINUATION if body.begun else Move.RETRY] += 1
             log.info("request_moved", request_id=live.id, inbox=worker.inbox, begun=live.has_begun)
             moved = LiveRequest(body, worker.inbox, live.position, live.num_attempts + 1)

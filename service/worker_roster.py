@@ -1,4 +1,4 @@
-"""Which workers live, what they hold, and which of them should take the next request.
+"""Which workers live, what they hold, and how busy they are.
 
 Workers announce themselves in the channel's registry with a time to live; the roster is this
 gateway's copy of it, refreshed every second. A worker is given up when a new boot of it appears,
@@ -75,15 +75,8 @@ class WorkerRoster:
                     return base
         return None
 
-    def pick(
-        self, base_model: str, num_live: Mapping[str, int], avoid: Collection[str] = ()
-    ) -> WorkerInfo:
-        """The least loaded worker that holds `base_model`.
-
-        Args:
-            base_model: its id.
-            num_live: this gateway's own unfinished requests per inbox; fresher than the stats.
-            avoid: inboxes not to use.
+    def able(self, base_model: str, avoid: Collection[str] = ()) -> list[WorkerInfo]:
+        """The workers that may get a request for `base_model`; those of `avoid` may not.
 
         Raises:
             Overloaded: no live worker holds it.
@@ -96,7 +89,19 @@ class WorkerRoster:
                 param="model",
                 retry_after_s=2,
             )
-        return min(able, key=lambda worker: load_of(worker, num_live))
+        return able
+
+    def least_loaded(self, base_model: str, num_live: Mapping[str, int]) -> WorkerInfo:
+        """The least busy worker that holds `base_model`.
+
+        Args:
+            base_model: its id.
+            num_live: this gateway's own unfinished requests per inbox; fresher than the stats.
+
+        Raises:
+            Overloaded: no live worker holds it.
+        """
+        return min(self.able(base_model), key=lambda worker: load_of(worker, num_live))
 
     def _is_announced(self, worker: WorkerInfo) -> bool:
         """Whether the last refresh saw it; in its grace time it gets work for want of others."""
@@ -170,7 +175,7 @@ class WorkerRoster:
             InvalidInput: the options do not fit its schema.
             Overloaded: no worker is up to ask.
         """
-        capabilities = self.pick(base_model, {}).capabilities
+        capabilities = self.able(base_model)[0].capabilities
         schemas: dict[str, dict[str, Any]] = getattr(capabilities, kind)
         word = IRREGULAR_WORDS.get(kind, kind.removesuffix("s").replace("_", " "))
         if name not in schemas:

@@ -32,6 +32,7 @@ from scheduler.domain.errors import (
 from scheduler.domain.messages import (
     TO_GATEWAY,
     Abort,
+    Listening,
     Message,
     Replay,
     Submit,
@@ -278,6 +279,8 @@ class WorkerPool:
         while True:
             await asyncio.sleep(self._settings.refresh_s)
             await self._refresh()
+            for inbox in self.num_live():
+                self._commands.put_nowait((inbox, Listening(reply_to=self._stream)))
             now_s = time.monotonic()
             for live, answers in list(self._live.values()):
                 silent_s = now_s - live.last_arrival_s

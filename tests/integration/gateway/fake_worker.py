@@ -21,6 +21,7 @@ from scheduler.domain.messages import (
     BaseModelInfo,
     Frames,
     JobHint,
+    Listening,
     Replay,
     Submit,
     TokenFrame,
@@ -114,6 +115,7 @@ class FakeWorker:
     aborts: list[Abort] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
     hints: list[JobHint] = field(default_factory=list)
+    num_told: int = 0
     num_waiting: int = 0
     tiers: tuple[AdapterTier, ...] = ()
     task: asyncio.Task[None] | None = None
@@ -207,7 +209,7 @@ class FakeWorker:
             await self.channel.announce(self.info, ttl_s=1.0)
             await asyncio.sleep(0.1)
 
-    async def _obey(self, message: Submit | Abort | Replay | JobHint) -> None:
+    async def _obey(self, message: Submit | Abort | Replay | Listening | JobHint) -> None:
         if isinstance(message, Submit):
             self.requests.append(message.request)
             task = asyncio.create_task(self._answer(message))
@@ -221,8 +223,10 @@ class FakeWorker:
             reply_to, frames = self._sent.get(message.request_id, ("", []))
             for frame in frames[message.from_seq :]:
                 await self._send(reply_to, frame)
-        else:
+        elif isinstance(message, JobHint):
             self.hints.append(message)
+        else:
+            self.num_told += 1
 
     async def _answer(self, submit: Submit) -> None:
         request, plan = submit.request, self.plan(submit.request)

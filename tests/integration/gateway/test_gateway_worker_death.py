@@ -227,3 +227,18 @@ def test_a_caller_who_has_left_is_not_taken_elsewhere(
     time.sleep(0.1)
 
     assert worker.requests == []
+
+
+def test_a_gateway_says_that_it_listens_as_long_as_it_waits(
+    service: Service, client: OpenAI, worker: FakeWorker
+) -> None:
+    token_ids = service.tokenizer.encode(ANSWER)
+    worker.plan = lambda _: Plan(token_ids, delay_s=0.05)
+    before = worker.num_told
+
+    client.completions.create(model=BASE, prompt="Say hello", max_tokens=100)
+
+    while_asked = worker.num_told
+    assert while_asked - before >= 2
+    time.sleep(3 * service.settings.refresh_s)
+    assert worker.num_told <= while_asked + 1  # one may have been on its way

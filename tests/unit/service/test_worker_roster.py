@@ -13,9 +13,19 @@ def test_a_worker_that_stays_away_is_lost_after_the_grace_time() -> None:
     roster = WorkerRoster(grace_s=4.0)
     roster.refresh([worker("a")], now_s=0.0)
 
-    assert roster.refresh([], now_s=3.9) == []
-    assert roster.refresh([], now_s=4.1) == ["in:a:1"]
+    assert roster.refresh([], now_s=1.0) == []
+    assert roster.refresh([], now_s=4.9) == []
+    assert roster.refresh([], now_s=5.1) == ["in:a:1"]
     assert roster.workers == []
+
+
+def test_a_registry_that_nobody_could_read_for_long_loses_no_worker() -> None:
+    roster = WorkerRoster(grace_s=4.0)
+    roster.refresh([worker("a"), worker("b")], now_s=0.0)
+
+    assert roster.refresh([worker("b")], now_s=60.0) == []  # the broker has just come back
+    assert roster.refresh([worker("a"), worker("b")], now_s=61.0) == []
+    assert roster.refresh([worker("b")], now_s=120.0) == []
 
 
 def test_a_new_boot_loses_the_old_one_at_once() -> None:

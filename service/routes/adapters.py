@@ -23,6 +23,7 @@ from service.deps import (
     EnginesDep,
     FilesDep,
     ObjectsDep,
+    OneTransfer,
     ReplaysDep,
     RosterDep,
     SettingsDep,
@@ -80,6 +81,7 @@ async def list_adapters(
 
 @router.post(
     "",
+    dependencies=[OneTransfer],
     openapi_extra=_form(_NEW | _SOURCE, ["model", "name"]),
     responses=errors(
         InvalidInput, ModelNotFound, NotFound, PayloadTooLarge, QuotaExceeded, Overloaded
@@ -142,6 +144,7 @@ async def list_versions(
 
 @router.post(
     "/{adapter_id}/versions",
+    dependencies=[OneTransfer],
     openapi_extra=_form(_SOURCE, []),
     responses=errors(
         InvalidInput, NotFound, PermissionDenied, PayloadTooLarge, QuotaExceeded, Overloaded

@@ -17,7 +17,7 @@ from scheduler.domain.errors import (
 )
 from scheduler.store.files import File, file_object_key, new_file_id
 from service.auth import CurrentTenant
-from service.deps import FilesDep, ObjectsDep, ReplaysDep, SettingsDep
+from service.deps import FilesDep, ObjectsDep, OneTransfer, ReplaysDep, SettingsDep
 from service.errors import errors
 from service.schemas.base import Deleted, ListPage
 from service.schemas.file import FileRead
@@ -58,6 +58,7 @@ def _read(file: File) -> FileRead:
 
 @router.post(
     "",
+    dependencies=[OneTransfer],
     openapi_extra=_FORM,
     responses=errors(InvalidInput, PayloadTooLarge, QuotaExceeded),
 )

@@ -1,5 +1,6 @@
 """/v1/adapters: adapters and their versions, in and out."""
 
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -70,13 +71,7 @@ async def list_adapters(
 ) -> ListPage[AdapterRead]:
     """List adapters, the tenant's own and those shared with it, those of running jobs too."""
     page = await adapters.list(after=after, limit=limit, order=order)
-    read = [read_adapter(adapter) for adapter in page]
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of([read_adapter(adapter) for adapter in page], has_more=page.has_more)
 
 
 @router.post(
@@ -134,12 +129,7 @@ async def list_versions(
     """List an adapter's versions, newest first."""
     page = await adapters.versions(adapter_id, after=after, limit=limit)
     read = [read_version(version) for version in page]
-    return ListPage(
-        data=read,
-        first_id=str(read[0].version) if read else None,
-        last_id=str(read[-1].version) if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of(read, has_more=page.has_more, cursor=attrgetter("version"))
 
 
 @router.post(

@@ -108,13 +108,7 @@ async def list_files(
 ) -> ListPage[FileRead]:
     """List files, newest first unless `order` is asc."""
     page = await files.list(after=after, limit=limit, order=order, purpose=purpose)
-    read = [_read(file) for file in page]
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of([_read(file) for file in page], has_more=page.has_more)
 
 
 @router.get("/{file_id}", responses=errors(NotFound))

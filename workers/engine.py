@@ -156,7 +156,8 @@ class EngineLoop:
                 scores = result.prompt_logprobs[row.span.sequence_id]
                 self.requests.keep_prompt_scores(row.sequence, row.span.start, scores)
         self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
-        host.trainer.finish_windows(plan.windows, result.hidden)
+        if plan.windows:
+            host.trainer.finish_windows(plan.windows, result.hidden)
         host.scheduler.observe_forward(plan, (time.perf_counter() - began_s) * 1e3)
         return rows
 

@@ -9,8 +9,9 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.gateway.conftest import ANSWER, BASE, wait_until
+from tests.integration.gateway.conftest import ANSWER, wait_until
 from tests.integration.gateway.fake_worker import Plan
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from openai import OpenAI

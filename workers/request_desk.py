@@ -326,17 +326,18 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
         InvalidInput: a token id outside the vocabulary, an unknown service class, or more models
             in a mixture than sequences may run at once.
     """
-    biased = request.sampling.logit_bias
-    for name, token_ids in (("prompt", request.prompt_token_ids), ("logit_bias", biased)):
+    named = [("prompt", request.prompt_token_ids), ("logit_bias", request.sampling.logit_bias)]
+    named += [("begun", answer.token_ids) for answer in request.begun]
+    for name, token_ids in named:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < host.info.vocab_size:
             raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
     check_class(request.service_class, host.scheduler.classes)
     check_mixture(request, host)
     longest = max_tokens(host, len(request.members))
-    if len(request.prompt_token_ids) > longest:
+    num_begun = max(len(answer.token_ids) for answer in request.wanted_answers)
+    if (num_tokens := len(request.prompt_token_ids) + num_begun) > longest:
         raise ContextTooLong(
-            f"The prompt has {len(request.prompt_token_ids)} tokens; this worker holds {longest}.",
-            param="prompt",
+            f"The prompt has {num_tokens} tokens; this worker holds {longest}.", param="prompt"
         )
 
 

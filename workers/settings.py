@@ -93,8 +93,11 @@ class WorkerSettings(EngineSettings, StoreSettings):
     lease_s: float = Field(30.0, gt=0, description="A job unheard of for this long is taken away.")
     renew_every_s: float = Field(5.0, gt=0, description="How often leases are renewed.")
     claim_every_s: float = Field(1.0, gt=0, description="How often queued jobs are looked for.")
-    announce_every_s: float = Field(2.0, gt=0, description="How often the registry is told.")
-    announce_ttl_s: float = Field(6.0, gt=0, description="The registry forgets a worker after.")
+    announce_every_s: float = Field(1.0, gt=0, description="How often the registry is told.")
+    announce_ttl_s: float = Field(4.0, gt=0, description="The registry forgets a worker after.")
+    gateway_silence_s: float = Field(
+        15.0, gt=0, description="The requests of a gateway unheard of for this long are stopped."
+    )
     engine_start_timeout_s: float = Field(
         600.0, gt=0, description="Longest time to load the base models."
     )

@@ -7,6 +7,7 @@ of one, to which nobody has to be told anything; `process_group` has the group o
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 from torch import Tensor
@@ -50,6 +51,10 @@ class Group:
     def tell(self, value: ValueT) -> ValueT:
         """The leader's value, which JSON can hold, on every rank."""
         return value
+
+    def now_s(self) -> float:
+        """The leader's monotonic clock."""
+        return self.tell(time.monotonic())
 
     def check_same(self, decision: object) -> None:
         """End this process if the ranks have decided differently."""

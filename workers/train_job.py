@@ -64,7 +64,7 @@ class TrainJob:
     step_ms_mean: float | None = None
 
     def __post_init__(self) -> None:
-        self.checkpoint_due_s = time.monotonic() + self.order.spec.checkpoint_every_s
+        self.checkpoint_due_s = self.shard.group.now_s() + self.order.spec.checkpoint_every_s
 
     @property
     def method(self) -> PeftMethod:
@@ -202,7 +202,7 @@ class TrainJob:
         if self.step == self.data.total_steps:
             return
         if self.step % spec.checkpoint_every_steps == 0 or (
-            time.monotonic() >= self.checkpoint_due_s
+            self.shard.group.now_s() >= self.checkpoint_due_s
         ):
-            self.checkpoint_due_s = time.monotonic() + spec.checkpoint_every_s
+            self.checkpoint_due_s = self.shard.group.now_s() + spec.checkpoint_every_s
             self.checkpoint(self, self.snapshot(), False)

@@ -30,6 +30,9 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
         gt=0,
         description="Bytes of adapters that no job has trained, of one tenant.",
     )
+    max_transfers: int = Field(
+        8, gt=0, description="Uploads and exports of one tenant that a gateway holds at once."
+    )
     max_merges: int = Field(
         4, ge=0, description="Merged models, made or ordered, that one tenant may keep."
     )

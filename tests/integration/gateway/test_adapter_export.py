@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,3 +67,22 @@ class TestExport:
         adapter = owner.imported()
 
         owner.refused("GET", f"/adapters/{adapter['id']}/versions/1/export?format=pickle", 400)
+
+    def test_a_tenant_holds_so_many_transfers_at_once_and_another_is_not_affected(
+        self, service: Service, owner: Caller, borrower: Caller
+    ) -> None:
+        path = f"/adapters/{owner.imported()['id']}/versions/1/export"
+        most = service.settings.max_transfers
+
+        with ExitStack() as others:
+            for _ in range(most):
+                others.enter_context(service.gateway.transfers.one_of(owner.tenant.id))
+            error = owner.refused("GET", path, 429)
+            owner.refused("POST", "/adapters", 429)
+            owner.refused("POST", "/files", 429)
+            borrower.imported()
+
+        assert error["code"] == "rate_limit_exceeded"
+        assert str(most) in error["message"]
+        for _ in range(most + 1):  # each gives its place back once it is sent
+            assert owner.call("GET", path).status_code == 200

@@ -195,7 +195,9 @@ class RequestDesk:
         """Whether the adapter can be copied into a slot; it is sent for if it cannot."""
         if wanted.load is None:
             decoder = live.host.runner.decoder
-            wanted.load = self.loader.ask(live.order, wanted.ref, decoder.arena.model, decoder.arena)
+            wanted.load = self.loader.ask(
+                live.order, wanted.ref, decoder.arena.model, decoder.arena
+            )
         return wanted.load.adapter is not None
 
     def _enqueue(self, live: LiveRequest) -> None:

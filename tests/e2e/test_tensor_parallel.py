@@ -1,4 +1,4 @@
-"""A worker of two ranks serves and trains; a rank that is killed costs nothing but time."""
+"""A worker of two ranks serves and trains; when one is killed the job goes on."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ def test_a_job_outlives_a_rank_of_its_group(tmp_path: Path) -> None:
 
         done = finished(client, job)
         assert done.status == "succeeded", done.error
+        assert sorted(steps(client, job)) == list(range(1, 61))  # none lost, none told twice
         assert _followers(service) not in ([], [follower])
         for model in (BASE_MODEL, done.fine_tuned_model):
             answer = client.completions.create(model=str(model), prompt="hello", max_tokens=5)

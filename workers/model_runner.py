@@ -39,7 +39,7 @@ class ModelRunner:
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder = decoder
         self.cache = cache
-        self.sampler = Sampler()
+        self.sampler = Sampler(decoder.group)
         self.device = decoder.weights.device
         self.graphs = StepGraphs.try_of(decoder, cache)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from scheduler.domain.service_class import BEST_EFFORT, DEFAULT, ClassTargets, check_declared
 from scheduler.settings import LogSettings, StoreSettings, TextSettings
@@ -31,6 +31,9 @@ class EngineSettings(TextSettings, LogSettings):
     )
     num_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the engine."
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, description="Processes that share each base model, each with its own threads."
     )
     max_batched_tokens: int = Field(
         2048, ge=16, description="Most inference tokens of one engine step."
@@ -72,6 +75,12 @@ class EngineSettings(TextSettings, LogSettings):
     def _may_be_declared(cls, classes: dict[str, ClassTargets]) -> dict[str, ClassTargets]:
         check_declared(classes)
         return classes
+
+    @model_validator(mode="after")
+    def _group_can_run(self) -> Self:
+        if self.tensor_parallel > 1 and (self.device != "cpu" or self.kv_policy is not None):
+            raise ValueError("tensor_parallel works on the CPU, without kv_policy.")
+        return self
 
     def service_classes(self) -> dict[str, ClassTargets]:
         """Targets by service class, those that are always there included."""

@@ -4,25 +4,21 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-import fsspec
 import pytest
 
 from scheduler.durable import durable_file
 from scheduler.store.objects import ObjectStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
-    """The local store, and one that goes through fsspec's general path like a bucket does."""
+@pytest.fixture(params=["file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """The local store, and a bucket of a server."""
     if request.param == "file":
-        yield ObjectStore(f"file://{tmp_path}/objects")
-        return
-    yield ObjectStore(f"memory://bucket-{os.getpid()}")
-    fsspec.filesystem("memory").store.clear()
+        return ObjectStore(f"file://{tmp_path}/objects")
+    return ObjectStore(request.getfixturevalue("bucket_url"))
 
 
 async def test_bytes_come_back(store: ObjectStore) -> None:

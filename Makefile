@@ -13,7 +13,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test check lint browser prometheus e2e chaos bench gpu postgres docs-check clean
+.PHONY: install demo test check lint browser prometheus postgresql e2e chaos bench gpu postgres secrets docs-check clean
 
 install: $(INSTALLED)
 
@@ -38,19 +38,23 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test e2e
+check: lint test postgres e2e
 
-# Tests drive a browser, and a Prometheus; a machine without them gets Debian's.
+# Tests drive a browser, a Prometheus and a PostgreSQL; a machine without them gets Debian's.
 browser:
 	$(if $(CHROMIUM),,apt-get update -q && apt-get install -qy --no-install-recommends chromium)
 
 prometheus:
 	$(if $(shell command -v prometheus),,apt-get update -q && apt-get install -qy --no-install-recommends prometheus)
 
-e2e: install browser prometheus
+postgresql:
+	$(if $(or $(shell command -v postgres),$(wildcard /usr/lib/postgresql/*/bin/postgres)),,\
+	  apt-get update -q && apt-get install -qy --no-install-recommends postgresql)
+
+e2e: install browser prometheus postgresql
 	$(PYTEST) -m e2e tests/e2e tests/chaos
 
-chaos: install
+chaos: install postgresql
 	$(PYTEST) -m chaos
 
 bench: install
@@ -60,8 +64,14 @@ gpu: install
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu
 	TRITON_INTERPRET=0 $(PYTEST) $(foreach part,rows adapters attention,tests/unit/workers/test_triton_$(part).py)
 
-postgres: install
+postgres: install postgresql
 	$(PYTEST) -m postgres
+
+# The folder is closed; the files in it are read by the users of several containers.
+secrets:
+	chmod 700 docker/secrets
+	umask 022; for name in redis_password postgres_password s3_secret_key key_pepper grafana_password; do \
+	  test -s docker/secrets/$$name || openssl rand -hex 32 > docker/secrets/$$name; done
 
 docs-check: install
 	$(PYTEST) tests/unit/test_architecture.py

@@ -25,6 +25,8 @@ from scheduler.domain.service_class import parse_classes
 from scheduler.launch import UpOptions
 from scheduler.launch import up as launch
 from scheduler.settings import StoreSettings
+from scheduler.store.database import migrate
+from scheduler.store.objects import ObjectStore
 from scheduler.supervisor import ChildKeepsDying
 from scheduler.telemetry import configure_logging
 
@@ -46,7 +48,9 @@ tenants = typer.Typer(help="Who shares the device, and on which terms.", no_args
 app.add_typer(tenants, name="tenants")
 app.add_typer(adapters, name="adapters")
 
-DataOption = Annotated[Path, typer.Option("--data", help="Folder of the service's data.")]
+DataOption = Annotated[
+    Path, typer.Option("--data", envvar="TANDEM_DATA_DIR", help="Folder of the service's data.")
+]
 DEFAULT_DATA = Path(".tandem")
 
 
@@ -220,6 +224,19 @@ def restore(
 def _extent(manifest: BackupManifest) -> str:
     size_bytes = sum(member.size_bytes for member in manifest.members.values())
     return f"the database and {len(manifest.object_keys())} objects, {size_bytes} bytes"
+
+
+@app.command()
+def prepare(data: DataOption = DEFAULT_DATA) -> None:
+    """Bring the database's schema up to date and make the object store's root, both if needed."""
+
+    async def make() -> None:
+        settings = store_settings(data)
+        await migrate(settings.database_url)
+        await ObjectStore(settings.object_store_url).make_root()
+        typer.echo("The database and the object store are ready.")
+
+    _run(make())
 
 
 @app.command()

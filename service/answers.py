@@ -38,7 +38,7 @@ class Answers:
         )
         self._num_open = 0
         self._stopped: set[tuple[int, int]] = set()
-        self._retries: set[asyncio.Future[None]] = set()
+        self._moves: set[asyncio.Future[None]] = set()
 
     def expect(self, num_sequences: int) -> None:
         """Count the sequences that a newly sent request will bring."""
@@ -57,11 +57,16 @@ class Answers:
             self._queue.get_nowait()
         self._queue.put_nowait(error)
 
-    def retry(self, resend: Awaitable[None]) -> None:
-        """Let a request be sent again in the background."""
-        task = asyncio.ensure_future(resend)
-        self._retries.add(task)
-        task.add_done_callback(self._retries.discard)
+    def move(self, moving: Awaitable[None]) -> None:
+        """Let a request be sent to another worker in the background."""
+        task = asyncio.ensure_future(moving)
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+
+    def close(self) -> None:
+        """Nobody reads any more: what is not on its way to a worker yet stays here."""
+        for task in self._moves:
+            task.cancel()
 
     def stop(self, position: int, index: int) -> None:
         """The reader has all it wants of one sequence."""

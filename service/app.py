@@ -59,6 +59,7 @@ from service.routes import (
     workers,
 )
 from service.settings import ServiceSettings
+from service.transfers import Transfers
 from service.usage_meter import UsageMeter
 from service.worker_pool import WorkerPool
 
@@ -158,6 +159,7 @@ def _assemble(
         board=Board(db),
         idempotency=Idempotency(db),
         objects=ObjectStore(settings.object_store_url),
+        transfers=Transfers(settings.max_transfers),
         coded=CodedAdapters(),
         catalogue=Catalogue(tokenizers, pool.roster, created_at),
         engines=Engines(pool=pool, metrics=GatewayMetrics(pool), meter=meter),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Request
@@ -67,6 +67,12 @@ def _tenant_usage(gateway: AnyGateway, tenant: CurrentTenant) -> TenantUsage:
     return gateway.usage.for_tenant(tenant.id)
 
 
+async def _transfer(gateway: AnyGateway, tenant: CurrentTenant) -> AsyncIterator[None]:
+    """Counts until the answer has been sent."""
+    with gateway.transfers.one_of(tenant.id):
+        yield
+
+
 def _adapter_import(gateway: AnyGateway, tenant: CurrentTenant) -> AdapterImport:
     return AdapterImport(
         gateway.adapters.for_tenant(tenant.id),
@@ -123,6 +129,7 @@ def _admin_roster(gateway: AnyGateway, admin: CurrentAdmin) -> WorkerRoster:
     return gateway.engines.pool.roster
 
 
+OneTransfer = Depends(_transfer)
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
 JobsDep = Annotated[TenantJobs, Depends(_tenant_jobs)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from service.coded_adapters import CodedAdapters
     from service.generation import Engines
     from service.settings import ServiceSettings
+    from service.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Gateway:
     board: Board
     idempotency: Idempotency
     objects: ObjectStore
+    transfers: Transfers
     coded: CodedAdapters
     catalogue: Catalogue
     engines: Engines

@@ -1,9 +1,16 @@
-"""One request under way at a worker: puts its frames in order and knows what is still missing."""
+"""One request under way at a worker: puts its frames in order and knows what is still missing.
+
+Randomness is stateless per seed and position, so another worker that gets the tokens so far goes on
+with the very same answer. How often that may happen is bounded: what kills every worker that it
+meets must come to an end.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+
+from scheduler.domain.request import BegunAnswer
 
 if TYPE_CHECKING:
     from scheduler.domain.messages import TokenFrame
@@ -20,6 +27,7 @@ class LiveRequest:
         num_attempts: workers tried so far.
         next_seq: sequence number of the frame to deliver next.
         last_arrival_s: monotonic time of the last sign of life.
+        has_begun: something of this attempt has reached the reader.
     """
 
     def __init__(self, body: RequestBody, inbox: str, position: int, num_attempts: int = 1) -> None:
@@ -31,8 +39,10 @@ class LiveRequest:
         self.start_s = self.last_arrival_s = time.monotonic()
         self.first_token_s: float | None = None
         self.last_replay_s = 0.0
+        self.has_begun = False
         self._early: dict[int, TokenFrame] = {}
-        self._open = set(range(body.n))
+        self._token_ids = {answer.index: list(answer.token_ids) for answer in body.wanted_answers}
+        self._open = set(self._token_ids)
 
     @property
     def id(self) -> str:
@@ -48,6 +58,29 @@ class LiveRequest:
     def has_gap(self) -> bool:
         """Whether frames arrived beyond one that did not."""
         return bool(self._early)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another worker may be tried: once without a token yet, once amid the answer."""
+        return not self.body.begun if self.has_begun else self.num_attempts == 1
+
+    def moved_body(self) -> RequestBody:
+        """What another worker has to answer: what was asked, or the rest of it."""
+        begun = [
+            BegunAnswer(index=index, token_ids=tuple(self._token_ids[index]))
+            for index in sorted(self._open)
+        ]
+        return self.body.model_copy(
+            update={
+                "request_id": f"{self.id}-{self.num_attempts + 1}",
+                "begun": tuple(begun) if self.has_begun else (),
+            }
+        )
+
+    def note(self, frame: TokenFrame) -> None:
+        """Remember what the reader gets."""
+        self.has_begun = True
+        self._token_ids[frame.index].extend(frame.token_ids)
 
     def close(self, index: int) -> None:
         """Expect no more of sequence `index`."""

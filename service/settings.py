@@ -30,6 +30,9 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
         gt=0,
         description="Bytes of adapters that no job has trained, of one tenant.",
     )
+    max_transfers: int = Field(
+        8, gt=0, description="Uploads and exports of one tenant that a gateway holds at once."
+    )
     max_merges: int = Field(
         4, ge=0, description="Merged models, made or ordered, that one tenant may keep."
     )
@@ -68,7 +71,7 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
         1.0, gt=0, description="How often the registry of workers is looked at."
     )
     worker_grace_s: float = Field(
-        4.0, ge=0, description="A worker gone from the registry for so long is lost."
+        2.5, ge=0, description="A worker gone from the registry for so long is lost."
     )
     replay_after_s: float = Field(
         5.0, gt=0, description="A request silent for so long asks its worker for lost frames."

@@ -115,6 +115,15 @@ class WorkerCollector(Collector):
         yield CounterMetricFamily(
             "tandem_stream_gaps", "Gaps seen in workers' frames.", value=self._pool.num_gaps
         )
+        moves = CounterMetricFamily(
+            "tandem_request_moves",
+            "Requests whose worker died: tried elsewhere before their first token (retry), "
+            "gone on with elsewhere (continuation), or ended with an error (none).",
+            labels=["move"],
+        )
+        for move, count in self._pool.num_moves.items():
+            moves.add_metric([move], count)
+        yield moves
 
 
 def _labels(worker: WorkerInfo) -> list[str]:

@@ -1,9 +1,10 @@
 """The gateway's side of the channel: requests out, frames in.
 
 One loop reads this gateway's stream and hands every frame to its request's queue. Gaps are seen
-by sequence number and asked for again; a worker whose boot vanished fails its requests, and a
-request that has produced nothing yet is tried once more elsewhere. A reader that leaves early
-(client gone, stop string met) makes the worker stop.
+by sequence number and asked for again. When a worker's boot has vanished, its requests move to
+another one: from their start, or with the tokens so far, which the caller does not notice but as a
+pause. A second death ends them with an error. A reader that leaves early (client gone, stop string
+met) makes the worker stop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import structlog
@@ -30,6 +32,7 @@ from scheduler.domain.errors import (
 from scheduler.domain.messages import (
     TO_GATEWAY,
     Abort,
+    Listening,
     Message,
     Replay,
     Submit,
@@ -41,6 +44,7 @@ from scheduler.domain.request import FinishReason
 from scheduler.store.channel import START, ChannelDown
 from service.answers import Answers
 from service.live_request import LiveRequest
+from service.request_placer import RequestPlacer
 from service.worker_roster import WorkerRoster
 
 if TYPE_CHECKING:
@@ -56,8 +60,15 @@ _BROKEN_OFF = (FinishReason.ABORT, FinishReason.ERROR)  # nobody here asked for 
 READ_BLOCK_MS = 1000
 READ_COUNT = 256
 REPLAY_PAUSE_S = 1.0  # a gap is asked for once, not with every frame behind it
-MAX_ATTEMPTS = 2
 FAREWELL_S = 2.0  # for the aborts of requests that shutdown cut off
+
+
+class Move(StrEnum):
+    """What became of a request whose worker died; the values are a metric's label."""
+
+    RETRY = "retry"
+    CONTINUATION = "continuation"
+    NONE = "none"
 
 
 class WorkerPool:
@@ -71,6 +82,8 @@ class WorkerPool:
     def __init__(self, channel: Channel, settings: ServiceSettings) -> None:
         self.roster = WorkerRoster(settings.worker_grace_s)
         self.num_gaps = 0
+        self.num_moves: Counter[Move] = Counter(dict.fromkeys(Move, 0))
+        self._placer = RequestPlacer(self.roster)
         self._channel = channel
         self._stream = f"out:{settings.gateway_id}:{uuid.uuid4().hex[:12]}"
         self._settings = settings
@@ -112,11 +125,12 @@ class WorkerPool:
         answers = Answers(self, sum(body.n * (body.sampling.max_tokens + 2) for body in bodies))
         try:
             for position, body in enumerate(bodies):
-                worker = self.roster.pick(body.base_model, self.num_live())
+                worker = self._placer.place(body, self.num_live())
                 answers.expect(body.n)
                 await self._send(LiveRequest(body, worker.inbox, position), answers)
             yield answers
         finally:
+            answers.close()
             for live in answers.live:
                 self.abandon(live)
 
@@ -168,7 +182,7 @@ class WorkerPool:
         self.roster.check_served(bodies[0].base_model, bodies[0].service_class)
 
     def _refuse_when_full(self, base_model: str) -> None:
-        worker = self.roster.pick(base_model, self.num_live())
+        worker = self.roster.least_loaded(base_model, self.num_live())
         waiting = sum(
             live.inbox == worker.inbox and live.first_token_s is None
             for live, _ in self._live.values()
@@ -235,6 +249,7 @@ class WorkerPool:
                 self._live.pop(live.id, None)
                 answers.fail(WorkerLost("The worker broke the answer off; send the request again."))
                 return
+            live.note(due)
             answers.put(live, due)
             if due.finish_reason is not None:
                 live.close(due.index)
@@ -247,7 +262,7 @@ class WorkerPool:
     def _end_with_error(self, live: LiveRequest, answers: Answers, frame: TokenFrame) -> None:
         self._live.pop(live.id, None)
         if frame.error_code == WorkerLost.code:
-            self._retry_or_fail(live, answers)
+            self._move_or_fail(live, answers)
             return
         answers.fail(_error_of(frame))
 
@@ -264,6 +279,8 @@ class WorkerPool:
         while True:
             await asyncio.sleep(self._settings.refresh_s)
             await self._refresh()
+            for inbox in self.num_live():
+                self._commands.put_nowait((inbox, Listening(reply_to=self._stream)))
             now_s = time.monotonic()
             for live, answers in list(self._live.values()):
                 silent_s = now_s - live.last_arrival_s
@@ -281,30 +298,37 @@ class WorkerPool:
             return
         lost = self.roster.refresh(announced, time.monotonic())
         for inbox in lost:
+            self._placer.forget(inbox)
             self._lose(inbox)
 
     def _lose(self, inbox: str) -> None:
         victims = [pair for pair in self._live.values() if pair[0].inbox == inbox]
         log.warning("worker_lost", inbox=inbox, num_requests=len(victims))
         for live, answers in victims:
-            del self._live[live.id]
-            self._retry_or_fail(live, answers)
+            self.abandon(live)  # it may only have been cut off
+            self._move_or_fail(live, answers)
 
-    def _retry_or_fail(self, live: LiveRequest, answers: Answers) -> None:
-        if live.next_seq > 0 or live.num_attempts >= MAX_ATTEMPTS:
-            answers.fail(WorkerLost("The worker stopped amid the answer; send the request again."))
+    def _move_or_fail(self, live: LiveRequest, answers: Answers) -> None:
+        if live.may_move:
+            answers.move(self._move(live, answers))
             return
-        answers.retry(self._resend(live, answers))
+        self.num_moves[Move.NONE] += 1
+        answers.fail(WorkerLost("The worker stopped amid the answer; send the request again."))
 
-    async def _resend(self, live: LiveRequest, answers: Answers) -> None:
-        """Give a request that has produced nothing to another worker, under a new id."""
-        attempt = live.num_attempts + 1
-        body = live.body.model_copy(update={"request_id": f"{live.id}-{attempt}"})
+    async def _move(self, live: LiveRequest, answers: Answers) -> None:
+        """Give a request whose worker died to another one, under a new id."""
+        if live.done:  # its reader has just had enough of it
+            return
+        body = live.moved_body()
         try:
-            worker = self.roster.pick(body.base_model, self.num_live(), avoid=[live.inbox])
-            await self._send(LiveRequest(body, worker.inbox, live.position, attempt), answers)
+            worker = self._placer.place(body, self.num_live(), avoid=[live.inbox])
+            self.num_moves[Move.CONTINUATION if body.begun else Move.RETRY] += 1
+            log.info("request_moved", request_id=live.id, inbox=worker.inbox, begun=live.has_begun)
+            moved = LiveRequest(body, worker.inbox, live.position, live.num_attempts + 1)
+            await self._send(moved, answers)
         except DomainError:
-            answers.fail(WorkerLost("The worker stopped before it answered, and no other is free."))
+            self.num_moves[Move.NONE] += 1
+            answers.fail(WorkerLost("The worker stopped, and no other is free; ask again."))
 
 
 def _end_process_if_crashed(loop: asyncio.Task[None]) -> None:

@@ -1,8 +1,9 @@
-"""Which workers live, what they hold, and which of them should take the next request.
+"""Which workers live, what they hold, and how busy they are.
 
 Workers announce themselves in the channel's registry with a time to live; the roster is this
 gateway's copy of it, refreshed every second. A worker is given up when a new boot of it appears,
-or when it stayed away for the grace time (a restarted broker starts with an empty registry).
+or when refreshes have missed it for the grace time: a restarted broker starts with an empty
+registry, and one that cannot be asked says nothing about workers.
 """
 
 from __future__ import annotations
@@ -28,30 +29,29 @@ class WorkerRoster:
 
     Args:
         grace_s: how long a worker may be missing from the registry, on top of the registry's
-            own time to live, before it is lost.
+            own time to live, before it is lost; longer than workers take to announce themselves.
     """
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._workers: dict[str, WorkerInfo] = {}
-        self._seen_s: dict[str, float] = {}
-        self._refresh_s = 0.0
+        self._missing_since_s: dict[str, float] = {}
 
     def refresh(self, announced: Collection[WorkerInfo], now_s: float) -> list[str]:
         """Take in the registry's content; returns the inboxes of workers that are lost."""
-        self._refresh_s = now_s
-        for info in announced:
-            self._workers[info.inbox] = info
-            self._seen_s[info.inbox] = now_s
-        newest = {info.worker_id: info.inbox for info in announced}
+        self._workers |= {info.inbox: info for info in announced}
+        missing = self._workers.keys() - {info.inbox for info in announced}
+        self._missing_since_s = {
+            inbox: self._missing_since_s.get(inbox, now_s) for inbox in missing
+        }
+        announced_ids = {info.worker_id for info in announced}
         lost = [
             inbox
-            for inbox, info in self._workers.items()
-            if newest.get(info.worker_id, inbox) != inbox
-            or now_s - self._seen_s[inbox] > self._grace_s
+            for inbox, since_s in self._missing_since_s.items()
+            if self._workers[inbox].worker_id in announced_ids or now_s - since_s > self._grace_s
         ]
         for inbox in lost:
-            del self._workers[inbox], self._seen_s[inbox]
+            del self._workers[inbox], self._missing_since_s[inbox]
         return lost
 
     @property
@@ -75,15 +75,8 @@ class WorkerRoster:
                     return base
         return None
 
-    def pick(
-        self, base_model: str, num_live: Mapping[str, int], avoid: Collection[str] = ()
-    ) -> WorkerInfo:
-        """The least loaded worker that holds `base_model`.
-
-        Args:
-            base_model: its id.
-            num_live: this gateway's own unfinished requests per inbox; fresher than the stats.
-            avoid: inboxes not to use.
+    def able(self, base_model: str, avoid: Collection[str] = ()) -> list[WorkerInfo]:
+        """The workers that may get a request for `base_model`; those of `avoid` may not.
 
         Raises:
             Overloaded: no live worker holds it.
@@ -96,11 +89,23 @@ class WorkerRoster:
                 param="model",
                 retry_after_s=2,
             )
-        return min(able, key=lambda worker: load_of(worker, num_live))
+        return able
+
+    def least_loaded(self, base_model: str, num_live: Mapping[str, int]) -> WorkerInfo:
+        """The least busy worker that holds `base_model`.
+
+        Args:
+            base_model: its id.
+            num_live: this gateway's own unfinished requests per inbox; fresher than the stats.
+
+        Raises:
+            Overloaded: no live worker holds it.
+        """
+        return min(self.able(base_model), key=lambda worker: load_of(worker, num_live))
 
     def _is_announced(self, worker: WorkerInfo) -> bool:
         """Whether the last refresh saw it; in its grace time it gets work for want of others."""
-        return self._seen_s[worker.inbox] == self._refresh_s
+        return worker.inbox not in self._missing_since_s
 
     def worker(self, worker_id: str) -> WorkerInfo:
         """The live worker of that name.
@@ -170,7 +175,7 @@ class WorkerRoster:
             InvalidInput: the options do not fit its schema.
             Overloaded: no worker is up to ask.
         """
-        capabilities = self.pick(base_model, {}).capabilities
+        capabilities = self.able(base_model)[0].capabilities
         schemas: dict[str, dict[str, Any]] = getattr(capabilities, kind)
         word = IRREGULAR_WORDS.get(kind, kind.removesuffix("s").replace("_", " "))
         if name not in schemas:

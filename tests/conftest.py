@@ -1,14 +1,22 @@
-"""What all tests share: a clean environment, steady Hypothesis, and a redis-server to be found."""
+"""What all tests share: a clean environment, steady Hypothesis, and servers to be found."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
+import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.servers.postgres import PostgresServer, postgres_server
+from tests.servers.s3 import S3Server, s3_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Read when Triton is first imported: its kernels are interpreted, except under `make gpu`.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -37,3 +45,25 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the operator's own settings out of the tests."""
     for name in [name for name in os.environ if name.startswith("TANDEM_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL; whoever uses its first database empties it before."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A running S3 server."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty tree in its bucket, for this process and those it starts."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3.url(uuid.uuid4().hex)

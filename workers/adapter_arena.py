@@ -24,6 +24,7 @@ from torch import Tensor
 from workers.kernels.cpu_kernels import MAX_PROJECTIONS
 from workers.kernels.device_kernels import kernels_of
 from workers.model import DecoderConfig, FusedLinear, fused_linears
+from workers.shard import CUT, OUTPUTS, WHOLE, Shard
 
 MAX_KEPT_TERMS = 256  # places in the arena whose views are kept
 
@@ -43,6 +44,12 @@ class Term:
     def matrices(self) -> tuple[Tensor, ...]:
         """All matrices of the term."""
         return self.shrink_CI, *self.expand_RO
+
+    def part(self, shard: Shard, cut: int) -> Term:
+        """A rank's part, where the linear's weight is cut by its outputs or its inputs."""
+        if cut == OUTPUTS:
+            return Term(self.shrink_CI, tuple(shard.part(part, 1) for part in self.expand_RO))
+        return Term(shard.part(self.shrink_CI, 1), self.expand_RO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +76,24 @@ class AdapterColumns:
 
 
 class AdapterArena:
-    """Matrices of `num_columns` rank columns for every fused linear of every layer."""
+    """Matrices of `num_columns` rank columns for every fused linear of every layer.
+
+    Attributes:
+        model: the whole base model, which adapters are made for.
+        shard: the part of it, and so of every adapter, that lies here.
+    """
 
     def __init__(
-        self, config: DecoderConfig, num_columns: int, dtype: torch.dtype, device: torch.device
+        self,
+        model: DecoderConfig,
+        num_columns: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        shard: Shard = WHOLE,
     ) -> None:
+        config = shard.config(model)
+        self.model = model
+        self.shard = shard
         self.num_columns = num_columns
         self.dtype = dtype
         self.linears = fused_linears(config)
@@ -148,8 +168,15 @@ class AdapterArena:
             if columns.targets(linear)
         }
 
+    def part(self, terms: dict[tuple[int, int], Term]) -> dict[tuple[int, int], Term]:
+        """This rank's part of the terms of a whole adapter."""
+        return {
+            (layer, index): term.part(self.shard, CUT[index])
+            for (layer, index), term in terms.items()
+        }
+
     def empty_terms(self, rank: int, modules: frozenset[str]) -> dict[tuple[int, int], Term]:
-        """Zeroed terms such as `terms` gives for a slot, on the CPU and outside of the arena."""
+        """Zeroed terms of a whole adapter, on the CPU and outside of the arena."""
         columns = AdapterColumns(0, rank, modules)
         return {
             (layer, index): Term(
@@ -159,7 +186,7 @@ class AdapterArena:
                 ),
             )
             for layer in range(self.num_layers)
-            for index, linear in enumerate(self.linears)
+            for index, linear in enumerate(fused_linears(self.model))
             if columns.targets(linear)
         }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,14 +63,16 @@ class Load:
 class AdapterLoader:
     """All loads of an engine, over all its base models."""
 
-    def __init__(self, shelf: AdapterShelf) -> None:
+    def __init__(self, shelf: AdapterShelf, executor: Executor | None = None) -> None:
         self.shelf = shelf
         self._loads: dict[AdapterKey, Load] = {}
         self._awaited: dict[str, list[Load]] = {}
         self._lines: dict[str, deque[Load]] = {}
         self._arriving: list[Load] = []
         self._num_ahead = 0
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "adapter", torch.set_num_threads, (1,))
+        self._executor = executor or ThreadPoolExecutor(
+            NUM_THREADS, "adapter", torch.set_num_threads, (1,)
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -155,7 +157,7 @@ class AdapterLoader:
         while todo:
             load = todo.pop()
             if load.adapter is None and load.arriving is None:
-                load.arriving = self._threads.submit(load.bring)
+                load.arriving = self._executor.submit(load.bring)
                 self._arriving.append(load)
                 self._num_ahead += 1
                 todo += [other for waiter in load.waiters for other in self._awaited[waiter]]

@@ -19,6 +19,7 @@ from workers.model import (
     LayerWeights,
     fused_linears,
 )
+from workers.shard import CUT, OUTPUTS, WHOLE, Shard
 
 DIGEST_SAMPLE_BYTES = 1 << 20
 
@@ -77,9 +78,13 @@ class WeightFolder:
 
 
 def load_weights(
-    folder: WeightFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+    folder: WeightFolder,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard = WHOLE,
 ) -> DecoderWeights:
-    """Read, fuse and cast all weights of a decoder.
+    """Read, fuse and cast all weights of a rank's part of a decoder.
 
     Raises:
         InvalidInput: a tensor is missing or has the wrong shape.
@@ -95,7 +100,8 @@ def load_weights(
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(
-            _layer(folder, config, index, dtype, device) for index in range(config.num_layers)
+            _layer(folder, config, index, dtype, device, shard)
+            for index in range(config.num_layers)
         ),
         final_norm=read("model.norm.weight", hidden),
         lm_head=FrozenLinear(head),
@@ -109,6 +115,7 @@ def _layer(
     index: int,
     dtype: torch.dtype,
     device: torch.device,
+    shard: Shard,
 ) -> LayerWeights:
     prefix = f"model.layers.{index}."
     hidden, head_dim = config.hidden_size, config.head_dim
@@ -116,22 +123,24 @@ def _layer(
     def read(name: str, *shape: int) -> Tensor:
         return folder.read(prefix + name, shape).to(device=device, dtype=dtype)
 
+    def projection(module: str, outputs: int, inputs: int, cut: int) -> Tensor:
+        weight = folder.read(f"{prefix}{MODULE_PATHS[module]}.weight", (outputs, inputs))
+        return shard.part(weight, cut).to(device=device, dtype=dtype)
+
     qkv, o, gate_up, down = (
         torch.cat(
-            [
-                read(
-                    f"{MODULE_PATHS[part.module]}.weight", part.stop - part.start, fused.in_features
-                )
-                for part in fused.slices
-            ]
+            [projection(p.module, p.num_features, fused.in_features, cut) for p in fused.slices]
         ).contiguous()
-        for fused in fused_linears(config)
+        for fused, cut in zip(fused_linears(config), CUT, strict=True)
     )
     bias = None
     if config.has_qkv_bias:
         sizes = (config.q_size, config.kv_size, config.kv_size)
         bias = torch.cat(
-            [read(f"self_attn.{n}_proj.bias", s) for n, s in zip("qkv", sizes, strict=True)]
+            [
+                shard.part(read(f"self_attn.{n}_proj.bias", s), OUTPUTS)
+                for n, s in zip("qkv", sizes, strict=True)
+            ]
         )
     return LayerWeights(
         linears=(

@@ -64,7 +64,8 @@ class BatchBuilder:
         self.windows: list[TrainWindow] = []
         self.extents: list[Extent] = []
         self.tables: list[list[int]] = []
-        self.places: list[tuple[int, int]] = []
+        self.blocks: list[int] = []
+        self.offsets: list[int] = []
         self.compressed: list[HeadSpan] = []
         self.watched: list[WatchedRows] = []
 
@@ -105,7 +106,8 @@ class BatchBuilder:
     def _add_uniform(self, extent: Extent, table: list[int], positions: range) -> None:
         assert not self.compressed
         size = self.cache.block_size
-        self.places += [(table[position // size], position % size) for position in positions]
+        self.blocks += [table[position // size] for position in positions]
+        self.offsets += [position % size for position in positions]
         self.extents.append(extent)
         self.tables.append(table)
 
@@ -132,11 +134,11 @@ class BatchBuilder:
         )
 
     def _cache_rows(self, device: torch.device) -> CacheRows | None:
-        if not self.places:
+        if not self.blocks:
             return None
-        blocks, offsets = upload(self.places, torch.int64, device).T.contiguous()
-        first = self.extents[0].row
-        return CacheRows(slice(first, first + len(self.places)), blocks, offsets)
+        count, first = len(self.blocks), self.extents[0].row
+        blocks, offsets = upload(self.blocks + self.offsets, torch.int64, device).split(count)
+        return CacheRows(slice(first, first + count), blocks, offsets)
 
     def _head_rows(self, device: torch.device) -> HeadRows | None:
         if not self.compressed:

@@ -90,3 +90,10 @@ class CheckpointWriter:
             metrics=state.metrics,
             final=request.is_final,
         )
+
+
+class FollowersWriter(CheckpointWriter):
+    """The writer of a rank that leads no group: the leader writes and reports for all."""
+
+    def submit(self, request: WriteRequest | JobStopped) -> None:
+        """See CheckpointWriter: somebody else does it."""

@@ -35,6 +35,8 @@ class CpuBackward:
         weights = decoder.weights
         kernels = supported(decoder.config, weights.dtype, weights.device)
         linears = [linear for layer in weights.layers for linear in layer.linears]
+        if not decoder.group.is_alone:
+            return None  # ranks meet in the middle of a layer
         if kernels is None or any(linear.transposed_panels is None for linear in linears):
             return None
         return cls(kernels, decoder)

@@ -15,6 +15,7 @@ from workers.adapter_arena import AdapterArena
 from workers.attention import Sinks
 from workers.batch import ForwardBatch
 from workers.cpu_decoder import CpuDecoder
+from workers.group import ALONE, Group
 from workers.layers import rms_norm, rotate, silu_mul
 from workers.model import DOWN, GATE_UP, OUT, QKV, DecoderConfig, DecoderWeights, LayerWeights
 
@@ -35,14 +36,24 @@ class RotaryTable:
 
 
 class Decoder:
-    """Frozen weights, resident adapters, and the forward pass over both."""
+    """Frozen weights, resident adapters, and the forward pass over both.
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, arena: AdapterArena) -> None:
+    In a group, `config`, `weights` and `arena` are those of this rank's part.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        arena: AdapterArena,
+        group: Group = ALONE,
+    ) -> None:
         self.config = config
         self.weights = weights
         self.arena = arena
+        self.group = group
         self.rotary = RotaryTable(config, weights.dtype, weights.device)
-        self._cpu = CpuDecoder.try_of(config, weights, arena)
+        self._cpu = CpuDecoder.try_of(config, weights, arena) if group.is_alone else None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings, (T, hidden)."""
@@ -63,11 +74,11 @@ class Decoder:
         batch.record(layer, "x", x)
         qkv = self._linear(layer, QKV, rms_norm(x, weights.input_norm, eps), batch)
         attn = self._attention(layer, qkv, batch)
-        self._linear(layer, OUT, attn, batch, into=x)
+        self._add_linear(layer, OUT, attn, batch, x)
         batch.record(layer, "x_mid", x)
         gate_up = self._linear(layer, GATE_UP, rms_norm(x, weights.post_norm, eps), batch)
         batch.record(layer, "gate_up", gate_up)
-        return self._linear(layer, DOWN, silu_mul(gate_up), batch, into=x)
+        return self._add_linear(layer, DOWN, silu_mul(gate_up), batch, x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and vocabulary projection of the given rows: (T, vocab)."""
@@ -80,6 +91,12 @@ class Decoder:
         y = self.weights.layers[layer].linears[index](x, into)
         batch.adapters.add(self.arena, layer, index, x, y)
         return y
+
+    def _add_linear(
+        self, layer: int, index: int, inner: Tensor, batch: ForwardBatch, x: Tensor
+    ) -> Tensor:
+        """X += a linear, its adapters included, whose inputs lie on all ranks together."""
+        return self.group.sum(self._linear(layer, index, inner, batch, into=self.group.share(x)))
 
     def _attention(self, layer: int, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         config = self.config

@@ -70,12 +70,12 @@ class DecoderBackward:
     def _layer(self, unit: BackwardUnit, saved: dict[str, Tensor], grad: Tensor) -> None:
         """Turn the gradient of the layer's output, (stop - start, hidden), into its input's."""
         weights = self.decoder.weights.layers[unit.layer]
-        eps = self.decoder.config.rms_eps
+        eps, sum_ranks = self.decoder.config.rms_eps, self.decoder.group.sum
         x_mid, gate_up = saved["x_mid"], saved["gate_up"]
         grad_inner = self._linear(unit, DOWN, grad, silu_mul(gate_up))
         grad_gate_up = silu_mul_backward(grad_inner, gate_up)
         normed = rms_norm(x_mid, weights.post_norm, eps)
-        grad_normed = self._linear(unit, GATE_UP, grad_gate_up, normed)
+        grad_normed = sum_ranks(self._linear(unit, GATE_UP, grad_gate_up, normed))
         rms_norm_backward(grad_normed, x_mid, weights.post_norm, eps, into=grad)
 
         grad_attn = self._linear(unit, OUT, grad, saved["attn"])
@@ -84,7 +84,7 @@ class DecoderBackward:
         if unit.layer == 0:
             self._adapter_grads(unit, QKV, grad_qkv, normed, None)  # nobody reads its input's
             return
-        grad_normed = self._linear(unit, QKV, grad_qkv, normed)
+        grad_normed = sum_ranks(self._linear(unit, QKV, grad_qkv, normed))
         rms_norm_backward(grad_normed, saved["x"], weights.input_norm, eps, into=grad)
 
     def _activations(self, unit: BackwardUnit) -> dict[str, Tensor]:

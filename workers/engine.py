@@ -38,12 +38,14 @@ from scheduler.policy.fairness import FairShare
 from workers.adapter_loader import AdapterLoader
 from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
-from workers.checkpoint_writer import CheckpointWriter
+from workers.checkpoint_writer import CheckpointWriter, FollowersWriter
 from workers.codec import CODECS
 from workers.codecs.search import Ladder
 from workers.compaction import compress_prompts
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
+from workers.group import ALONE, Group
+from workers.inline_executor import InlineExecutor
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
 from workers.kv_policy import KV_POLICIES
@@ -64,21 +66,29 @@ LANE_SWITCH_S = 5e-4  # how long one lane's Python may hold up the other's
 class EngineLoop:
     """Orders in, frames and reports out."""
 
-    def __init__(self, settings: EngineSettings, connection: Connection) -> None:
+    def __init__(
+        self, settings: EngineSettings, connection: Connection, group: Group = ALONE
+    ) -> None:
         self.settings = settings
+        self.group = group
         self.connection = connection
         machine = fingerprint(torch.device(settings.device), compute_dtype(settings))
-        self.writer = CheckpointWriter(connection.send, machine)
+        machine["tensor_parallel"] = group.shard.size
+        writer_type = CheckpointWriter if group.is_leader else FollowersWriter
+        self.writer = writer_type(connection.send, machine)
         fair = FairShare()
         self.hosts = {
-            model_id: load_host(model_id, folder, settings, self.writer, connection.send, fair)
+            model_id: load_host(
+                model_id, folder, settings, self.writer, connection.send, fair, group
+            )
             for model_id, folder in settings.model_dirs().items()
         }
         self.meter = EngineMeter()
-        self.loader = AdapterLoader(AdapterShelf(settings.adapter_ram_bytes))
+        shelf = AdapterShelf(settings.adapter_ram_bytes)
+        self.loader = AdapterLoader(shelf, None if group.is_alone else InlineExecutor())
         policy = default_policy(settings.kv_policy)
-        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader, policy)
-        self.jobs = JobDesk(self.hosts, self.writer)
+        self.requests = RequestDesk(self.hosts, connection, self.meter, self.loader, policy, group)
+        self.jobs = JobDesk(self.hosts, self.writer, group)
         self.pending: list[ToEngine] = []
         self.is_draining = False
         self.num_threads = torch.get_num_threads()
@@ -118,7 +128,7 @@ class EngineLoop:
             peft_methods=_schemas(PEFT_METHODS),
             optimizers=_schemas(OPTIMIZERS),
             objectives={"supervised": {}},
-            kv_policies=_schemas(KV_POLICIES),
+            kv_policies=_schemas(KV_POLICIES) if self.group.is_alone else {},
             codecs=_schemas(CODECS),
             ladders={"compeft": Ladder.model_json_schema()},
             merges=_schemas(MERGES),
@@ -129,7 +139,8 @@ class EngineLoop:
 
     def step(self, host: ModelHost) -> None:
         """Run one co-serving iteration of a base model."""
-        plan = host.scheduler.schedule(time.monotonic(), self.requests.admit)
+        plan = host.scheduler.schedule(self.group.now_s(), self.requests.admit)
+        self.group.check_same(plan)
         began_s = time.perf_counter()
         self.jobs.begin_beside(host, plan)
         rows: list[InferenceRow] = []
@@ -156,8 +167,10 @@ class EngineLoop:
                 scores = result.prompt_logprobs[row.span.sequence_id]
                 self.requests.keep_prompt_scores(row.sequence, row.span.start, scores)
         self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
-        host.trainer.finish_windows(plan.windows, result.hidden)
-        host.scheduler.observe_forward(plan, (time.perf_counter() - began_s) * 1e3)
+        if plan.windows:
+            host.trainer.finish_windows(plan.windows, result.hidden)
+        elapsed_ms = self.group.tell((time.perf_counter() - began_s) * 1e3)
+        host.scheduler.observe_forward(plan, elapsed_ms)
         return rows
 
     def _row(self, span: Span, sequence: Sequence) -> InferenceRow:

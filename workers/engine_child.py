@@ -13,6 +13,9 @@ from scheduler.processes import EXIT_UNUSABLE
 from scheduler.telemetry import configure_logging
 from workers.engine import EngineLoop
 from workers.engine_process import ConnectionClosed, EngineConnection
+from workers.followers import leading_group
+from workers.group_connection import GroupConnection
+from workers.process_group import GroupLost
 from workers.settings import EngineSettings
 
 log = structlog.get_logger(__name__)
@@ -27,13 +30,15 @@ def main() -> int:
     torch.set_flush_denormal(True)  # a denormal costs a hundred cycles and means nothing here
     configure_logging(settings.log_level, settings.log_format)
     try:
-        engine = EngineLoop(settings, connection)
+        with leading_group(settings.tensor_parallel) as group:
+            pipe = connection if group.is_alone else GroupConnection(connection, group)
+            EngineLoop(settings, pipe, group).run()
     except DomainError as error:  # a base model that cannot be loaded
         log.error("engine_cannot_start", reason=error.message)
-        connection.close()
         return EXIT_UNUSABLE
-    try:
-        engine.run()
+    except GroupLost as error:
+        log.error("group_lost", rank=0, reason=str(error))
+        return 1
     except ConnectionClosed:
         return 0
     finally:

@@ -209,6 +209,14 @@ def thread_environment(num_threads: int) -> dict[str, str]:
     }
 
 
+def group_environment(num_ranks: int) -> dict[str, str]:
+    """Variables that must be set before Python starts, for ranks to decide alike.
+
+    A set of strings is walked in the order of their hashes, which must be the same in each process.
+    """
+    return {} if num_ranks == 1 else {"PYTHONHASHSEED": "0"}
+
+
 def _frame(message: Message) -> bytes:
     body = encode(message)
     return _LENGTH.pack(len(body)) + body
@@ -237,5 +245,6 @@ __all__ = [
     "EngineConnection",
     "EngineProcess",
     "engine_command",
+    "group_environment",
     "thread_environment",
 ]

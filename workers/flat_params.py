@@ -14,9 +14,14 @@ class FlatParams:
     def __init__(
         self, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
     ) -> None:
-        sizes = [math.prod(shape) for shape in shapes.values()]
-        self.flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
-        self.views: dict[str, Tensor] = {
-            name: part.view(shape)
-            for (name, shape), part in zip(shapes.items(), self.flat.split(sizes), strict=True)
-        }
+        count = sum(math.prod(shape) for shape in shapes.values())
+        self.flat = torch.zeros(count, dtype=dtype, device=device)
+        self.views = named_views(self.flat, shapes)
+
+
+def named_views(flat: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Views of a flat vector, one after the other."""
+    parts = flat.split([math.prod(shape) for shape in shapes.values()])
+    return {
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }

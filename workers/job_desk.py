@@ -13,6 +13,7 @@ from scheduler.domain.messages import JobStopped, StartJob, StopJob
 from scheduler.domain.plan import LaneUnits, StepPlan
 from scheduler.policy.pack_cursor import Unit
 from workers.checkpoint_writer import CheckpointWriter
+from workers.group import Group
 from workers.model_host import ModelHost
 from workers.unit_clock import TimedUnit, unit_clock
 
@@ -22,9 +23,12 @@ log = structlog.get_logger()
 class JobDesk:
     """All jobs of an engine, over all its base models."""
 
-    def __init__(self, hosts: Mapping[str, ModelHost], writer: CheckpointWriter) -> None:
+    def __init__(
+        self, hosts: Mapping[str, ModelHost], writer: CheckpointWriter, group: Group
+    ) -> None:
         self.hosts = hosts
         self.writer = writer
+        self.group = group
         self.is_closed = False
 
     def start(self, order: StartJob) -> None:
@@ -65,7 +69,7 @@ class JobDesk:
 
     def drop_failed(self) -> None:
         """Forget jobs whose checkpoint could not be written; they are reported already."""
-        for job_id in self.writer.take_failed():
+        for job_id in self.group.tell(self.writer.take_failed()):
             self._drop(job_id)
 
     def run_lane(
@@ -79,7 +83,8 @@ class JobDesk:
             if active is None or active.pack is None:
                 continue  # it failed beside the forward, or gave its memory back after the plan
             with self._boundary(lane.job_id, active.job.order.epoch):
-                for unit, elapsed_ms in timed_units(host, lane, may_go_on):
+                for unit, own_ms in timed_units(host, lane, may_go_on):
+                    elapsed_ms = self.group.tell(own_ms)
                     host.scheduler.law.observe_unit(unit, elapsed_ms, is_cold=is_cold)
                     is_cold = False
                     done.append(unit)

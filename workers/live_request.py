@@ -9,7 +9,7 @@ from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.engine_stats import RequestSample
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
 from scheduler.domain.plan import Span
-from scheduler.domain.request import FinishReason, RequestBody, Sequence
+from scheduler.domain.request import BegunAnswer, FinishReason, RequestBody, Sequence
 from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
 from workers.kv_policy import KvPolicy
@@ -75,7 +75,7 @@ class LiveRequest:
         """A request that has just arrived."""
         request = order.request
         watched = 0 if policy is None else policy.num_watched(len(request.prompt_token_ids))
-        sequences = [_answer(request, index, now_s, watched) for index in range(request.n)]
+        sequences = [_answer(request, begun, now_s, watched) for begun in request.wanted_answers]
         refs = [part.adapter for part in request.members]
         members = [None if ref is None else WantedAdapter(ref) for ref in refs]
         return cls(order, host, sequences, members, policy=policy)
@@ -170,14 +170,14 @@ class LiveRequest:
         )
 
 
-def _answer(request: RequestBody, index: int, now_s: float, num_watched: int) -> Sequence:
+def _answer(request: RequestBody, begun: BegunAnswer, now_s: float, num_watched: int) -> Sequence:
     """The lead of the group of sequences that compute one answer."""
-    prompt = request.prompt_token_ids
+    tokens = request.prompt_token_ids + begun.token_ids
     lead, *followers = (
         Sequence(
             request,
-            index,
-            list(prompt),
+            begun.index,
+            list(tokens),
             now_s,
             member=member,
             weight=part.weight,

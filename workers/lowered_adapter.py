@@ -30,7 +30,7 @@ class LoweredAdapter:
         adapter.method.lower(adapter.params, terms)
         if not are_finite(terms):
             raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
-        return cls(adapter.method, terms)
+        return cls(adapter.method, arena.part(terms))
 
     @property
     def num_bytes(self) -> int:

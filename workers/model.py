@@ -166,6 +166,12 @@ class DecoderWeights:
         return self.embedding.numel() + sum(norm.numel() for norm in norms) + held
 
     @property
+    def num_cut_parameters(self) -> int:
+        """Those of which each rank of a group has its own."""
+        linears = [linear for layer in self.layers for linear in layer.linears]
+        return sum(linear.num_parameters for linear in linears)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.embedding.device

@@ -12,7 +12,7 @@ from scheduler.domain.messages import BaseModelInfo, JobProgress
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.iteration import IterationScheduler, StepLimits
-from scheduler.policy.latency import LatencyLaw
+from scheduler.policy.latency import LatencyLaw, RowCosts
 from scheduler.policy.prefix_cache import PrefixCache
 from scheduler.policy.slack import SloTargets
 from scheduler.text.model_files import read_model_files
@@ -22,6 +22,7 @@ from workers.adapter_pool import AdapterPool
 from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
+from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
@@ -43,7 +44,11 @@ TRAINING_SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
-    """A base model in memory, before anything is set up around it."""
+    """A base model in memory, before anything is set up around it.
+
+    Attributes:
+        config: of the whole model; `weights` may be a rank's part.
+    """
 
     identity: BaseIdentity
     config: DecoderConfig
@@ -75,6 +80,7 @@ def load_host(
     writer: CheckpointWriter,
     report: Callable[[JobProgress], None],
     fair: FairShare,
+    group: Group = ALONE,
 ) -> ModelHost:
     """Load a base model and set up everything around it.
 
@@ -87,10 +93,10 @@ def load_host(
     base = LoadedBase(
         BaseIdentity(model_id, files.digest()),
         config,
-        load_weights(files, config, dtype, device),
+        load_weights(files, config, dtype, device, group.shard),
         read_model_files(folder).eos_ids,
     )
-    return make_host(base, settings, writer, report, fair)
+    return make_host(base, settings, writer, report, fair, group)
 
 
 def make_host(
@@ -99,24 +105,24 @@ def make_host(
     writer: CheckpointWriter,
     report: Callable[[JobProgress], None],
     fair: FairShare,
+    group: Group = ALONE,
 ) -> ModelHost:
     """Set up cache, adapters, scheduler and trainer around a base model."""
-    config, weights = base.config, base.weights
+    config, weights, shard = group.shard.config(base.config), base.weights, group.shard
     device, dtype = weights.device, weights.dtype
     columns = max(settings.adapter_slots * COLUMNS_PER_SLOT, 2 * settings.max_rank)
-    arena = AdapterArena(config, columns, dtype, device)
-    decoder = Decoder(config, weights, arena)
+    arena = AdapterArena(base.config, columns, dtype, device, shard)
+    decoder = Decoder(config, weights, arena, group)
     num_blocks = 1 + _num_blocks(
         settings, KVCache.bytes_per_block(config, settings.page_tokens, dtype)
     )
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
     num_threads = torch.get_num_threads()
-    law = LatencyLaw(measure_row_costs(weights, num_threads), config.num_layers)
+    law = _law(weights, num_threads, group)
     beside = None
-    if device.type == "cpu" and num_threads > 1:
-        costs = measure_row_costs(weights, num_threads - num_threads // 2)
-        beside = LatencyLaw(costs, config.num_layers)
+    if device.type == "cpu" and num_threads > 1 and group.is_alone:  # ranks meet on one thread
+        beside = _law(weights, num_threads - num_threads // 2, group)
     pool = BlockPool(num_blocks, settings.page_tokens)
     memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
     limits = TrainerLimits(settings.max_jobs, **TRAINING_SHAPES[device.type])
@@ -128,7 +134,7 @@ def make_host(
             digest=base.identity.digest,
             max_model_len=config.max_model_len,
             vocab_size=config.vocab_size,
-            num_parameters=weights.num_parameters,
+            num_parameters=weights.num_parameters + (shard.size - 1) * weights.num_cut_parameters,
             dtype=str(dtype).removeprefix("torch."),
         ),
         eos_ids=base.eos_ids,
@@ -146,6 +152,13 @@ def make_host(
         ),
         trainer=trainer,
     )
+
+
+def _law(weights: DecoderWeights, num_threads: int, group: Group) -> LatencyLaw:
+    """What steps take on so many threads, as the leader has measured it."""
+    costs = measure_row_costs(weights, num_threads)
+    shared = RowCosts(costs.rows, tuple(group.tell(costs.ms)))
+    return LatencyLaw(shared, len(weights.layers))
 
 
 def slo_classes(settings: EngineSettings) -> dict[str, SloTargets]:

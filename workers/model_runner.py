@@ -39,7 +39,7 @@ class ModelRunner:
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder = decoder
         self.cache = cache
-        self.sampler = Sampler()
+        self.sampler = Sampler(decoder.group)
         self.device = decoder.weights.device
         self.graphs = StepGraphs.try_of(decoder, cache)
 
@@ -76,8 +76,9 @@ class ModelRunner:
                 sequences.append(item.sequence)
         if not sequences:
             return {}
-        logits = self.decoder.logits(hidden[upload(last_rows, torch.int64, self.device)])
-        return self._draw(logits, sequences)
+        if len(last_rows) < len(hidden):
+            hidden = hidden[upload(last_rows, torch.int64, self.device)]
+        return self._draw(self.decoder.logits(hidden), sequences)
 
     def _draw(self, logits: Tensor, sequences: list[Sequence]) -> dict[str, SampledToken]:
         """The next token of each group, by its lead's id."""
@@ -89,6 +90,8 @@ class ModelRunner:
         self, rows: list[InferenceRow], hidden: Tensor
     ) -> dict[str, list[TokenLogprobs]]:
         """Score the prompt tokens that follow each row, for requests that ask for it."""
+        if not any(item.sequence.request.sampling.prompt_logprobs for item in rows):
+            return {}
         result, begins, row = {}, {}, 0
         for item in rows:
             begins[item.sequence.id] = row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -24,6 +23,7 @@ from workers.adapter_loader import AdapterLoader
 from workers.adapter_tiers import ram_tier, slot_tier
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
+from workers.group import ALONE, Group
 from workers.live_request import LiveRequest, WantedAdapter
 from workers.model_host import ModelHost
 from workers.prompt_watch import PromptWatch
@@ -44,14 +44,16 @@ class RequestDesk:
         meter: EngineMeter,
         loader: AdapterLoader,
         default_policy: KvPolicyChoice | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.hosts = hosts
         self.connection = connection
         self.meter = meter
         self.loader = loader
         self.default_policy = default_policy
+        self.group = group
         self._may_copy_s = MIN_COPYING_S
-        self._collected_s = time.perf_counter()
+        self._collected_s = self.group.now_s()
         self.live: dict[str, LiveRequest] = {}
         self.is_closed = False
 
@@ -79,7 +81,7 @@ class RequestDesk:
 
     def collect_adapters(self) -> None:
         """Queue the requests whose adapters have come, refuse those whose adapter cannot come."""
-        now_s = time.perf_counter()
+        now_s = self.group.now_s()
         self._may_copy_s = max(MIN_COPYING_S, COPYING_SHARE * (now_s - self._collected_s))
         self._collected_s = now_s
         for load in self.loader.collect():
@@ -117,7 +119,7 @@ class RequestDesk:
             self._refuse(live, error)
             return False
         if live.admitted_s is None:
-            live.admitted_s = time.monotonic()
+            live.admitted_s = self.group.now_s()
         return True
 
     @property
@@ -150,7 +152,7 @@ class RequestDesk:
 
     def emit(self, host: ModelHost, sequences: list[Sequence], tokens: list[SampledToken]) -> None:
         """Append the drawn tokens and send one message of frames to each gateway."""
-        now_s = time.monotonic()
+        now_s = self.group.now_s()
         frames: dict[str, list[TokenFrame]] = defaultdict(list)
         for sequence, token in zip(sequences, tokens, strict=True):
             live = self.live.get(sequence.request.request_id)
@@ -174,8 +176,12 @@ class RequestDesk:
         config = host.runner.decoder.config
         request = with_default(request, self.default_policy, config)
         policy = request_policy(request, config)
+        if policy is not None and not self.group.is_alone:
+            raise InvalidInput(
+                "A worker that shares its model between ranks compresses no K/V.", param="kv_policy"
+            )
         order = order.model_copy(update={"request": request})
-        return LiveRequest.of(order, host, time.monotonic(), policy)
+        return LiveRequest.of(order, host, self.group.now_s(), policy)
 
     def _find_adapter(self, live: LiveRequest, wanted: WantedAdapter) -> bool:
         """Whether the adapter is in a slot or at hand for one; otherwise it is sent for."""
@@ -189,7 +195,9 @@ class RequestDesk:
         """Whether the adapter can be copied into a slot; it is sent for if it cannot."""
         if wanted.load is None:
             decoder = live.host.runner.decoder
-            wanted.load = self.loader.ask(live.order, wanted.ref, decoder.config, decoder.arena)
+            wanted.load = self.loader.ask(
+                live.order, wanted.ref, decoder.arena.model, decoder.arena
+            )
         return wanted.load.adapter is not None
 
     def _enqueue(self, live: LiveRequest) -> None:
@@ -238,11 +246,11 @@ class RequestDesk:
         assert wanted.load.adapter is not None
         if self._may_copy_s < 0 and live.host.scheduler.running:
             return False
-        began_s = time.perf_counter()
+        began_s = self.group.now_s()
         live.host.adapters.try_load(
             wanted.ref.digest, wanted.load.adapter, is_pinned=wanted.ref.is_pinned
         )
-        self._may_copy_s -= time.perf_counter() - began_s
+        self._may_copy_s -= self.group.now_s() - began_s
         return self._hold(live, wanted)
 
     def _let_go(self, live: LiveRequest) -> None:
@@ -309,7 +317,7 @@ class RequestDesk:
             live.host.scheduler.remove(sequence)
         live.notice_training()
         targets = live.host.scheduler.classes[sequence.request.service_class]
-        self.meter.count_request(live.sample(sequence, time.monotonic()), targets)
+        self.meter.count_request(live.sample(sequence, self.group.now_s()), targets)
 
     def _forget_if_done(self, live: LiveRequest) -> None:
         if live.is_done:
@@ -326,17 +334,18 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
         InvalidInput: a token id outside the vocabulary, an unknown service class, or more models
             in a mixture than sequences may run at once.
     """
-    biased = request.sampling.logit_bias
-    for name, token_ids in (("prompt", request.prompt_token_ids), ("logit_bias", biased)):
+    named = [("prompt", request.prompt_token_ids), ("logit_bias", request.sampling.logit_bias)]
+    named += [("begun", answer.token_ids) for answer in request.begun]
+    for name, token_ids in named:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < host.info.vocab_size:
             raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
     check_class(request.service_class, host.scheduler.classes)
     check_mixture(request, host)
     longest = max_tokens(host, len(request.members))
-    if len(request.prompt_token_ids) > longest:
+    num_begun = max(len(answer.token_ids) for answer in request.wanted_answers)
+    if (num_tokens := len(request.prompt_token_ids) + num_begun) > longest:
         raise ContextTooLong(
-            f"The prompt has {len(request.prompt_token_ids)} tokens; this worker holds {longest}.",
-            param="prompt",
+            f"The prompt has {num_tokens} tokens; this worker holds {longest}.", param="prompt"
         )
 
 

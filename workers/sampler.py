@@ -16,6 +16,7 @@ from torch import Tensor
 from scheduler.domain.messages import TokenLogprobs
 from scheduler.domain.request import SamplingParams, Sequence
 from workers.device_copy import upload
+from workers.group import ALONE, Group
 from workers.kernels.device_kernels import gpu_kernels_for
 
 MIN_TEMPERATURE = 1e-5  # below this, scaled logits overflow and the best token is certain
@@ -30,7 +31,10 @@ class SampledToken:
 
 
 class Sampler:
-    """Sampling over rows of logits, one row a sequence."""
+    """Sampling over rows of logits, one row a sequence; a group's leader draws for all."""
+
+    def __init__(self, group: Group = ALONE) -> None:
+        self.group = group
 
     def sample(self, logits_RV: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """Draw one token for each row.
@@ -51,7 +55,8 @@ class Sampler:
         if drawn:
             rows = torch.tensor(drawn, device=wide.device)
             token_ids[rows] = self._draw(shaped[rows], [sequences[i] for i in drawn])
-        chosen, finite_rows = torch.stack((token_ids, is_finite.to(token_ids.dtype))).tolist()
+        drawn_here = torch.stack((token_ids, is_finite.to(token_ids.dtype))).tolist()
+        chosen, finite_rows = self.group.tell(drawn_here)
         logprobs = score_rows(wide, chosen, sequences)
         return [
             SampledToken(token if finite else None, scored)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from scheduler.domain.service_class import BEST_EFFORT, DEFAULT, ClassTargets, check_declared
 from scheduler.settings import LogSettings, StoreSettings, TextSettings
@@ -31,6 +31,9 @@ class EngineSettings(TextSettings, LogSettings):
     )
     num_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the engine."
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, description="Processes that share each base model, each with its own threads."
     )
     max_batched_tokens: int = Field(
         2048, ge=16, description="Most inference tokens of one engine step."
@@ -73,6 +76,12 @@ class EngineSettings(TextSettings, LogSettings):
         check_declared(classes)
         return classes
 
+    @model_validator(mode="after")
+    def _group_can_run(self) -> Self:
+        if self.tensor_parallel > 1 and (self.device != "cpu" or self.kv_policy is not None):
+            raise ValueError("tensor_parallel works on the CPU, without kv_policy.")
+        return self
+
     def service_classes(self) -> dict[str, ClassTargets]:
         """Targets by service class, those that are always there included."""
         return {
@@ -93,8 +102,11 @@ class WorkerSettings(EngineSettings, StoreSettings):
     lease_s: float = Field(30.0, gt=0, description="A job unheard of for this long is taken away.")
     renew_every_s: float = Field(5.0, gt=0, description="How often leases are renewed.")
     claim_every_s: float = Field(1.0, gt=0, description="How often queued jobs are looked for.")
-    announce_every_s: float = Field(2.0, gt=0, description="How often the registry is told.")
-    announce_ttl_s: float = Field(6.0, gt=0, description="The registry forgets a worker after.")
+    announce_every_s: float = Field(1.0, gt=0, description="How often the registry is told.")
+    announce_ttl_s: float = Field(4.0, gt=0, description="The registry forgets a worker after.")
+    gateway_silence_s: float = Field(
+        15.0, gt=0, description="The requests of a gateway unheard of for this long are stopped."
+    )
     engine_start_timeout_s: float = Field(
         600.0, gt=0, description="Longest time to load the base models."
     )

@@ -23,6 +23,7 @@ from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, JobState
 from workers.lr_schedule import learning_rate
 from workers.optimizer import Optimizer
+from workers.param_shard import ParamShard
 from workers.peft_method import PeftMethod, Terms
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData, pack_examples
@@ -36,13 +37,14 @@ class TrainJob:
     """State of one job between packs.
 
     Attributes:
+        shard: the method, over the whole model and over what lies here.
         term_views: the job's rows of the adapter arena.
         report: takes progress after each optimizer step.
         checkpoint: takes copies of the state to be written; the flag marks the last one.
     """
 
     order: StartJob
-    method: PeftMethod
+    shard: ParamShard
     optimizer: Optimizer
     slot: AdapterSlot
     term_views: Terms
@@ -62,7 +64,12 @@ class TrainJob:
     step_ms_mean: float | None = None
 
     def __post_init__(self) -> None:
-        self.checkpoint_due_s = time.monotonic() + self.order.spec.checkpoint_every_s
+        self.checkpoint_due_s = self.shard.group.now_s() + self.order.spec.checkpoint_every_s
+
+    @property
+    def method(self) -> PeftMethod:
+        """The method over what lies here."""
+        return self.shard.own
 
     @property
     def job_id(self) -> str:
@@ -71,10 +78,10 @@ class TrainJob:
 
     def restore(self, data: CheckpointData) -> None:
         """Go on from a checkpoint."""
-        for name, tensor in data.params.items():
+        for name, tensor in self.shard.part(data.params).items():
             self.params.views[name].copy_(tensor)
         for name, tensor in data.optimizer_state.items():
-            self.optimizer_state[name].copy_(tensor)
+            self.optimizer_state[name].copy_(self.shard.flat_part(tensor))
         self.step = data.state.step
         self.trained_tokens = data.state.trained_tokens
         self.metrics = dict(data.state.metrics)
@@ -82,8 +89,8 @@ class TrainJob:
     def snapshot(self) -> CheckpointData:
         """Copies of everything that a resumed run needs."""
         return CheckpointData(
-            {name: view.detach().cpu().clone() for name, view in self.params.views.items()},
-            {name: tensor.detach().cpu().clone() for name, tensor in self.optimizer_state.items()},
+            self.shard.gathered(self.params.views),
+            {name: self.shard.gathered_flat(t) for name, t in self.optimizer_state.items()},
             JobState(self.step, self.trained_tokens, dict(self.metrics)),
         )
 
@@ -115,8 +122,9 @@ class TrainJob:
         """Mean over target tokens, clip, update, copy into the arena: (gradient norm, rate)."""
         spec = self.order.spec
         self.method.pull_back(self.term_grads.terms, self.grads.views)
+        self.shard.add_up(self.grads.views)
         grads = self.grads.flat.div_(max(sums.weight, 1e-8))
-        norm = float(torch.linalg.vector_norm(grads))
+        norm = self.shard.norm(self.grads)
         if not math.isfinite(norm) or not math.isfinite(sums.loss):
             raise TrainingDiverged(
                 f"Step {self.step + 1} gave loss {sums.loss / max(sums.weight, 1e-8)} and gradient "
@@ -140,7 +148,7 @@ class TrainJob:
         """Copy the parameters into the arena, where nothing infinite may stand."""
         self.method.lower(self.params.views, self.term_views)
         is_finite = bool(torch.isfinite(self.params.flat.abs().amax()))
-        if not (is_finite and are_finite(self.term_views)):
+        if not self.shard.group.all(is_finite and are_finite(self.term_views)):
             raise TrainingDiverged(
                 f"After step {self.step} a weight is NaN, infinite or overflows; a smaller "
                 "learning rate or alpha may help."
@@ -194,7 +202,7 @@ class TrainJob:
         if self.step == self.data.total_steps:
             return
         if self.step % spec.checkpoint_every_steps == 0 or (
-            time.monotonic() >= self.checkpoint_due_s
+            self.shard.group.now_s() >= self.checkpoint_due_s
         ):
-            self.checkpoint_due_s = time.monotonic() + spec.checkpoint_every_s
+            self.checkpoint_due_s = self.shard.group.now_s() + spec.checkpoint_every_s
             self.checkpoint(self, self.snapshot(), False)

@@ -34,6 +34,7 @@ from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.loss import window_loss
 from workers.optimizer import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
+from workers.param_shard import ParamShard
 from workers.peft_method import PEFT_METHODS, PeftMethod
 from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
@@ -91,13 +92,13 @@ class Trainer:
         Raises:
             DomainError: its rank, data or checkpoint cannot be used.
         """
-        method = self._make_method(order.spec)
-        slot = self._reserve(order.job_id, method)
+        shard = self._make_shard(order.spec)
+        slot = self._reserve(order.job_id, shard.own)
         with ExitStack() as undo:
             undo.callback(self.pool.discard, slot)
-            job = self._make_job(order, method, slot)
+            job = self._make_job(order, shard, slot)
             if order.resume_from is not None:
-                job.restore(read_checkpoint(Path(order.resume_from), job.method))
+                job.restore(read_checkpoint(Path(order.resume_from), job.shard.whole))
             active = ActiveJob.try_begin(job)
             if active is None:
                 return False
@@ -317,10 +318,11 @@ class Trainer:
         order = active.job.order
         self.fair.charge(order.tenant_id, order.tenant_weight, TRAINING_PRICE * tokens)
 
-    def _make_method(self, spec: FinetuneSpec) -> PeftMethod:
+    def _make_shard(self, spec: FinetuneSpec) -> ParamShard:
         method_type = PEFT_METHODS[spec.method]
         options = plugin_options(method_type.Config, spec.method_config)
-        return method_type(options, self.decoder.config)
+        whole = method_type(options, self.decoder.arena.model)
+        return ParamShard(whole, method_type(options, self.decoder.config), self.decoder.group)
 
     def _reserve(self, job_id: str, method: PeftMethod) -> AdapterSlot:
         if len(self.active) >= self.limits.max_jobs:
@@ -331,23 +333,23 @@ class Trainer:
         self.pool.acquire(slot)
         return slot
 
-    def _make_job(self, order: StartJob, method: PeftMethod, slot: AdapterSlot) -> TrainJob:
+    def _make_job(self, order: StartJob, shard: ParamShard, slot: AdapterSlot) -> TrainJob:
         spec = order.spec
         optimizer_type = OPTIMIZERS[spec.optimizer]
         optimizer = optimizer_type(optimizer_type.Config.model_validate(spec.optimizer_config))
         wide = self.spec.wide_dtype
-        params = FlatParams(method.shapes(), wide, self.device)
-        method.init(params.views, spec.seed)
+        params = FlatParams(shard.own.shapes(), wide, self.device)
+        shard.init(params, spec.seed)
         return TrainJob(
             order=order,
-            method=method,
+            shard=shard,
             optimizer=optimizer,
             slot=slot,
             term_views=self.pool.arena.terms(slot.columns),
             data=self._data(order.train_path, order),
             valid=self._data(order.valid_path, order) if order.valid_path else None,
             params=params,
-            grads=FlatParams(method.shapes(), wide, self.device),
+            grads=FlatParams(shard.own.shapes(), wide, self.device),
             term_grads=TermGrads(self.decoder.config, slot.columns, wide, self.device),
             optimizer_state=optimizer.init_state(params.flat),
             report=self.report,
@@ -385,7 +387,7 @@ class Trainer:
                 root=Path(job.order.checkpoint_root),
                 job_id=job.job_id,
                 epoch=job.order.epoch,
-                method=job.method,
+                method=job.shard.whole,
                 data=data,
                 base=self.base,
                 seed=job.order.spec.seed,

@@ -51,6 +51,13 @@ class Replay(Message):
     from_seq: int
 
 
+class Listening(Message):
+    """A gateway reads `reply_to`: said again and again while it waits for answers from here."""
+
+    type: Literal["listening"] = "listening"
+    reply_to: str
+
+
 class JobHint(Message):
     """Look at this job in SQL: it is new, or its wanted state changed."""
 
@@ -58,7 +65,7 @@ class JobHint(Message):
     job_id: str
 
 
-ToWorker = Annotated[Submit | Abort | Replay | JobHint, Field(discriminator="type")]
+ToWorker = Annotated[Submit | Abort | Replay | Listening | JobHint, Field(discriminator="type")]
 
 
 # ---- worker -> gateway -------------------------------------------------------------------
@@ -313,6 +320,7 @@ __all__ = [
     "JobHint",
     "JobProgress",
     "JobStopped",
+    "Listening",
     "Message",
     "Replay",
     "RequestSample",

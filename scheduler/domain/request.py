@@ -65,6 +65,15 @@ class KvPolicyChoice(BaseModel):
     options: dict[str, Any] = Field(description="Its configuration.")
 
 
+class BegunAnswer(BaseModel):
+    """An answer that another worker has begun: which one it is, and its tokens so far."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int = Field(ge=0)
+    token_ids: tuple[int, ...]
+
+
 class RequestBody(BaseModel):
     """One request as it travels from a gateway to an engine. Never changes."""
 
@@ -84,6 +93,9 @@ class RequestBody(BaseModel):
     mixture: tuple[WeightedModel, ...] = Field(
         (), description="Models whose weighted logits are added up; empty: `adapter` alone."
     )
+    begun: tuple[BegunAnswer, ...] = Field(
+        (), description="Answers to go on with; empty: all `n` of them, from their start."
+    )
 
     @model_validator(mode="after")
     def _names_each_model_once(self) -> RequestBody:
@@ -91,6 +103,22 @@ class RequestBody(BaseModel):
         if len(set(digests)) < len(digests):
             raise ValueError("a mixture names a model twice")
         return self
+
+    @model_validator(mode="after")
+    def _goes_on_with_its_own_answers(self) -> RequestBody:
+        indices = [answer.index for answer in self.begun]
+        if len(set(indices)) < len(indices) or any(index >= self.n for index in indices):
+            raise ValueError("an answer that was begun is named twice, or is not one of `n`")
+        most = max(1, self.sampling.max_tokens)  # of 0 tokens, the end may still be missing
+        if any(len(answer.token_ids) >= most for answer in self.begun):
+            raise ValueError("an answer that was begun has all its tokens")
+        return self
+
+    @property
+    def wanted_answers(self) -> tuple[BegunAnswer, ...]:
+        """The answers to give, each with the tokens that it has already."""
+        fresh = (BegunAnswer(index=index, token_ids=()) for index in range(self.n))
+        return self.begun or tuple(fresh)
 
     @property
     def members(self) -> tuple[WeightedModel, ...]:
@@ -100,7 +128,7 @@ class RequestBody(BaseModel):
     @property
     def num_sequences(self) -> int:
         """Sequences that an engine computes for it: one for each answer and member."""
-        return self.n * len(self.members)
+        return (len(self.begun) or self.n) * len(self.members)
 
     @property
     def adapters(self) -> tuple[AdapterRef, ...]:

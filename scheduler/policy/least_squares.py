@@ -7,12 +7,16 @@ What was observed is kept as sums that fade, beside a ridge that does not: it ti
 nothing has been said about lately to their prior, where the covariance form of the same recursion
 lets them, and then everything, run away. The weights are solved for anew every few observations.
 
+Residuals count relative to what was observed: a decode step of 15 ms is as much worth being right
+about as a prompt of 150, which would otherwise decide alone what both should take.
+
 A step that another process stopped for 50 ms says nothing about steps: what an observation may
 teach is bounded by a few times the usual error. Where everything has become slower for good, the
 usual error grows, and with it what is believed.
 
 Source: Haykin, Adaptive Filter Theory, chapter on RLS (exponentially weighted, regularized); Huber
-1964 (residuals bounded at a multiple of their scale).
+1964 (residuals bounded at a multiple of their scale); Aitken 1936 (weights that make residuals of
+unequal scale comparable).
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from collections.abc import Sequence
 from math import sqrt
 
 FORGETTING = 0.99  # an observation's weight halves after some 70 steps
-RIDGE = 0.01  # weak: a prior weight is off by 1 where residuals are by 0.1 ms
+RIDGE = 1e-3  # of one observation on a term that explains all of it
 MAX_SURPRISE = 3.0  # times the usual error: the rest of a residual is an accident
 LEAST_ERROR = 0.01  # of a prediction, that is never a surprise
+LEAST_VALUE = 0.01  # what is smaller is not told apart
 SOLVE_EVERY = 4  # observations, once SETTLED are there
 SETTLED = 100
 ERROR_RATE = 0.02  # how fast the usual error follows
@@ -59,7 +64,8 @@ class OnlineLeastSquares:
     def observe(self, x: list[float], y: float) -> None:
         """Learn from one observation."""
         predicted = dot(self.weights, x)
-        self._add(x, predicted + self._believed(predicted, y - predicted))
+        believed = predicted + self._believed(predicted, y - predicted)
+        self._add(x, believed, 1 / max(predicted, believed, LEAST_VALUE))
         self.num_observations += 1
         if self.num_observations <= SETTLED or self.num_observations % SOLVE_EVERY == 0:
             step = solve(self._squares, self._products, RIDGE)
@@ -79,9 +85,10 @@ class OnlineLeastSquares:
         usual = max(LEAST_ERROR, self._relative_error_mean) * abs(predicted)
         return max(-MAX_SURPRISE * usual, min(MAX_SURPRISE * usual, residual))
 
-    def _add(self, x: list[float], y: float) -> None:
-        """Fade the sums, and add an observation of what the prior does not explain."""
-        rest = y - dot(self._prior, x)
+    def _add(self, x: list[float], y: float, scale: float) -> None:
+        """Fade the sums, and add a scaled observation of what the prior does not explain."""
+        rest = (y - dot(self._prior, x)) * scale
+        x = [v * scale for v in x]
         for i, row in enumerate(self._squares):
             row[:] = [FORGETTING * s + x[i] * v for s, v in zip(row, x, strict=False)]
         self._products = [FORGETTING * p + rest * v for p, v in zip(self._products, x, strict=True)]

@@ -64,7 +64,7 @@ class PrefixCache:
         """Count what a sequence was pinned as computed, now that it runs."""
         num_tokens = len(sequence.block_table) * self.pool.block_size
         sequence.num_computed_tokens = num_tokens
-        if self._may_find(sequence) and not sequence.num_preemptions:
+        if self._may_find(sequence) and _runs_first(sequence):
             sequence.num_cached_tokens = num_tokens
             self.num_queries += len(sequence.token_ids)
             self.num_hits += num_tokens
@@ -112,3 +112,8 @@ class PrefixCache:
         request = sequence.request
         digest = None if sequence.adapter is None else sequence.adapter.digest
         return chain_root(request.tenant_id, request.cache_salt, self.base_digest, digest)
+
+
+def _runs_first(sequence: Sequence) -> bool:
+    """Whether it ran nowhere before: preempted here, or begun at a worker that died."""
+    return not sequence.num_preemptions and not sequence.num_output_tokens

@@ -29,6 +29,10 @@ class ObjectStore:
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = root.rstrip("/")
 
+    async def make_root(self) -> None:
+        """Make the folder or the bucket that holds everything, if it is not there."""
+        await asyncio.to_thread(self._fs.makedirs, self._root, exist_ok=True)
+
     async def put_file(self, local: Path, key: str) -> None:
         """Copy a local file to `key`."""
         await asyncio.to_thread(self._put_file, local, self._path(key))

@@ -18,7 +18,7 @@ from scheduler.domain.errors import (
 )
 from scheduler.store.adapter_orders import Order
 from service.adapter_export import merged_members, open_export
-from service.deps import AdaptersDep, CodedDep, ObjectsDep, OrdersDep, SettingsDep
+from service.deps import AdaptersDep, CodedDep, ObjectsDep, OneTransfer, OrdersDep, SettingsDep
 from service.errors import errors
 from service.schemas.adapter import MergeRead, VersionPath
 from service.schemas.base import Deleted
@@ -59,8 +59,9 @@ def _octets(path: Path, name: str, after: BackgroundTask) -> Response:
 
 @router.get(
     "/export",
+    dependencies=[OneTransfer],
     response_class=Response,
-    responses=errors(InvalidInput, NotFound, PermissionDenied, Conflict, Overloaded)
+    responses=errors(InvalidInput, NotFound, PermissionDenied, Conflict, QuotaExceeded, Overloaded)
     | {
         200: {
             "content": {

@@ -117,13 +117,7 @@ async def list_orders(
 ) -> ListPage[OrderRead]:
     """List compressions and merges, newest first."""
     page = await orders.list(after=after, limit=limit)
-    read = [read_order(order) for order in page]
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of([read_order(order) for order in page], has_more=page.has_more)
 
 
 @router.get("/orders/{order_id}", responses=errors(NotFound))

@@ -1,5 +1,6 @@
 """/v1/adapters: adapters and their versions, in and out."""
 
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -23,6 +24,7 @@ from service.deps import (
     EnginesDep,
     FilesDep,
     ObjectsDep,
+    OneTransfer,
     ReplaysDep,
     RosterDep,
     SettingsDep,
@@ -69,17 +71,12 @@ async def list_adapters(
 ) -> ListPage[AdapterRead]:
     """List adapters, the tenant's own and those shared with it, those of running jobs too."""
     page = await adapters.list(after=after, limit=limit, order=order)
-    read = [read_adapter(adapter) for adapter in page]
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of([read_adapter(adapter) for adapter in page], has_more=page.has_more)
 
 
 @router.post(
     "",
+    dependencies=[OneTransfer],
     openapi_extra=_form(_NEW | _SOURCE, ["model", "name"]),
     responses=errors(
         InvalidInput, ModelNotFound, NotFound, PayloadTooLarge, QuotaExceeded, Overloaded
@@ -132,16 +129,12 @@ async def list_versions(
     """List an adapter's versions, newest first."""
     page = await adapters.versions(adapter_id, after=after, limit=limit)
     read = [read_version(version) for version in page]
-    return ListPage(
-        data=read,
-        first_id=str(read[0].version) if read else None,
-        last_id=str(read[-1].version) if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of(read, has_more=page.has_more, cursor=attrgetter("version"))
 
 
 @router.post(
     "/{adapter_id}/versions",
+    dependencies=[OneTransfer],
     openapi_extra=_form(_SOURCE, []),
     responses=errors(
         InvalidInput, NotFound, PermissionDenied, PayloadTooLarge, QuotaExceeded, Overloaded

@@ -73,13 +73,7 @@ async def list_evaluations(
 ) -> ListPage[EvaluationRead]:
     """List evaluations, newest first."""
     page = await evaluations.list(after=after, limit=limit)
-    read = [read_evaluation(evaluation) for evaluation in page]
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of([read_evaluation(evaluation) for evaluation in page], has_more=page.has_more)
 
 
 @router.get("/{evaluation_id}", responses=errors(NotFound))

@@ -17,7 +17,7 @@ from scheduler.domain.errors import (
 )
 from scheduler.store.files import File, file_object_key, new_file_id
 from service.auth import CurrentTenant
-from service.deps import FilesDep, ObjectsDep, ReplaysDep, SettingsDep
+from service.deps import FilesDep, ObjectsDep, OneTransfer, ReplaysDep, SettingsDep
 from service.errors import errors
 from service.schemas.base import Deleted, ListPage
 from service.schemas.file import FileRead
@@ -58,6 +58,7 @@ def _read(file: File) -> FileRead:
 
 @router.post(
     "",
+    dependencies=[OneTransfer],
     openapi_extra=_FORM,
     responses=errors(InvalidInput, PayloadTooLarge, QuotaExceeded),
 )
@@ -107,13 +108,7 @@ async def list_files(
 ) -> ListPage[FileRead]:
     """List files, newest first unless `order` is asc."""
     page = await files.list(after=after, limit=limit, order=order, purpose=purpose)
-    read = [_read(file) for file in page]
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=page.has_more,
-    )
+    return ListPage.of([_read(file) for file in page], has_more=page.has_more)
 
 
 @router.get("/{file_id}", responses=errors(NotFound))

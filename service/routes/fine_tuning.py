@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -102,7 +102,7 @@ async def list_jobs(
 ) -> ListPage[JobRead]:
     """List jobs, newest first; `metadata[key]=value` keeps those that carry the pair."""
     page = await jobs.list(after=after, limit=limit, metadata=_metadata_filter(request))
-    return _page([read_job(job) for job in page], page.has_more)
+    return ListPage.of([read_job(job) for job in page], has_more=page.has_more)
 
 
 @router.get("/{job_id}", responses=errors(NotFound))
@@ -152,7 +152,7 @@ async def list_events(
             slow_client_s=settings.slow_client_s,
         )
     page = await jobs.events(job_id, after=after, limit=limit)
-    listed = _page([_read_event(entry) for entry in page], page.has_more)
+    listed = ListPage.of([_read_event(entry) for entry in page], has_more=page.has_more)
     return Response(to_json(listed), media_type="application/json")
 
 
@@ -198,13 +198,4 @@ async def list_checkpoints(
         )
         for checkpoint in page
     ]
-    return _page(read, page.has_more)
-
-
-def _page(read: list[Any], has_more: bool) -> ListPage[Any]:
-    return ListPage(
-        data=read,
-        first_id=read[0].id if read else None,
-        last_id=read[-1].id if read else None,
-        has_more=has_more,
-    )
+    return ListPage.of(read, has_more=page.has_more)

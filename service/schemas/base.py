@@ -1,6 +1,8 @@
 """What all bodies share: they are strict, and they never change."""
 
-from typing import Generic, Literal, TypeVar
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +35,18 @@ class ListPage(Read, Generic[T]):
     first_id: str | None = None
     last_id: str | None = None
     has_more: bool = Field(False, description="Whether the list goes on after this page.")
+
+    @classmethod
+    def of(
+        cls, data: list[T], *, has_more: bool, cursor: Callable[[T], Any] = attrgetter("id")
+    ) -> Self:
+        """A page of these items, whose `cursor` is what a caller sends as `after`."""
+        return cls(
+            data=data,
+            first_id=str(cursor(data[0])) if data else None,
+            last_id=str(cursor(data[-1])) if data else None,
+            has_more=has_more,
+        )
 
 
 class Deleted(Read):

@@ -16,7 +16,7 @@ import httpx
 from openai import OpenAI
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from openai.types.fine_tuning import FineTuningJob
@@ -83,8 +83,7 @@ class RunningService:
 def start(data: Path, *arguments: str, **settings: str) -> RunningService:
     """Start a service, with these TANDEM_* settings, and wait until it says that it is ready."""
     data.mkdir(parents=True, exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if "TANDEM" not in name}
-    environment |= {f"TANDEM_{name.upper()}": value for name, value in settings.items()}
+    environment = settings_environment(settings)
     command = (sys.executable, "-m", "scheduler.cli", "up", "--port", "0", "--data", str(data))
     with (data / "test.log").open("a") as log:
         process = subprocess.Popen(
@@ -98,6 +97,12 @@ def start(data: Path, *arguments: str, **settings: str) -> RunningService:
             return RunningService(process, found.group(1), data, "".join(lines))
     process.wait()
     raise AssertionError(f"It did not start: {(data / 'test.log').read_text()[-3000:]}")
+
+
+def settings_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with these TANDEM_* settings and no others."""
+    environment = {name: value for name, value in os.environ.items() if "TANDEM" not in name}
+    return environment | {f"TANDEM_{name.upper()}": value for name, value in settings.items()}
 
 
 def rows(count: int, answer: str = "ok") -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +44,15 @@ if TYPE_CHECKING:
 
     from scheduler.domain.tenant import Tenant
 
-POSTGRES_URL = "TEST_POSTGRES_URL"
-
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     sqlite = request.param == "sqlite"
-    url = f"sqlite+aiosqlite:///{tmp_path}/t.db" if sqlite else os.environ[POSTGRES_URL]
+    url = (
+        f"sqlite+aiosqlite:///{tmp_path}/t.db"
+        if sqlite
+        else request.getfixturevalue("postgres").url
+    )
     await migrate(url)
     database = Database(url)
     if not sqlite:

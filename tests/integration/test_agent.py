@@ -19,6 +19,7 @@ from scheduler.domain.messages import (
     TO_GATEWAY,
     Abort,
     JobHint,
+    Listening,
     Submit,
     TokenFrame,
     WorkerInfo,
@@ -28,6 +29,7 @@ from scheduler.domain.messages import (
 from scheduler.domain.request import RequestBody, WeightedModel
 from scheduler.processes import EXIT_UNUSABLE
 from scheduler.store.adapters import Adapters
+from scheduler.store.board import Board
 from scheduler.store.channels.local import LocalBroker, LocalChannel
 from scheduler.store.checks import Checks
 from scheduler.store.database import Database, migrate
@@ -64,13 +66,14 @@ class Stage:
     diary: Path
 
     @asynccontextmanager
-    async def agent(self) -> AsyncIterator[asyncio.Task[None]]:
-        """A running agent; drained at the end."""
+    async def agent(self, **settings: object) -> AsyncIterator[asyncio.Task[None]]:
+        """A running agent, with these settings changed; drained at the end."""
+        changed = self.settings.model_copy(update=settings)
         cache = AdapterCache(
             self.objects, self.settings.adapter_cache_dir, self.settings.adapter_cache_bytes
         )
         agent = Agent(
-            self.settings,
+            changed,
             self.channel,
             Leases(self.database),
             self.objects,
@@ -313,6 +316,31 @@ async def _noted(stage: Stage, line: str) -> bool:
     return line in stage.diary.read_text()
 
 
+async def test_the_requests_of_a_gateway_that_fell_silent_are_stopped(stage: Stage) -> None:
+    async with stage.agent(gateway_silence_s=0.3):
+        worker = await stage.submit("r1", HANG)
+        await stage.frames(1)
+        await asyncio.sleep(0.5)
+        assert stage.notes("abort") == []  # it has never said that it listens
+
+        await stage.channel.append(worker.inbox, encode(Listening(reply_to=OUT)))
+        first, last = await stage.frames(2)
+        await until(lambda: _noted(stage, "abort r1"))
+
+    assert (first.seq, first.error) == (0, None)
+    assert (last.seq, last.error_code) == (1, "worker_lost")
+
+
+async def test_a_gateway_that_says_it_listens_keeps_its_requests(stage: Stage) -> None:
+    async with stage.agent(gateway_silence_s=0.3):
+        worker = await stage.submit("r1", HANG)
+        for _ in range(8):
+            await stage.channel.append(worker.inbox, encode(Listening(reply_to=OUT)))
+            await asyncio.sleep(0.1)
+
+        assert stage.notes("abort") == []
+
+
 async def test_bytes_that_are_no_message_are_skipped(stage: Stage) -> None:
     async with stage.agent():
         worker = await stage.worker()
@@ -397,6 +425,29 @@ async def test_a_job_is_trained_and_its_adapter_answers_at_once(stage: Stage) ->
     assert frame.error is None
     assert frame.token_ids == (1, 3)
     assert stage.notes("start") == [f"start {job.id} epoch 2 encoded examples"]
+
+
+async def test_a_job_goes_to_the_worker_with_more_slack_and_to_the_other_for_want_of_it(
+    stage: Stage,
+) -> None:
+    slow = {"claim_every_s": 0.5}  # the busy worker leaves a job to others for 0.8 s
+    async with stage.agent(**slow):
+        held = [await stage.queued_job(steps=2, hold_at=2) for _ in range(3)]
+        for job in held:
+            await stage.until(job, JobStatus.RUNNING)  # there is nobody else
+        async with stage.agent(worker_id="w2", **slow):
+            await until(lambda: _num_workers(stage, 2))
+            job = await stage.queued_job(steps=2, hold_at=2)
+            for worker in await stage.channel.workers():
+                await stage.channel.append(worker.inbox, encode(JobHint(job_id=job.id)))
+            await stage.until(job, JobStatus.RUNNING)
+            owners = {one.job_id: one.lease.owner for one in await Board(stage.database).running()}
+
+    assert owners == {one.id: "w1" for one in held} | {job.id: "w2"}
+
+
+async def _num_workers(stage: Stage, count: int) -> bool:
+    return len(await stage.channel.workers()) == count
 
 
 async def test_every_step_is_an_event_and_every_checkpoint_is_listed(stage: Stage) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from scheduler.processes import EXIT_UNUSABLE
 from workers.agent.session import EngineSession
-from workers.engine_process import EngineProcess, thread_environment
+from workers.engine_process import EngineProcess, group_environment, thread_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,7 @@ class Agent:
         """Run one engine child from start to end; its exit status."""
         environment = self._settings.engine_environment()
         environment |= thread_environment(self._settings.num_threads)
+        environment |= group_environment(self._settings.tensor_parallel)
         engine = await EngineProcess.start(self._command, environment)
         session = EngineSession(
             self._settings, self._channel, self._leases, self._objects, self._adapters, engine

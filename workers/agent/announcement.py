@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.domain.messages import WorkerInfo
+from scheduler.policy.job_placement import serving_share
 
 if TYPE_CHECKING:
     from scheduler.domain.adapter_tier import AdapterTier
@@ -28,6 +29,13 @@ class Announcement:
     def inbox(self) -> str:
         """Stream that this worker reads."""
         return self._info.inbox
+
+    @property
+    def serving_share(self) -> float:
+        """Share of the engine that requests take, 0 to 1, by its last report."""
+        if self._stats is None:
+            return 0.0
+        return serving_share(self._stats, self._info.capabilities.max_num_sequences)
 
     def add(self, stats: EngineStats) -> None:
         """Take in a report of the engine."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from scheduler.policy.job_placement import JobPatience, training_slack
 from workers.agent.held_job import HeldJob, Report
 from workers.agent.job_files import JobFiles
 
@@ -23,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class JobKeeper:
-    """Claims jobs while there is room, and holds those that are claimed.
+    """Claims jobs, while there is room, that nobody with more slack takes; and holds them.
 
     Args:
         settings: limits and periods.
@@ -46,6 +48,7 @@ class JobKeeper:
         self._held: dict[str, HeldJob] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._look = asyncio.Event()
+        self._patience = JobPatience(settings.claim_every_s)
 
     def hint(self, job_id: str) -> None:
         """Something about a job has changed in SQL."""
@@ -59,17 +62,25 @@ class JobKeeper:
         if report.job_id in self._held:
             self._held[report.job_id].report(report)
 
-    async def claim_for_ever(self, base_models: frozenset[str]) -> None:
-        """Claim queued jobs on these base models, whenever hinted and every so often."""
+    async def claim_for_ever(
+        self, base_models: frozenset[str], serving: Callable[[], float]
+    ) -> None:
+        """Claim queued jobs, whenever hinted and every so often, unless others have more slack.
+
+        Args:
+            base_models: which the engine holds.
+            serving: the share of the engine that requests take now, 0 to 1.
+        """
         while True:
             self._look.clear()
             self._raise_failures()
+            pause_s = self._settings.claim_every_s
             try:
-                await self._claim(base_models)
+                pause_s = min(pause_s, await self._claim(base_models, serving()))
             except SQLAlchemyError as error:
                 log.warning("claim_failed", error=type(error).__name__)
             try:
-                async with asyncio.timeout(self._settings.claim_every_s):
+                async with asyncio.timeout(pause_s):
                     await self._look.wait()
             except TimeoutError:
                 pass
@@ -88,18 +99,23 @@ class JobKeeper:
         for job in held.values():
             await job.release(crashed=crashed)
 
-    async def _claim(self, base_models: frozenset[str]) -> None:
+    async def _claim(self, base_models: frozenset[str], serving: float) -> float:
+        """Claim what this worker need not leave to others; seconds until it has to look again."""
         room = self._settings.max_jobs - len(self._held)
         if room <= 0:
-            return
-        for job_id in (await self._leases.claimable(base_models))[:room]:
-            if job_id in self._held:
-                continue
+            return self._settings.claim_every_s
+        queued = await self._leases.claimable(base_models)
+        self._patience.see(queued, time.monotonic())
+        for job_id in [job_id for job_id in queued if job_id not in self._held][:room]:
+            slack = training_slack(serving, len(self._held))
+            if left_s := self._patience.left_s(job_id, slack, time.monotonic()):
+                return left_s  # those behind it stay behind it
             leased = await self._leases.claim(
                 job_id, self._settings.worker_id, self._settings.lease_s
             )
             if leased is not None:
                 self._hold(leased)
+        return self._settings.claim_every_s
 
     def _hold(self, leased: LeasedJob) -> None:
         folder = self._settings.work_dir / leased.job_id / str(leased.epoch)

@@ -32,6 +32,7 @@ class LiveRequests:
 
     def __init__(self) -> None:
         self._live: dict[str, LiveRequest] = {}
+        self._num_silent: dict[str, int] = {}  # periods by stream, of gateways that say they listen
 
     def __len__(self) -> int:
         return len(self._live)
@@ -42,8 +43,11 @@ class LiveRequests:
     def add(self, submit: Submit) -> None:
         """A request has come in."""
         request = submit.request
+        if submit.reply_to in self._num_silent:
+            self.hear(submit.reply_to)
+        wanted = {answer.index for answer in request.wanted_answers}
         self._live[request.request_id] = LiveRequest(
-            request.request_id, submit.reply_to, open=set(range(request.n))
+            request.request_id, submit.reply_to, open=wanted
         )
 
     def observe(self, frames: Frames) -> None:
@@ -65,6 +69,25 @@ class LiveRequests:
             return
         for ended in list(live.open) if index is None else [index]:
             self._end(live, ended)
+
+    def hear(self, reply_to: str) -> None:
+        """A gateway says that it listens."""
+        self._num_silent[reply_to] = 0
+
+    def orphans(self, max_silent: int) -> list[str]:
+        """Count another period; the requests of gateways that were silent for more than so many.
+
+        Periods and no times, so that a worker that was stopped itself blames nobody.
+        """
+        waiting = {live.reply_to for live in self._live.values()}
+        self._num_silent = {
+            stream: count + 1 for stream, count in self._num_silent.items() if stream in waiting
+        }
+        return [
+            live.request_id
+            for live in self._live.values()
+            if self._num_silent.get(live.reply_to, 0) > max_silent
+        ]
 
     def fail(self, request_id: str, error: str, code: str) -> Frames | None:
         """End one request with an error frame; None when nobody waits for it."""

@@ -23,6 +23,7 @@ from scheduler.domain.messages import (
     Frames,
     Generate,
     JobHint,
+    Listening,
     Submit,
     decode,
     encode,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 INBOX_BLOCK_MS = 1000
 CHANNEL_RETRY_PAUSE_S = 0.5
+SILENT_PERIODS = 10  # that make up the silence after which a gateway is given up
 
 log = structlog.get_logger(__name__)
 
@@ -96,11 +98,14 @@ class EngineSession:
             sending = group.create_task(self._send_frames())
             until_drain = [
                 group.create_task(self._announce()),
-                group.create_task(self._jobs.claim_for_ever(base_models)),
+                group.create_task(
+                    self._jobs.claim_for_ever(base_models, lambda: self._announcement.serving_share)
+                ),
             ]
             until_end = [
                 group.create_task(self._read_inbox(group)),
                 group.create_task(self._drain_when(draining, until_drain)),
+                group.create_task(self._stop_orphans()),
             ]
             await self._read_reports()
             await self._wind_up()
@@ -224,6 +229,8 @@ class EngineSession:
             await self._submit(order, group)
         elif isinstance(order, Abort):
             await self._abort(order)
+        elif isinstance(order, Listening):
+            self._live.hear(order.reply_to)
         else:
             await self._engine.send(order)
 
@@ -273,6 +280,15 @@ class EngineSession:
             self._fetching[abort.request_id].cancel()
         self._live.forget(abort.request_id, abort.index)
         await self._engine.send(abort)
+
+    async def _stop_orphans(self) -> None:
+        """Stop the requests of gateways that have died; one that only slept is told."""
+        while True:
+            await asyncio.sleep(self._settings.gateway_silence_s / SILENT_PERIODS)
+            for request_id in self._live.orphans(SILENT_PERIODS):
+                log.warning("gateway_silent", request_id=request_id)
+                self._refuse(request_id, "The gateway fell silent.", WorkerLost.code)
+                await self._abort(Abort(request_id=request_id))
 
     def _refuse(self, request_id: str, error: str, code: str) -> None:
         frames = self._live.fail(request_id, error, code)

@@ -25,8 +25,9 @@ from scheduler.store.channels.local import LocalBroker, socket_path
 from scheduler.text.tokenizer import ChatTokenizer, load_tokenizer
 from service.app import create_app
 from service.settings import ServiceSettings
+from tests.integration.gateway.caller import Caller
 from tests.integration.gateway.fake_worker import FakeWorker, Plan
-from tests.integration.gateway.tiny_folder import write_tiny_folder
+from tests.integration.gateway.tiny_folder import BASE, write_tiny_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from scheduler.domain.tenant import Tenant
     from service.gateway import Gateway
 
-BASE = "org/tiny"
 ANSWER = "Hello, wörld!"
 
 
@@ -219,3 +219,13 @@ def worker(service: Service, only_worker: FakeWorker) -> FakeWorker:
 def client(service: Service) -> openai.OpenAI:
     """The official client with a new tenant's key."""
     return service.client(service.tenant()[1])
+
+
+@pytest.fixture
+def owner(service: Service) -> Caller:
+    return Caller(service)
+
+
+@pytest.fixture
+def borrower(service: Service) -> Caller:
+    return Caller(service)

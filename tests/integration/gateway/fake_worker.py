@@ -21,6 +21,7 @@ from scheduler.domain.messages import (
     BaseModelInfo,
     Frames,
     JobHint,
+    Listening,
     Replay,
     Submit,
     TokenFrame,
@@ -114,9 +115,11 @@ class FakeWorker:
     aborts: list[Abort] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
     hints: list[JobHint] = field(default_factory=list)
+    num_told: int = 0
     num_waiting: int = 0
     tiers: tuple[AdapterTier, ...] = ()
     task: asyncio.Task[None] | None = None
+    _is_muted: bool = False
     _sent: dict[str, tuple[str, list[TokenFrame]]] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -197,12 +200,16 @@ class FakeWorker:
                 task.cancel()
             await asyncio.gather(announcing, *self._tasks.values(), return_exceptions=True)
 
+    def mute(self) -> None:
+        """Announce itself no more; everything else goes on."""
+        self._is_muted = True
+
     async def _announce(self) -> None:
-        while True:
+        while not self._is_muted:
             await self.channel.announce(self.info, ttl_s=1.0)
             await asyncio.sleep(0.1)
 
-    async def _obey(self, message: Submit | Abort | Replay | JobHint) -> None:
+    async def _obey(self, message: Submit | Abort | Replay | Listening | JobHint) -> None:
         if isinstance(message, Submit):
             self.requests.append(message.request)
             task = asyncio.create_task(self._answer(message))
@@ -216,8 +223,10 @@ class FakeWorker:
             reply_to, frames = self._sent.get(message.request_id, ("", []))
             for frame in frames[message.from_seq :]:
                 await self._send(reply_to, frame)
-        else:
+        elif isinstance(message, JobHint):
             self.hints.append(message)
+        else:
+            self.num_told += 1
 
     async def _answer(self, submit: Submit) -> None:
         request, plan = submit.request, self.plan(submit.request)
@@ -226,9 +235,10 @@ class FakeWorker:
         if plan.silent:
             return
         steps = _steps(request, plan, self.eos_id)
-        for token_id, finish in steps:
-            await asyncio.sleep(plan.delay_s)
-            for index in range(request.n):
+        for place, (token_id, finish) in enumerate(steps):
+            due = [a.index for a in request.wanted_answers if len(a.token_ids) <= place]
+            await asyncio.sleep(plan.delay_s if due else 0)
+            for index in due:
                 seq = len(frames)
                 frame = _frame(request, plan, index, seq, token_id, finish)
                 if plan.fail_at == seq:

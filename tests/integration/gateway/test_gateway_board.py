@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.gateway import training
-from tests.integration.gateway.conftest import BASE
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service

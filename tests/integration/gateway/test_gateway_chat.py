@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import pytest
 
-from tests.integration.gateway.conftest import ANSWER, BASE, wait_until
+from tests.integration.gateway.conftest import ANSWER, wait_until
 from tests.integration.gateway.fake_worker import Plan
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -362,55 +361,3 @@ def test_a_quiet_stream_sends_comments_that_clients_skip(
 
     assert ": ping" in lines
     assert lines[-2] == "data: [DONE]"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_request_without_a_token_moves_when_its_worker_dies(
-    service: Service, worker: FakeWorker, stream: bool
-) -> None:
-    doomed = service.start_worker("doomed")
-    doomed.plan = lambda _: Plan([], silent=True)
-    worker.num_waiting = 50  # so that the request goes to the other one
-    time.sleep(0.4)
-    pool = service.gateway.engines.pool
-
-    with service.client(service.tenant()[1]) as other:
-        future = _in_thread(
-            lambda: other.chat.completions.create(model=BASE, messages=HELLO, stream=stream)
-        )
-        wait_until(lambda: len(doomed.requests) == 1)
-        service.kill_worker(doomed)
-        answer = future()
-
-        if stream:
-            text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
-        else:
-            text = answer.choices[0].message.content
-    assert text == ANSWER
-    assert worker.requests[0].prompt_token_ids == doomed.requests[0].prompt_token_ids
-    assert len(pool.roster.workers) == 1
-
-
-def test_a_stream_that_has_begun_ends_with_an_error_when_its_worker_dies(
-    service: Service, client: OpenAI, worker: FakeWorker
-) -> None:
-    doomed = service.start_worker("doomed")
-    doomed.plan = lambda _: Plan([40] * 400, delay_s=0.05)
-    worker.num_waiting = 50
-    time.sleep(0.4)
-
-    stream = client.chat.completions.create(model=BASE, messages=HELLO, stream=True)
-    next(iter(stream))
-    service.kill_worker(doomed)
-
-    with pytest.raises(openai.APIError, match="amid the answer"):
-        list(stream)
-    assert worker.requests == []
-
-
-def _in_thread(call: Any) -> Any:
-    """Start a blocking call; the result is a function that waits for it."""
-    executor = ThreadPoolExecutor(1)
-    future = executor.submit(call)
-    executor.shutdown(wait=False)
-    return lambda: future.result(20)

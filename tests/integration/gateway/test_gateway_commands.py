@@ -17,8 +17,8 @@ from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
 from scheduler.tasks.adapter_order import carry_out_order
 from scheduler.tasks.context import TaskContext
 from scheduler.tasks.encode import EncodedSummary
-from tests.integration.gateway.conftest import BASE
-from tests.integration.gateway.test_gateway_adapters import Caller, files_of
+from tests.integration.gateway.caller import Caller, files_of
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service
 
 pytestmark = pytest.mark.usefixtures("worker")
-
-
-@pytest.fixture
-def owner(service: Service) -> Caller:
-    return Caller(service)
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from tests.integration.gateway.conftest import ANSWER, BASE
+from tests.integration.gateway.conftest import ANSWER
 from tests.integration.gateway.fake_worker import Plan
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from openai import OpenAI

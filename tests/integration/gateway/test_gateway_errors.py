@@ -8,8 +8,9 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.gateway.conftest import BASE, run_service, wait_until
+from tests.integration.gateway.conftest import run_service, wait_until
 from tests.integration.gateway.fake_worker import Plan
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,11 +17,12 @@ from scheduler.gradebook import Gradebook, Grades
 from scheduler.text.exercise import Exercise
 from service.evaluation_run import ROWS_AT_ONCE, EvaluationRun
 from tests.integration.gateway import training
-from tests.integration.gateway.conftest import ANSWER, BASE, wait_until
+from tests.integration.gateway.caller import Caller
+from tests.integration.gateway.conftest import ANSWER, wait_until
 from tests.integration.gateway.fake_worker import Plan
-from tests.integration.gateway.test_gateway_adapters import Caller
 from tests.integration.gateway.test_gateway_files import upload
 from tests.integration.gateway.test_gateway_jobs import HELLO, create
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,16 +37,6 @@ if TYPE_CHECKING:
 
 LOSS = {"graders": [{"type": "loss"}]}
 BETTER = [{"grader": "loss", "comparison": "at_most", "against": "base"}]
-
-
-@pytest.fixture
-def owner(service: Service) -> Caller:
-    return Caller(service)
-
-
-@pytest.fixture
-def borrower(service: Service) -> Caller:
-    return Caller(service)
 
 
 class SlowBook(Gradebook):

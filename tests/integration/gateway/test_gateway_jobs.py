@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from tests.integration.gateway import training
-from tests.integration.gateway.conftest import ANSWER, BASE
+from tests.integration.gateway.conftest import ANSWER
 from tests.integration.gateway.test_gateway_files import upload
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from scheduler.domain.request import KvPolicyChoice
-from tests.integration.gateway.conftest import BASE
-from tests.integration.gateway.test_gateway_adapters import HELLO, Caller
+from tests.integration.gateway.caller import HELLO, Caller
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
-    from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
 
 WINDOWED = {"type": "snapkv", "budget": 64, "window": 16}
 NESTED = json.loads("[" * 400 + "]" * 400)
-
-
-@pytest.fixture
-def owner(service: Service) -> Caller:
-    return Caller(service)
 
 
 def chat(kv_policy: Any, **more: Any) -> dict[str, Any]:

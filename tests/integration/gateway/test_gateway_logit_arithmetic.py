@@ -6,23 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.gateway.conftest import ANSWER, BASE
-from tests.integration.gateway.test_gateway_adapters import HELLO, Caller
+from tests.integration.gateway.caller import HELLO, Caller
+from tests.integration.gateway.conftest import ANSWER
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from scheduler.domain.request import RequestBody
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
-
-
-@pytest.fixture
-def owner(service: Service) -> Caller:
-    return Caller(service)
-
-
-@pytest.fixture
-def borrower(service: Service) -> Caller:
-    return Caller(service)
 
 
 def term(model: str, beta: float = 0.5, **more: Any) -> dict[str, Any]:

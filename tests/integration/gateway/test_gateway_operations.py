@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from scheduler.store.usage import Usage
-from tests.integration.gateway.conftest import BASE, wait_until
+from tests.integration.gateway.conftest import wait_until
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -13,23 +13,13 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.tasks.adapter_order import carry_out_order
 from scheduler.tasks.context import TaskContext
 from scheduler.tasks.encode import EncodedSummary
-from tests.integration.gateway.conftest import BASE
-from tests.integration.gateway.test_gateway_adapters import Caller, stored
+from tests.integration.gateway.caller import Caller, stored
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service
 
 pytestmark = pytest.mark.usefixtures("worker")
-
-
-@pytest.fixture
-def owner(service: Service) -> Caller:
-    return Caller(service)
-
-
-@pytest.fixture
-def borrower(service: Service) -> Caller:
-    return Caller(service)
 
 
 def valid_file(caller: Caller) -> str:

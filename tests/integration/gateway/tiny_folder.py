@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 if TYPE_CHECKING:
     from pathlib import Path
 
+BASE = "org/tiny"  # what the folder is registered as
 MAX_MODEL_LEN = 512
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

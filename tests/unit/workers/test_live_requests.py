@@ -46,3 +46,25 @@ def test_a_caller_who_has_left_is_forgotten_at_once() -> None:
     live.forget("r")
 
     assert live.fail("r", "late", "worker_lost") is None
+
+
+def test_a_gateway_is_silent_by_periods_and_only_if_it_ever_said_that_it_listens() -> None:
+    live = two_answers()
+    assert [live.orphans(max_silent=2) for _ in range(5)] == [[]] * 5
+
+    live.hear("gateway")
+    assert [live.orphans(max_silent=2) for _ in range(3)] == [[], [], ["r"]]
+
+    live.hear("gateway")
+    assert live.orphans(max_silent=2) == []
+
+
+def test_a_gateway_that_had_nothing_to_wait_for_was_not_silent() -> None:
+    live = two_answers()
+    live.hear("gateway")
+    live.forget("r")
+    assert [live.orphans(max_silent=2) for _ in range(5)] == [[]] * 5
+
+    request = RequestBody(request_id="s", tenant_id="t", base_model="m", prompt_token_ids=(1,))
+    live.add(Submit(request=request, reply_to="gateway"))
+    assert live.orphans(max_silent=0) == []

@@ -4,25 +4,21 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-import fsspec
 import pytest
 
 from scheduler.durable import durable_file
 from scheduler.store.objects import ObjectStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
-    """The local store, and one that goes through fsspec's general path like a bucket does."""
+@pytest.fixture(params=["file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """The local store, and a bucket of a server."""
     if request.param == "file":
-        yield ObjectStore(f"file://{tmp_path}/objects")
-        return
-    yield ObjectStore(f"memory://bucket-{os.getpid()}")
-    fsspec.filesystem("memory").store.clear()
+        return ObjectStore(f"file://{tmp_path}/objects")
+    return ObjectStore(request.getfixturevalue("bucket_url"))
 
 
 async def test_bytes_come_back(store: ObjectStore) -> None:
@@ -32,6 +28,23 @@ async def test_bytes_come_back(store: ObjectStore) -> None:
     assert await store.size("a/b/c.bin") == 6
     with store.open("a/b/c.bin") as file:
         assert file.read() == b"\x00hello"
+
+
+async def test_the_root_can_be_made_and_is_not_minded_if_there(store: ObjectStore) -> None:
+    await store.put_bytes("k", b"kept")
+
+    await store.make_root()
+
+    assert await store.get_bytes("k") == b"kept"
+
+
+async def test_a_new_bucket_is_made(bucket_url: str) -> None:
+    store = ObjectStore(f"{bucket_url}-of-its-own")
+
+    await store.make_root()
+    await store.put_bytes("k", b"there")
+
+    assert await store.get_bytes("k") == b"there"
 
 
 async def test_a_second_write_replaces_the_first(store: ObjectStore) -> None:

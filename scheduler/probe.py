@@ -1,0 +1,35 @@
+"""`python -m scheduler.probe`: whether the relay does its work, seen by what it leaves undone.
+
+For health checks, since the scheduler process has no port to ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from scheduler.settings import SchedulerSettings
+from scheduler.store.board import Board
+from scheduler.store.database import Database
+
+PATIENCE_S = 5.0
+OVERDUE_S = 60.0  # rows are sent within a second; a broker that restarts takes longer
+
+
+async def is_sending(settings: SchedulerSettings) -> bool:
+    """Whether no row of the outbox has waited for a minute.
+
+    Raises:
+        SQLAlchemyError, TimeoutError: the database cannot be asked.
+    """
+    database = Database(settings.database_url)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            backlog = await Board(database).outbox()
+    finally:
+        await database.close()
+    return backlog.oldest_s < OVERDUE_S
+
+
+if __name__ == "__main__":
+    sys.exit(not asyncio.run(is_sending(SchedulerSettings())))

@@ -14,7 +14,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test check lint browser prometheus postgresql e2e chaos bench gpu postgres docs-check clean
+.PHONY: install demo test check lint browser prometheus postgresql e2e chaos bench gpu postgres secrets docs-check clean
 
 install: $(INSTALLED)
 
@@ -67,6 +67,12 @@ gpu: install
 
 postgres: install postgresql
 	$(PYTEST) -m postgres
+
+# The folder is closed; the files in it are read by the users of several containers.
+secrets:
+	chmod 700 docker/secrets
+	umask 022; for name in redis_password postgres_password s3_secret_key key_pepper grafana_password; do \
+	  test -s docker/secrets/$$name || openssl rand -hex 32 > docker/secrets/$$name; done
 
 docs-check: install
 	$(PYTEST) tests/unit/test_architecture.py

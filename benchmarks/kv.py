@@ -35,7 +35,7 @@ POLICIES: dict[str, dict[str, Any] | None] = {
     "snapkv": {"budget": 1024, "window": 32},
     "ems": {"budget": 1024, "window": 32},
 }
-CELLS = ((2048, 1), (2048, 8), (8192, 1), (8192, 8))
+CELLS = ((2048, 1), (2048, 8), (8192, 1), (8192, 8), (16_384, 1))
 QUICK_CELLS = ((2048, 1), (2048, 4))
 DECODE_STEPS = 48
 NUM_ROUNDS = 2
@@ -85,7 +85,7 @@ class KvBench:
 
     def __init__(self, folder: Path, most_tokens: int) -> None:
         config = bench_config()
-        config.max_position_embeddings = 16_384
+        config.max_position_embeddings = 32_768
         model = make_bench_model(folder, 0, config=config)
         self.callers = Callers()
         settings = EngineSettings.model_validate(

@@ -63,10 +63,10 @@ async def running_service() -> AsyncIterator[Service]:
                 text=True,
             )
         try:
-            url = await asyncio.wait_for(asyncio.to_thread(_ready_url, process), READY_TIMEOUT_S)
-            if url is None:
+            ready = await asyncio.wait_for(asyncio.to_thread(_ready_url, process), READY_TIMEOUT_S)
+            if ready is None:
                 raise SystemExit(f"The service did not start:\n{_tail(log_path)}")
-            yield Service(url, (Path(folder) / "admin.key").read_text().strip())
+            yield Service(ready, (Path(folder) / "admin.key").read_text().strip())
         finally:
             process.terminate()
             await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from workers.kernels.cpu_compression import cpu_compression_for
+
 MAX_SCORES = 1 << 22  # attention weights that are held at once: 16 MiB
 
 
@@ -64,11 +66,8 @@ class AttentionSums:
         sums = keys.new_zeros(keys.shape[:2], dtype=torch.float32)
         if self._sums is not None:
             sums[:, : self._sums.shape[1]] = self._sums
-        most = max(1, MAX_SCORES // (len(queries) * keys.shape[1]))
-        for part in counted.split(most):
-            weights = attention(queries[:, part], keys, first + part)
-            sums += self.query_stride * group_mean(weights.sum(1), len(keys))
-        self._sums = sums
+        added = column_sums(queries[:, counted], keys, first + counted)
+        self._sums = sums + self.query_stride * group_mean(added, len(keys))
 
     def observe(self, keys: torch.Tensor, values: torch.Tensor) -> LayerObservation:
         """What was seen; at least one chunk was."""
@@ -77,20 +76,32 @@ class AttentionSums:
         return LayerObservation(keys, values, self._queries, sums)
 
 
-def attention(
+def column_sums(
     queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Causal attention of n queries over all T keys [num_heads, n, T], in float32.
+    """Causal attention that each key gets from n queries, summed: [num_heads, T], in float32.
 
     Args:
         queries: [num_heads, n, head_dim].
         keys: [num_kv_heads, T, head_dim].
         positions: of the queries [n]; None: they are the last.
     """
-    num_heads, num_queries, head_dim = queries.shape
-    num_tokens = keys.shape[1]
+    num_heads, num_queries, num_tokens = len(queries), queries.shape[1], keys.shape[1]
     if positions is None:
         positions = torch.arange(num_tokens - num_queries, num_tokens)
+    kernels = cpu_compression_for(keys)
+    if kernels is not None:
+        return kernels.column_sums(queries, keys, positions)
+    sums = torch.zeros(num_heads, num_tokens)
+    for part in torch.arange(num_queries).split(max(1, MAX_SCORES // (num_heads * num_tokens))):
+        sums += attention(queries[:, part], keys, positions[part]).sum(1)
+    return sums
+
+
+def attention(queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Causal attention of queries at `positions` over all T keys [num_heads, n, T], in float32."""
+    num_heads, num_queries, head_dim = queries.shape
+    num_tokens = keys.shape[1]
     stacked = queries.float().reshape(len(keys), num_heads // len(keys) * num_queries, head_dim)
     logits = stacked @ keys.float().mT / math.sqrt(head_dim)
     logits = logits.view(num_heads, num_queries, num_tokens)
@@ -107,7 +118,7 @@ def window_scores(seen: LayerObservation, pooling: str, kernel_size: int) -> tor
         [num_kv_heads, T], zero within the window.
     """
     window = seen.queries.shape[1]
-    sums = attention(seen.queries, seen.keys).sum(1)[:, : seen.num_tokens - window]
+    sums = column_sums(seen.queries, seen.keys)[:, : seen.num_tokens - window]
     if sums.shape[1]:
         sums = pool(sums, pooling, kernel_size)
     return F.pad(group_mean(sums, len(seen.keys)), (0, window))

@@ -40,11 +40,11 @@ class KeptHead:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The T tokens of a prompt as one KV head values them.
+    """The T tokens of a prompt as each KV head values them.
 
     Attributes:
-        order: tokens, the most worthy first; those that always stay lead.
-        scores: the policy's score of each token.
+        order: tokens, the most worthy first; those that always stay lead [num_kv_heads, T].
+        scores: the policy's score of each token [num_kv_heads, T].
     """
 
     order: torch.Tensor
@@ -106,9 +106,15 @@ class KvPolicy(ABC):
         """Tokens that each KV head keeps of those scored [num_kv_heads, n]."""
         return [budget] * len(scores)
 
-    def keep(self, seen: LayerObservation, head: int, ranked: Ranking, count: int) -> KeptHead:
-        """Keep the first `count` tokens of the ranking, and decide what becomes of the others."""
-        tokens = ranked.order[:count].sort().values
+    def keep(self, seen: LayerObservation, ranked: Ranking, counts: list[int]) -> list[KeptHead]:
+        """Keep each head's first `counts` tokens, and decide what becomes of the others."""
+        return [
+            self.keep_head(seen, head, ranked.order[head, :count].sort().values)
+            for head, count in enumerate(counts)
+        ]
+
+    def keep_head(self, seen: LayerObservation, head: int, tokens: torch.Tensor) -> KeptHead:
+        """Keep `tokens` of one head, and drop the others."""
         keys, values = seen.keys[head, tokens], seen.values[head, tokens]
         return KeptHead(tokens, keys, values, torch.zeros(len(tokens)))
 
@@ -139,10 +145,7 @@ class KvPolicy(ABC):
         worth[:, -self.config.window :] = torch.inf
         order = worth.argsort(dim=1, descending=True, stable=True)
         always = self._num_always(seen.num_tokens)
-        return [
-            self.keep(seen, head, Ranking(order[head], scores[head]), always + count)
-            for head, count in enumerate(counts)
-        ]
+        return self.keep(seen, Ranking(order, scores), [always + count for count in counts])
 
 
 KV_POLICIES: Registry[KvPolicy] = Registry("KV policy")

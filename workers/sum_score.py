@@ -16,7 +16,7 @@ class SumScore(KvPolicy):
         """Options of the score."""
 
         num_queries: int = Field(
-            256, ge=16, le=2**20, description="Queries that are counted, evenly over the prompt."
+            64, ge=16, le=2**20, description="Queries that are counted, evenly over the prompt."
         )
 
     config: Config

@@ -30,6 +30,23 @@ async def test_bytes_come_back(store: ObjectStore) -> None:
         assert file.read() == b"\x00hello"
 
 
+async def test_the_root_can_be_made_and_is_not_minded_if_there(store: ObjectStore) -> None:
+    await store.put_bytes("k", b"kept")
+
+    await store.make_root()
+
+    assert await store.get_bytes("k") == b"kept"
+
+
+async def test_a_new_bucket_is_made(bucket_url: str) -> None:
+    store = ObjectStore(f"{bucket_url}-of-its-own")
+
+    await store.make_root()
+    await store.put_bytes("k", b"there")
+
+    assert await store.get_bytes("k") == b"there"
+
+
 async def test_a_second_write_replaces_the_first(store: ObjectStore) -> None:
     await store.put_bytes("k", b"first, longer")
     await store.put_bytes("k", b"second")

@@ -91,6 +91,22 @@ def column_sums(q_THD: Tensor, k_TKD: Tensor, start: int, window: int | None) ->
     return sums
 
 
+def likest_centre(
+    key: Tensor, value: Tensor, centre_keys_CD: Tensor, centre_values_CD: Tensor
+) -> tuple[int, float]:
+    """The centre most like one token, the first of equals, and relu(cos keys) * relu(cos values).
+
+    Source: EMS, Li et al. 2024, arXiv:2412.08521.
+    """
+    likeness = []
+    for centre_key, centre_value in zip(centre_keys_CD, centre_values_CD, strict=True):
+        keys = float(torch.cosine_similarity(key, centre_key, dim=0))
+        values = float(torch.cosine_similarity(value, centre_value, dim=0))
+        likeness.append(max(keys, 0.0) * max(values, 0.0))
+    best = max(likeness)
+    return likeness.index(best), best
+
+
 def sample(logits_V: Tensor, temperature: float, uniform: float) -> int:
     """The likeliest token at temperature 0; else the first whose running sum passes the mark."""
     if temperature == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from workers.kv_observation import LayerObservation
-from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
+from workers.kv_policy import KV_POLICIES, KeptHead
 from workers.sum_score import SumScore
 
 
@@ -13,9 +13,9 @@ from workers.sum_score import SumScore
 class Elastic(SumScore):
     """Column sums choose; each other token joins the kept one next to it, the earlier of two."""
 
-    def keep(self, seen: LayerObservation, head: int, ranked: Ranking, count: int) -> KeptHead:
+    def keep_head(self, seen: LayerObservation, head: int, tokens: torch.Tensor) -> KeptHead:
         """See KvPolicy."""
-        tokens = ranked.order[:count].sort().values
+        count = len(tokens)
         distance = (torch.arange(seen.num_tokens)[:, None] - tokens).abs()
         slot = distance.argmin(1)
         keys = _mean_by_slot(seen.keys[head], slot, count)

@@ -13,15 +13,19 @@ the bias log(1 + number merged), without which a merged slot weighs no more than
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from workers.kv_observation import LayerObservation, attention, group_mean, pool
+from workers.kernels.cpu_compression import cpu_compression_for
+from workers.kv_observation import LayerObservation, column_sums, group_mean, pool
 from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
 from workers.sum_score import SumScore
 
 POOLED_TOKENS = 5
+TINY = 1e-20
 
 
 @KV_POLICIES.register("ems")
@@ -44,48 +48,83 @@ class Ems(SumScore):
         """See KvPolicy."""
         heard = torch.arange(seen.num_tokens, 0, -1)
         overall = seen.column_sums / heard
-        local = group_mean(attention(seen.queries, seen.keys).sum(1), len(seen.keys))
+        local = group_mean(column_sums(seen.queries, seen.keys), len(seen.keys))
         aligned = overall * local.mean(1, keepdim=True) / overall.mean(1, keepdim=True)
         return pool(torch.maximum(aligned, local), "max", POOLED_TOKENS)
 
-    def keep(self, seen: LayerObservation, head: int, ranked: Ranking, count: int) -> KeptHead:
-        """See KvPolicy."""
-        tokens = ranked.order[:count].sort().values
-        merging = ranked.order[count : count + int(self.config.merge_ratio * count)]
-        merging = merging[ranked.scores[merging] > 0]
-        keys, values = seen.keys[head].float(), seen.values[head].float()
-        directions = F.normalize(keys, dim=-1)
-        merging, slot = self._join(directions, F.normalize(values, dim=-1), tokens, merging)
-        weights = ranked.scores.float()[:, None]
-        merged_values = _sums(weights * values, tokens, merging, slot)
-        merged_values /= _sums(weights, tokens, merging, slot)
-        turned = F.normalize(_sums(weights * directions, tokens, merging, slot), dim=-1)
-        merged_keys = turned * keys[tokens].norm(dim=-1, keepdim=True)
-        joined = torch.bincount(slot, minlength=count).float()
-        changed = joined[:, None] > 0
-        return KeptHead(
-            tokens,
-            torch.where(changed, merged_keys.to(seen.keys.dtype), seen.keys[head, tokens]),
-            torch.where(changed, merged_values.to(seen.values.dtype), seen.values[head, tokens]),
-            joined.log1p(),
-        )
-
-    def _join(
-        self, keys: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor, merging: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens that merge, and the slot that each joins; keys and values are directions.
-
-        Those that no centre is like enough to are of the zero class, and left out.
-        """
-        likeness = (keys[merging] @ keys[tokens].T).relu_()
-        likeness *= (values[merging] @ values[tokens].T).relu_()
-        best = likeness.max(1)
-        is_like = best.values >= self.config.threshold
-        return merging[is_like], best.indices[is_like]
+    def keep(self, seen: LayerObservation, ranked: Ranking, counts: list[int]) -> list[KeptHead]:
+        """See KvPolicy: all heads at once, for each keeps equally many."""
+        count = counts[0]
+        tokens = ranked.order[:, :count].sort(1).values
+        merging = ranked.order[:, count : count + int(self.config.merge_ratio * count)]
+        slot, likeness = likest_centres(seen, merging, tokens)
+        joins = likeness >= self.config.threshold  # the others are of the zero class
+        joins &= ranked.scores.gather(1, merging) > 0
+        heads = [self.keep_head(seen, head, own) for head, own in enumerate(tokens)]
+        for head, (kept, own) in enumerate(zip(heads, joins, strict=True)):
+            rows = HeadRows(seen.keys[head], seen.values[head], ranked.scores[head])
+            _merge(kept, merging[head, own], slot[head, own], rows)
+        return heads
 
 
-def _sums(
-    rows: torch.Tensor, tokens: torch.Tensor, merging: torch.Tensor, slot: torch.Tensor
-) -> torch.Tensor:
-    """Each slot's own row, and those that join it, added up."""
-    return rows[tokens].index_add_(0, slot, rows[merging])
+def likest_centres(
+    seen: LayerObservation, tokens: torch.Tensor, centres: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The centre that each token of a head is most like, and how much [num_kv_heads, n].
+
+    Args:
+        seen: the layer.
+        tokens: of each KV head [num_kv_heads, n].
+        centres: tokens as well [num_kv_heads, c].
+
+    Returns:
+        Indices into `centres`, and relu(cos(K, K')) * relu(cos(V, V')).
+    """
+    pairs = seen.keys, seen.values
+    norms = (pairs[0].float().norm(dim=-1) * pairs[1].float().norm(dim=-1)).clamp(min=TINY)
+    kernels = cpu_compression_for(seen.keys)
+    find = _products if kernels is None else kernels.likest_centres
+    slot, product = find(pairs, tokens, centres, 1 / norms.gather(1, centres))
+    return slot, product / norms.gather(1, tokens)
+
+
+def _products(
+    pairs: tuple[torch.Tensor, torch.Tensor],
+    tokens: torch.Tensor,
+    centres: torch.Tensor,
+    scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See CpuCompression.likest_centres; one head at a time, whose pairs are all held at once."""
+    best = []
+    for head, (rows, columns) in enumerate(zip(tokens, centres, strict=True)):
+        keys, values = (each[head].float() for each in pairs)
+        likeness = (keys[rows] @ keys[columns].T).relu_()
+        likeness *= (values[rows] @ values[columns].T).relu_()
+        best.append((likeness * scale[head]).max(1))
+    return torch.stack([b.indices for b in best]), torch.stack([b.values for b in best])
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """All tokens of one KV head, and what each weighs in a mean."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    weights: torch.Tensor
+
+
+def _merge(kept: KeptHead, tokens: torch.Tensor, slots: torch.Tensor, rows: HeadRows) -> None:
+    """Average each of `tokens` into the slot that it joins; `kept` holds copies, and is written."""
+    changed, place = slots.unique(return_inverse=True)
+    members = torch.cat([kept.tokens[changed], tokens])
+    place = torch.cat([torch.arange(len(changed)), place])
+    weights, keys, values = (
+        each[members].float() for each in (rows.weights[:, None], rows.keys, rows.values)
+    )
+    terms = torch.cat([weights * F.normalize(keys, dim=-1), weights * values, weights], dim=1)
+    sums = torch.zeros(len(changed), terms.shape[1]).index_add_(0, place, terms)
+    turned, total, mass = sums.split([keys.shape[1], values.shape[1], 1], dim=1)
+    norms = keys[: len(changed)].norm(dim=-1, keepdim=True)
+    kept.keys[changed] = (F.normalize(turned, dim=-1) * norms).to(kept.keys.dtype)
+    kept.values[changed] = (total / mass).to(kept.values.dtype)
+    kept.log_count[changed] = torch.bincount(slots)[changed].float().log1p()

@@ -297,3 +297,15 @@ def test_a_plan_starts_the_broker_first_and_the_gateway_last(model: Path, data: 
 
 def test_version_is_the_installed_one() -> None:
     assert _tandem("version").stdout.startswith("tandem 0.")
+
+
+def test_prepare_makes_schema_and_root_where_the_environment_says(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_DATA_DIR", str(data))
+
+    first, second = _tandem("prepare"), _tandem("prepare")
+
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert (data / "tandem.db").is_file()
+    assert (data / "objects").is_dir()

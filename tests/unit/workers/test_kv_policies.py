@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import workers.kv_policies  # noqa: F401
+from workers.kernels import reference
 from workers.kv_observation import AttentionSums, LayerObservation
 from workers.kv_policy import KV_POLICIES, KvPolicy
 
 NAMES = KV_POLICIES.names()
 NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 3, 4, 2, 8
 WINDOW, NUM_SINKS = 4, 2
+EMS_THRESHOLD = 0.05  # random vectors are seldom more alike
 
 
 def make(name: str, budget: float, **options: Any) -> KvPolicy:
@@ -211,6 +214,52 @@ def test_ems_merges_copies_so_that_attention_does_not_change() -> None:
     full = (keys[0] @ query).softmax(0) @ values[0]
     merged = (kept.keys @ query + kept.log_count).softmax(0) @ kept.values
     torch.testing.assert_close(merged, full)
+
+
+def slow_ems_slots(
+    seen: LayerObservation, head: int, scores: list[float], tokens: list[int], most: int
+) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Key, value and number of merged tokens of each slot, token by token."""
+    keys, values = seen.keys[head].double(), seen.values[head].double()
+    others = sorted(set(range(seen.num_tokens)) - {*tokens}, key=lambda i: -scores[i])[:most]
+    joining: list[list[int]] = [[] for _ in tokens]
+    for token in others:
+        pair = keys[token], values[token]
+        slot, likeness = reference.likest_centre(*pair, keys[tokens], values[tokens])
+        if likeness >= EMS_THRESHOLD:
+            joining[slot].append(token)
+    slots = []
+    for centre, joined in zip(tokens, joining, strict=True):
+        members = [centre, *joined]
+        weights = torch.tensor([scores[i] for i in members]).double()
+        directions = torch.stack([keys[i] / keys[i].norm() for i in members])
+        turned = weights @ directions
+        key = keys[centre].norm() * turned / turned.norm()
+        slots.append((key, weights @ values[members] / weights.sum(), len(joined)))
+    return slots
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # kernels, plain torch
+@given(seed=st.integers(0, 99), num_tokens=st.integers(10, 40), ratio=st.sampled_from([0, 0.5, 16]))
+@settings(max_examples=15, deadline=None)
+def test_ems_merges_as_its_formulas_say(
+    dtype: torch.dtype, seed: int, num_tokens: int, ratio: float
+) -> None:
+    seen = observe(seed, num_tokens)
+    seen = replace(seen, keys=seen.keys.to(dtype), values=seen.values.to(dtype))
+    policy = make("ems", 9, threshold=EMS_THRESHOLD, merge_ratio=ratio)
+
+    kept = policy.compress([seen])[0]
+
+    for head, scores in enumerate(policy.score(seen).tolist()):
+        tokens = kept[head].tokens.tolist()
+        slots = slow_ems_slots(seen, head, scores, tokens, int(ratio * 9))
+        for slot, (key, value, joined) in enumerate(slots):
+            torch.testing.assert_close(kept[head].keys[slot].double(), key, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                kept[head].values[slot].double(), value, rtol=1e-4, atol=1e-5
+            )
+            assert float(kept[head].log_count[slot]) == pytest.approx(math.log1p(joined))
 
 
 def test_ems_above_any_likeness_only_evicts() -> None:

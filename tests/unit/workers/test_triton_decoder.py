@@ -13,11 +13,13 @@ import torch
 from scheduler.domain.plan import Span
 from tests.unit.workers import test_training_gradients as gradients
 from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
+from tests.unit.workers.train_bench import Bench, random_examples
 from workers.activations import SaveLevel
 from workers.adapter_pool import AdapterPool
 from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.kernels.device_kernels import KERNELS, gpu_kernels
 from workers.model import MODULE_PATHS
+from workers.pack_placement import TrainerLimits
 from workers.padded_step import PaddedStep
 
 
@@ -37,13 +39,13 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_gradients_beside_inference_are_those_of_autograd(family: str, level: SaveLevel) -> None:
     random = Random(family)
-    bench = gradients.Bench(family, random, level)
+    bench = Bench(gradients.model(family).decoder, random, level)
     served = random_lora(gradients.model(family).decoder.config, 9, 5, ("q_proj", "down_proj"))
     columns = make_resident(bench.pool, "served", *served)
     bench.run.add([random.randrange(90) for _ in range(7)], columns)
     bench.run.add([random.randrange(90) for _ in range(9)], None)
-    bench.limit(gradients.TrainerLimits(max_jobs=4, range_tokens=30), level)
-    examples = gradients.random_examples(random)[:1]
+    bench.limit(TrainerLimits(max_jobs=4, range_tokens=30), level)
+    examples = random_examples(random)[:1]
     bench.start_job(4, tuple(MODULE_PATHS), examples)
 
     bench.finish()

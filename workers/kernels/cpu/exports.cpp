@@ -2,6 +2,7 @@
 #include "adapters.h"
 #include "attention.h"
 #include "attention_backward.h"
+#include "compression.h"
 #include "gemm.h"
 #include "layer.h"
 #include "layer_backward.h"
@@ -68,6 +69,17 @@ void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs
                                            const Shape* shape, const AttentionGrads<T>* of, int threads) { \
         int64_t next = 0; \
         on_team(threads, [&](Member) { attend_backward(*source, spans, num_spans, *shape, *of, &next); }); \
+    } \
+    extern "C" void attended_keys_##NAME(const AttendedKeys<T>* of, int threads) { \
+        on_team(threads, [&](Member member) { \
+            for (int64_t i = member.index; i < of->heads; i += member.size) of->add_head(member, i); \
+        }); \
+    } \
+    extern "C" void likest_centres_##NAME(const LikestCentres<T>* of, int threads) { \
+        int64_t tiles = of->tiles(); \
+        on_team(threads, [&](Member member) { \
+            for (int64_t i = member.index; i < of->heads * tiles; i += member.size) of->find(i / tiles, i % tiles); \
+        }); \
     } \
     extern "C" void forward_layer_##NAME(const LayerWeights<T>* weights, const LayerBatch<T>* batch, int threads) { \
         on_team(threads, [&](Member member) { LayerForward<T>{*weights, *batch, member}.forward(); }); \

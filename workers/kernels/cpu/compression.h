@@ -1,0 +1,139 @@
+// What KV policies ask of a prompt: how much attention each key gets, and which kept token each other
+// one is most like. A tile is up to MAX_TILE rows in the lanes of vectors; keys stream past it as in
+// attention, and nothing as large as rows x keys is ever stored.
+#pragma once
+#include "attention.h"
+
+// Rows packed as panels; the lanes after the last row repeat the first.
+template <class T>
+struct RowTile {
+    alignas(64) T panels[MAX_TILE * MAX_HEAD_DIM];
+    int64_t used, lanes;
+
+    // `row(i)` is where row i begins.
+    template <class Row>
+    void pack(int64_t count, int64_t dim, Row row) {
+        used = count;
+        lanes = (count + PANEL - 1) / PANEL * PANEL;
+        for (int64_t lane = 0; lane < lanes; lane++) pack_lane(panels, lane, row(lane < used ? lane : 0), dim);
+    }
+
+    // products (count, lanes) of `count` rows that lie `stride` apart.
+    void products(const T* rows, int64_t stride, int64_t count, int64_t dim, float* out) const {
+        score_rows<MAX_ROWS>(rows, stride, count, panels, dim, lanes / PANEL, out);
+    }
+};
+
+// Queries (heads, num_queries, dim) at `positions`, keys that lie `token_stride` and `head_stride` apart,
+// and the attention that each key gets from all of a head's queries: sums (heads, num_keys).
+template <class T>
+struct AttendedKeys {
+    const T *queries, *keys;
+    const int32_t* positions;
+    float *sums, *scratch;  // scratch (threads, num_keys, MAX_TILE)
+    int64_t heads, kv_heads, dim, num_queries, num_keys, token_stride, head_stride;
+
+    void add_head(Member member, int64_t head) const {
+        float* scores = scratch + member.index * num_keys * MAX_TILE;
+        memset(sums + head * num_keys, 0, size_t(num_keys) * sizeof(float));
+        for (int64_t first = 0; first < num_queries; first += MAX_TILE) {
+            int64_t left = num_queries - first;
+            add_tile(head, first, left < MAX_TILE ? left : MAX_TILE, scores);
+        }
+    }
+
+private:
+    void add_tile(int64_t head, int64_t first, int64_t count, float* scores) const {
+        RowTile<T> tile;
+        alignas(64) int32_t at[MAX_TILE];
+        tile.pack(count, dim, [&](int64_t i) { return queries + (head * num_queries + first + i) * dim; });
+        int64_t stop = 0;
+        for (int64_t lane = 0; lane < tile.lanes; lane++) {
+            at[lane] = positions[first + (lane < count ? lane : 0)];
+            if (at[lane] >= stop) stop = at[lane] + 1;
+        }
+        const T* own = keys + head / (heads / kv_heads) * head_stride;
+        tile.products(own, token_stride, stop, dim, scores);
+        for (int64_t l = 0; l < tile.lanes; l += LANES) weigh(stop, at + l, count - l, scores + l);
+        for (int64_t i = 0; i < stop; i++) {
+            Floats total = splat(0);
+            for (int64_t l = 0; l < tile.lanes; l += LANES) total += load(scores + i * MAX_TILE + l);
+            sums[head * num_keys + i] += sum(total);
+        }
+    }
+
+    // Turns the products of LANES queries with keys 0 .. stop into attention; lanes from `used` on are 0.
+    void weigh(int64_t stop, const int32_t* at, int64_t used, float* scores) const {
+        Floats scale = splat(1.0f / sqrtf(float(dim))), top = splat(MASKED), mass = splat(0), share;
+        Ints position;
+        memcpy(&position, at, sizeof position);
+        for (int64_t i = 0; i < stop; i++) {
+            float* place = scores + i * MAX_TILE;
+            Floats logit = Ints(int32_t(i)) > position ? splat(MASKED) : load(place) * scale;
+            store(place, logit);
+            top = larger(top, logit);
+        }
+        for (int64_t i = 0; i < stop; i++) {
+            Floats weight = exponential(load(scores + i * MAX_TILE) - top);
+            store(scores + i * MAX_TILE, weight);
+            mass += weight;
+        }
+        for (int lane = 0; lane < LANES; lane++) share[lane] = lane < used ? 1 / mass[lane] : 0;
+        for (int64_t i = 0; i < stop; i++) store(scores + i * MAX_TILE, load(scores + i * MAX_TILE) * share);
+    }
+};
+
+// Of tokens (heads, num_rows), each a key and a value, the centre c of (heads, num_centres) with the
+// largest relu(key . key_c) * relu(value . value_c) * scale_c, the first of equals.
+template <class T>
+struct LikestCentres {
+    const T *keys, *values;
+    const int64_t *rows, *centres;  // tokens
+    const float* scales;            // (heads, num_centres)
+    int64_t* slots;                 // (heads, num_rows)
+    float* likeness;
+    int64_t heads, dim, num_rows, num_centres, token_stride, head_stride;
+
+    int64_t tiles() const { return (num_rows + MAX_TILE - 1) / MAX_TILE; }
+
+    void find(int64_t head, int64_t tile) const {
+        RowTile<T> near, alike;
+        alignas(64) float by_key[KEY_BLOCK * MAX_TILE], by_value[KEY_BLOCK * MAX_TILE];
+        Floats best[MAX_TILE / LANES];
+        Ints slot[MAX_TILE / LANES] = {};
+        for (Floats& each : best) each = splat(-1);
+        int64_t first = head * num_rows + tile * MAX_TILE, left = num_rows - tile * MAX_TILE;
+        int64_t used = left < MAX_TILE ? left : MAX_TILE;
+        near.pack(used, dim, [&](int64_t i) { return at(keys, head, rows[first + i]); });
+        alike.pack(used, dim, [&](int64_t i) { return at(values, head, rows[first + i]); });
+        for (int64_t block = 0; block < num_centres; block += KEY_BLOCK) {
+            int64_t size = num_centres - block < KEY_BLOCK ? num_centres - block : KEY_BLOCK;
+            multiply(near, keys, head, block, size, by_key);
+            multiply(alike, values, head, block, size, by_value);
+            const float* scale = scales + head * num_centres + block;
+            for (int64_t i = 0; i < size; i++)
+                for (int64_t j = 0; j < near.lanes / LANES; j++) {
+                    int64_t place = i * MAX_TILE + j * LANES;
+                    Floats zero = splat(0);
+                    Floats both = larger(load(by_key + place), zero) * larger(load(by_value + place), zero) * scale[i];
+                    slot[j] = both > best[j] ? Ints(int32_t(block + i)) : slot[j];
+                    best[j] = larger(best[j], both);
+                }
+        }
+        for (int64_t lane = 0; lane < used; lane++) {
+            slots[first + lane] = slot[lane / LANES][lane % LANES];
+            likeness[first + lane] = best[lane / LANES][lane % LANES];
+        }
+    }
+
+private:
+    const T* at(const T* data, int64_t head, int64_t token) const { return data + head * head_stride + token * token_stride; }
+
+    // Centres lie anywhere: a block of them is copied side by side first.
+    void multiply(const RowTile<T>& tile, const T* data, int64_t head, int64_t block, int64_t size, float* out) const {
+        alignas(64) T copied[KEY_BLOCK * MAX_HEAD_DIM];
+        for (int64_t i = 0; i < size; i++)
+            memcpy(copied + i * dim, at(data, head, centres[head * num_centres + block + i]), size_t(dim) * sizeof(T));
+        tile.products(copied, dim, size, dim, out);
+    }
+};

@@ -1,0 +1,116 @@
+"""The C++ kernels of KV compression as functions of tensors, one set for each storage dtype.
+
+Sums are float32; the torch code beside each caller gives the same up to their rounding.
+
+Shape suffixes: H query heads, K KV heads, N queries, T tokens, C centres, M tokens beside them,
+D head_dim.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_int, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from workers.kernels.cpu_kernels import MAX_HEAD_DIM, NAMES, cpu_kernels, panel_outputs
+from workers.kernels.native import library
+
+
+class AttendedKeys(Structure):
+    """The fields of `AttendedKeys` in `compression.h`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "keys", "positions", "sums", "scratch")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "dim", "num_queries", "num_keys")),
+        *(("token_stride", c_int64), ("head_stride", c_int64)),
+    )
+
+
+class LikestCentres(Structure):
+    """The fields of `LikestCentres` in `compression.h`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("keys", "values", "rows", "centres")),
+        *((name, c_void_p) for name in ("scales", "slots", "likeness")),
+        *((name, c_int64) for name in ("heads", "dim", "num_rows", "num_centres")),
+        *(("token_stride", c_int64), ("head_stride", c_int64)),
+    )
+
+
+class CpuCompression:
+    """The library's functions for one storage dtype."""
+
+    def __init__(self, loaded: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._attended_keys = getattr(loaded, f"attended_keys_{NAMES[dtype]}")
+        self._attended_keys.argtypes = (POINTER(AttendedKeys), c_int)
+        self._likest_centres = getattr(loaded, f"likest_centres_{NAMES[dtype]}")
+        self._likest_centres.argtypes = (POINTER(LikestCentres), c_int)
+        for function in (self._attended_keys, self._likest_centres):
+            function.restype = None
+
+    def column_sums(self, q_HND: Tensor, k_KTD: Tensor, positions_N: Tensor) -> Tensor:
+        """Attention that each key gets from all queries of a head, (H, T) float32."""
+        q_HND, positions_N = q_HND.contiguous(), positions_N.to(torch.int32)
+        if k_KTD.stride(2) != 1:
+            k_KTD = k_KTD.contiguous()
+        (heads, num_queries, dim), (kv_heads, num_keys, _) = q_HND.shape, k_KTD.shape
+        sums, num_threads = torch.empty(heads, num_keys), torch.get_num_threads()
+        scratch = torch.empty(num_threads, num_keys, 2 * panel_outputs())
+        self._attended_keys(
+            byref(
+                AttendedKeys(
+                    *(each.data_ptr() for each in (q_HND, k_KTD, positions_N, sums, scratch)),
+                    *(heads, kv_heads, dim, num_queries, num_keys),
+                    *(k_KTD.stride(1), k_KTD.stride(0)),
+                )
+            ),
+            num_threads,
+        )
+        return sums
+
+    def likest_centres(
+        self, kv_KTD: tuple[Tensor, Tensor], rows_KM: Tensor, centres_KC: Tensor, scale_KC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The centre of largest relu(key . key) * relu(value . value) * scale, and that product.
+
+        Args:
+            kv_KTD: keys and values of all tokens.
+            rows_KM: the tokens that look for a centre.
+            centres_KC: tokens; at least one of each head.
+            scale_KC: factor of each centre, float32.
+
+        Returns:
+            Indices into the centres, (K, M) int64, the first of equals; products, (K, M) float32.
+        """
+        keys, values = kv_KTD
+        if keys.stride(2) != 1 or keys.stride() != values.stride():
+            keys, values = keys.contiguous(), values.contiguous()
+        tokens = rows_KM.contiguous(), centres_KC.contiguous(), scale_KC.contiguous()
+        slots, likeness = torch.empty_like(tokens[0]), torch.empty(rows_KM.shape)
+        self._likest_centres(
+            byref(
+                LikestCentres(
+                    *(each.data_ptr() for each in (keys, values, *tokens, slots, likeness)),
+                    *(len(keys), keys.shape[2], rows_KM.shape[1], centres_KC.shape[1]),
+                    *(keys.stride(1), keys.stride(0)),
+                )
+            ),
+            torch.get_num_threads(),
+        )
+        return slots, likeness
+
+
+@cache
+def _compression(dtype: torch.dtype) -> CpuCompression | None:
+    loaded = library()
+    return None if loaded is None or cpu_kernels(dtype) is None else CpuCompression(loaded, dtype)
+
+
+def cpu_compression_for(x: Tensor) -> CpuCompression | None:
+    """The kernels for heads like `x` (..., D); None where the machine or the heads have none."""
+    if x.device.type != "cpu" or x.shape[-1] % 2 or x.shape[-1] > MAX_HEAD_DIM:
+        return None
+    return _compression(x.dtype)

@@ -6,6 +6,7 @@
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV ?= .venv
+CHAOS_REPORT ?= chaos-report
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -55,7 +56,7 @@ e2e: install browser prometheus postgresql
 	$(PYTEST) -m e2e tests/e2e tests/chaos
 
 chaos: install postgresql
-	$(PYTEST) -m chaos
+	$(PYTEST) -m chaos tests/chaos --chaos-report=$(CHAOS_REPORT)
 
 bench: install
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=10000 $(BIN)/python -m benchmarks.coserve $(if $(QUICK),--quick) $(BENCH)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 BUSY_TIMEOUT_S = 5.0
+# A process that stands still inside a transaction keeps its row locks, and nobody could take its
+# jobs over. Ours do nothing but SQL there.
+IDLE_TRANSACTION_S = 5.0
 MIGRATION_LOCK = 7_304_251_119  # any constant: advisory lock of PostgreSQL during migrations
 _SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
@@ -128,7 +131,9 @@ def _is_sqlite(url: str) -> bool:
 
 
 def _server_engine(url: str) -> AsyncEngine:
-    return create_async_engine(url, pool_pre_ping=True)
+    engine = create_async_engine(url, pool_pre_ping=True)
+    event.listen(engine.sync_engine, "connect", _prepare_postgres)
+    return engine
 
 
 def _sqlite_engine(url: str) -> AsyncEngine:
@@ -141,6 +146,14 @@ def _sqlite_engine(url: str) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def _prepare_postgres(dbapi_connection: Any, _record: object) -> None:
+    cursor = dbapi_connection.cursor()
+    idle_ms = int(IDLE_TRANSACTION_S * 1000)
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {idle_ms}")
+    cursor.close()
+    dbapi_connection.commit()
 
 
 def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.chaos.ledger import Ledger
 from tests.e2e.service import RunningService, descendants, finished, start, start_job, steps, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
@@ -42,21 +42,6 @@ def _start(client: OpenAI) -> FineTuningJob:
     )
 
 
-def _rows(service: RunningService, query: str, job: FineTuningJob) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(service.data / "tandem.db")) as database:
-        return database.execute(query, (job.id,)).fetchall()
-
-
-def _digest(service: RunningService, job: FineTuningJob) -> object:
-    """Digest of the adapter that a job ended with."""
-    query = (
-        "SELECT digest FROM adapter_versions JOIN adapters ON id = adapter_id "
-        "AND version = final_version WHERE adapters.job_id = ?"
-    )
-    ((digest,),) = _rows(service, query, job)
-    return digest
-
-
 def _kill(service: RunningService, victim: str) -> None:
     children = descendants(service.process.pid)
     pid = next(pid for pid, command in children if victim in command)
@@ -74,11 +59,11 @@ def _run_with_kills(service: RunningService, client: OpenAI, chance: random.Rand
         time.sleep(chance.uniform(0, 0.05))  # anywhere within a step, or in its checkpoint
         _kill(service, VICTIMS[number % len(VICTIMS)])
     assert finished(client, job).status == "succeeded"
-    counted = _rows(service, "SELECT step, num_mismatches FROM metrics WHERE job_id = ?", job)
-    assert sorted(counted) == [(step, 0) for step in range(1, LAST_STEP + 1)]
-    ((epoch,),) = _rows(service, "SELECT epoch FROM jobs WHERE id = ?", job)
-    assert int(str(epoch)) >= UNBROKEN_EPOCH + len(KILL_STEPS)  # no kill came after the end
-    return _digest(service, job)
+    with closing(Ledger.of_folder(service.data)) as ledger:
+        record = ledger.job(job.id)
+        assert record.steps == tuple((step, 0) for step in range(1, LAST_STEP + 1))
+        assert record.epoch >= UNBROKEN_EPOCH + len(KILL_STEPS)  # no kill came after the end
+        return ledger.digest(job.id)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +71,15 @@ def _run_with_kills(service: RunningService, client: OpenAI, chance: random.Rand
     [pytest.param(1, marks=pytest.mark.e2e), pytest.param(NUM_ROUNDS, marks=pytest.mark.chaos)],
 )
 def test_a_job_whose_processes_are_killed_ends_as_the_unbroken_one(
-    num_rounds: int, service: RunningService
+    num_rounds: int, service: RunningService, found: Callable[[int, str, str], None]
 ) -> None:
     client = service.tenant(f"killed-{num_rounds}")
     unbroken = finished(client, _start(client))
     assert unbroken.status == "succeeded"
-    expected = _digest(service, unbroken)
+    with closing(Ledger.of_folder(service.data)) as ledger:
+        expected = ledger.digest(unbroken.id)
 
     for seed in range(num_rounds):
         time.sleep(PAUSE_S if seed else 0)
         assert _run_with_kills(service, client, random.Random(seed)) == expected, f"seed {seed}"
+    found(num_rounds * len(KILL_STEPS), "the unbroken adapter, every step once", "as expected")

@@ -92,7 +92,7 @@ def column_sums(
     kernels = cpu_compression_for(keys)
     if kernels is not None:
         return kernels.column_sums(queries, keys, positions)
-    sums = torch.zeros(num_heads, num_tokens)
+    sums = keys.new_zeros(num_heads, num_tokens, dtype=torch.float32)
     for part in torch.arange(num_queries).split(max(1, MAX_SCORES // (num_heads * num_tokens))):
         sums += attention(queries[:, part], keys, positions[part]).sum(1)
     return sums

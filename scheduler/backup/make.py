@@ -42,7 +42,7 @@ async def back_up(settings: StoreSettings, out: Path) -> BackupManifest:
     """
     with new_backup(out) as writer, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         dump = Path(scratch) / DATABASE
-        saving = _Saving(ObjectStore(settings.object_store_url), writer)
+        saving = _Saving(ObjectStore(settings.object_store_url), writer, Path(scratch))
         await saving.take(settings.database_url, dump)
         await saving.copy_file(DATABASE, dump)
         await saving.copy_file(PEPPER, settings.key_pepper_file)
@@ -64,12 +64,14 @@ class _Saving:
     Args:
         objects: are copied.
         writer: takes the files.
+        scratch: holds one object at a time.
     """
 
-    def __init__(self, objects: ObjectStore, writer: BackupWriter) -> None:
+    def __init__(self, objects: ObjectStore, writer: BackupWriter, scratch: Path) -> None:
         self.members: dict[str, Member] = {}
         self._objects = objects
         self._writer = writer
+        self._fetched = scratch / "object"
         self._copied: set[str] = set()
 
     async def take(self, url: str, dump: Path) -> None:
@@ -95,14 +97,12 @@ class _Saving:
             await self._add(name, source, path.stat().st_size)
 
     async def _copy_object(self, key: str) -> None:
-        """Copy an object, unless it has been deleted."""
+        """Copy an object, unless it is deleted before it has been read to its end."""
         try:
-            size_bytes = await self._objects.size(key)
-            source = self._objects.open(key)
+            await self._objects.get_file(key, self._fetched)
         except FileNotFoundError:
             return
-        with source:
-            await self._add(OBJECTS + key, source, size_bytes)
+        await self.copy_file(OBJECTS + key, self._fetched)
         self._copied.add(key)
 
     async def _add(self, name: str, source: BinaryIO, size_bytes: int) -> None:

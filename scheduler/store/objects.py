@@ -26,7 +26,8 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = fsspec.core.url_to_fs(url)
+        # Other processes write and delete here too: a listing of before says nothing about now.
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = root.rstrip("/")
 
     async def make_root(self) -> None:
@@ -84,10 +85,6 @@ class ObjectStore:
     async def exists(self, key: str) -> bool:
         """Whether there is an object, or a folder with one, at `key`."""
         return bool(await asyncio.to_thread(self._fs.exists, self._path(key)))
-
-    async def size(self, key: str) -> int:
-        """Bytes of an object."""
-        return int(await asyncio.to_thread(self._fs.size, self._path(key)))
 
     def _path(self, key: str) -> str:
         parts = key.split("/")

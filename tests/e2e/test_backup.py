@@ -59,9 +59,9 @@ def server_places(
 def _tandem(*arguments: str | Path, **settings: str) -> str:
     command = [sys.executable, "-m", "scheduler.cli", *map(str, arguments)]
     environment = settings_environment(settings)
-    return subprocess.run(
-        command, check=True, text=True, capture_output=True, env=environment
-    ).stdout
+    ended = subprocess.run(command, text=True, capture_output=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def _answer(client: OpenAI, model: str) -> str:

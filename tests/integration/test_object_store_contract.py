@@ -4,6 +4,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 
 from scheduler.durable import durable_file
@@ -25,7 +26,6 @@ async def test_bytes_come_back(store: ObjectStore) -> None:
     await store.put_bytes("a/b/c.bin", b"\x00hello")
 
     assert await store.get_bytes("a/b/c.bin") == b"\x00hello"
-    assert await store.size("a/b/c.bin") == 6
     with store.open("a/b/c.bin") as file:
         assert file.read() == b"\x00hello"
 
@@ -45,6 +45,21 @@ async def test_a_new_bucket_is_made(bucket_url: str) -> None:
     await store.put_bytes("k", b"there")
 
     assert await store.get_bytes("k") == b"there"
+
+
+async def test_what_another_process_writes_and_deletes_is_seen(bucket_url: str) -> None:
+    store = ObjectStore(bucket_url)
+    other, root = fsspec.core.url_to_fs(bucket_url, skip_instance_cache=True)
+    await store.put_bytes("folder/mine", b"1")
+    assert await store.keys() == {"folder/mine"}
+
+    other.pipe_file(f"{root}/folder/theirs", b"2")
+    assert await store.exists("folder/theirs")
+    assert await store.keys() == {"folder/mine", "folder/theirs"}
+
+    other.rm_file(f"{root}/folder/mine")
+    assert not await store.exists("folder/mine")
+    assert await store.keys() == {"folder/theirs"}
 
 
 async def test_a_second_write_replaces_the_first(store: ObjectStore) -> None:

@@ -64,8 +64,8 @@ class OnlineLeastSquares:
     def observe(self, x: list[float], y: float) -> None:
         """Learn from one observation."""
         predicted = dot(self.weights, x)
-        believed = predicted + self._believed(predicted, y - predicted)
-        self._add(x, believed, 1 / max(predicted, believed, LEAST_VALUE))
+        believed = predicted + self._believed(predicted, y)
+        self._add(x, believed, 1 / max(predicted, y, LEAST_VALUE))
         self.num_observations += 1
         if self.num_observations <= SETTLED or self.num_observations % SOLVE_EVERY == 0:
             step = solve(self._squares, self._products, RIDGE)
@@ -78,11 +78,12 @@ class OnlineLeastSquares:
             relative = min(1.0, error / max(abs(predicted), 1e-9))
             self._relative_error_mean += rate * (relative - self._relative_error_mean)
 
-    def _believed(self, predicted: float, residual: float) -> float:
-        """What a residual may teach."""
+    def _believed(self, predicted: float, y: float) -> float:
+        """What the residual of `y` may teach; something even where nothing was expected."""
+        residual = y - predicted
         if self.num_observations <= 2 * len(self.weights):
             return residual
-        usual = max(LEAST_ERROR, self._relative_error_mean) * abs(predicted)
+        usual = max(LEAST_ERROR, self._relative_error_mean) * max(abs(predicted), y / 4)
         return max(-MAX_SURPRISE * usual, min(MAX_SURPRISE * usual, residual))
 
     def _add(self, x: list[float], y: float, scale: float) -> None:

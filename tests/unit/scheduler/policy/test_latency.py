@@ -36,7 +36,7 @@ def test_least_squares_converges_on_a_linear_law(truth: list[float], seed: int) 
         law.observe(x, sum(a * b for a, b in zip(truth, x, strict=True)))
 
     assert law.predict([1.0, 5.0, 2.0]) == pytest.approx(
-        truth[0] + 5 * truth[1] + 2 * truth[2], rel=0.005, abs=0.02
+        truth[0] + 5 * truth[1] + 2 * truth[2], rel=0.02, abs=0.05
     )
 
 

@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-FORGETTING = 0.99  # an observation's weight halves after some 70 steps
-RIDGE = 1e-3  # of one observation on a term that explains all of it
+FORGETTING = 0.985  # an observation's weight halves after some 46 steps
+RIDGE = 1e-5  # of one observation on a term that explains all of it
 MAX_SURPRISE = 3.0  # times the usual error: the rest of a residual is an accident
 LEAST_ERROR = 0.01  # of a prediction, that is never a surprise
 LEAST_VALUE = 0.01  # what is smaller is not told apart

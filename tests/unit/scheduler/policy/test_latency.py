@@ -36,7 +36,7 @@ def test_least_squares_converges_on_a_linear_law(truth: list[float], seed: int) 
         law.observe(x, sum(a * b for a, b in zip(truth, x, strict=True)))
 
     assert law.predict([1.0, 5.0, 2.0]) == pytest.approx(
-        truth[0] + 5 * truth[1] + 2 * truth[2], rel=0.02, abs=0.05
+        truth[0] + 5 * truth[1] + 2 * truth[2], abs=0.02
     )
 
 
@@ -187,7 +187,7 @@ def test_a_direction_that_is_no_more_observed_takes_nothing_with_it() -> None:
     for _ in range(5000):
         x = random.uniform(1, 10)
         law.observe([1.0, x, 0.0], 2.0 + 3.0 * x)
-    for _ in range(600):
+    for _ in range(300):
         x = random.uniform(1, 10)
         law.observe([1.0, x, 0.0], 4.0 + 6.0 * x)
 

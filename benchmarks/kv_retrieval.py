@@ -19,15 +19,14 @@ from typing import Any
 
 import torch
 
-import workers.kv_policies  # noqa: F401
+import benchmarks.kv_contenders  # noqa: F401
 from benchmarks.codec_tasks import EXAMPLES, Turn
 from benchmarks.machine import environment
 from scheduler.domain.messages import Frames, FromEngine, Generate, ToEngine
 from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from scheduler.text.tokenizer import load_tokenizer
 from workers.engine import EngineLoop
-from workers.kv_observation import LayerObservation
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policy import KV_POLICIES
 from workers.settings import EngineSettings
 
 from recall import NEEDLES, TOKENS_PER_QUESTION, haystack  # isort: skip  # see codec_tasks
@@ -37,15 +36,6 @@ BASE = "tandem-tiny"
 WINDOW = 16
 BUDGETS = (0.5, 0.25, 0.125, 0.0625, 0.03)
 SEED = 123
-
-
-@KV_POLICIES.register("random")
-class RandomEviction(KvPolicy):
-    """The control that knows nothing."""
-
-    def score(self, seen: LayerObservation) -> torch.Tensor:
-        """See KvPolicy."""
-        return torch.rand(len(seen.keys), seen.num_tokens)
 
 
 class Answers:

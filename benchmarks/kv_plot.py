@@ -43,7 +43,7 @@ def plot(cells: Sequence[dict[str, Any]], title: str, path: Path) -> None:
             place.set_title(f"{context:,} tokens, {ask}")
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(f"One of eight facts, right to the last token. {title}")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=70)
     plt.close(figure)
 
 

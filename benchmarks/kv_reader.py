@@ -52,7 +52,7 @@ class Continued:
 class Reader:
     """A model and a pool of pages."""
 
-    def __init__(self, folder: Path, most_tokens: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path, most_tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
         config = decoder_config(read_hf_config(folder))
         weights = load_weights(WeightFolder(folder), config, dtype, CPU)
         decoder = Decoder(config, weights, AdapterArena(config, 1, dtype, CPU))

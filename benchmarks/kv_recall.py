@@ -40,25 +40,22 @@ LONG = tuple(name for name in CONTENDERS if name not in ("elastic", "pyramid"))
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Texts of one length that a model is asked about."""
+    """Texts of one length, and the course whose models are asked about them."""
 
+    course: str
     context: int
     prompts: Mapping[str, int]
     budgets: tuple[float, ...] = BUDGETS
     contenders: tuple[str, ...] = tuple(CONTENDERS)
 
 
-TUNING = Part(1024, {"multikey": 12, "needle": 12}, budgets=(0.125, 0.0625))
+TUNING = Part("recall", 1024, {"multikey": 12, "needle": 12}, budgets=(0.125, 0.0625))
+PROMPTS = {"multikey": 30, "needle": 15, "lookup": 10, "majority": 15}
 PARTS = {
-    "256": Part(256, {"multikey": 40, "needle": 30, "lookup": 15, "majority": 40}),
-    "1024": Part(1024, {"multikey": 40, "needle": 30, "lookup": 15, "majority": 40}),
-    "8192": Part(
-        8192,
-        {"multikey": 24, "needle": 12, "majority": 12},
-        budgets=(*BUDGETS, 0.01),
-        contenders=LONG,
-    ),
-    "grammar": Part(1024, {"grammar": 40}),
+    "1024": Part("recall", 1024, PROMPTS),
+    "256": Part("recall", 256, PROMPTS, BUDGETS[:-1]),  # 2 % would be five slots, less than WINDOW
+    "8192": Part("long", 8192, {"multikey": 20, "needle": 10}, (*BUDGETS, 0.01), LONG),
+    "grammar": Part("grammar", 1024, {"grammar": 20}),
 }
 MOST_TOKENS = 262_144
 
@@ -112,8 +109,7 @@ def ask_model(models: Path, out: Path, seed: int, name: str) -> None:
         return
     options: Options = json.loads((out / OPTIONS_FILE).read_text())
     torch.manual_seed(seed)
-    course = "grammar" if name == "grammar" else "recall"
-    reader = Reader(model_folder(models, course, seed), MOST_TOKENS)
+    reader = Reader(model_folder(models, part.course, seed), MOST_TOKENS)
     examiner = Examiner(reader, ways(options, part.contenders), part.budgets)
     lines = ask(examiner, part, seed)
     file.write_text(json.dumps(lines) + "\n")

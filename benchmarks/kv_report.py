@@ -60,7 +60,7 @@ def _cells(cells: dict[tuple[Any, ...], list[Line]]) -> Iterator[Line]:
             figures = _figures(models, measure)
             cell[measure] = resamples.interval(figures)
             cell[f"{measure} by model"] = [mean([texts]) for texts in figures]
-            for other in BASELINES.get(policy, ()):
+            for other in BASELINES.get(policy, ()) if measure == measures[0] else ():
                 if (other, budget) in cells:
                     others = _figures(cells[other, budget], measure)
                     cell[f"{measure} over {other}"] = resamples.difference(figures, others)
@@ -89,7 +89,7 @@ def render(cells: list[Line], measure: str) -> Iterator[str]:
 def dump(results: Line, cells: list[Line]) -> str:
     """JSON with a line for each cell."""
     head = json.dumps(results, indent=1).removesuffix("\n}")
-    lines = ",\n  ".join(json.dumps(rounded(cell, 4)) for cell in cells)
+    lines = ",\n  ".join(json.dumps(rounded(cell, 3), separators=(",", ":")) for cell in cells)
     return f'{head},\n "cells": [\n  {lines}\n ]\n}}\n'
 
 

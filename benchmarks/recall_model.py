@@ -32,9 +32,9 @@ from benchmarks.recall_task import TASKS, VOCAB, Papers, Task
 from circuit import plant  # isort: skip  # see codec_tasks
 
 ALL_TASKS: dict[str, Task] = {**TASKS, "grammar": grammar}
-RATE, LAST_SHARE, WARM_UP = 3e-3, 0.1, 30
+LAST_SHARE = 0.1
 ROPE_THETA = 1e5
-SAVED_EVERY = 25
+SAVED_EVERY = 10
 STATE = "state.pt"
 
 
@@ -54,12 +54,17 @@ class Course:
 
     Attributes:
         number: tells its data from those of other courses.
+        rate: highest learning rate; it rises for `warm_up` steps and then falls.
         after: the course whose model it goes on with; empty: an untrained one.
+        stop: steps after which it is broken off; None: it is not.
     """
 
     number: int
     stages: tuple[Stage, ...]
+    rate: float = 3e-3
+    warm_up: int = 30
     after: str = ""
+    stop: int | None = None
 
     @property
     def num_steps(self) -> int:
@@ -77,6 +82,7 @@ class Course:
 
 MIXED = ("multikey", "needle", "lookup", "majority", "majority")
 LONG = ("multikey", "multikey", "needle", "majority")
+CROWDED = ("crowded", "crowded", "crowded", "needle")
 COURSES = {
     "recall": Course(
         0,
@@ -89,6 +95,18 @@ COURSES = {
             Stage(4096, 2, 16, LONG),
             Stage(8192, 1, 12, LONG),
         ),
+        stop=350,
+    ),
+    "long": Course(
+        2,
+        (
+            Stage(1024, 6, 20, CROWDED),
+            Stage(4096, 2, 30, CROWDED),
+            Stage(8192, 1, 24, CROWDED),
+        ),
+        rate=1.5e-3,
+        warm_up=10,
+        after="recall",
     ),
     "grammar": Course(
         1, (Stage(256, 12, 80, ("grammar",)), Stage(1024, 4, 30, ("grammar",))), after="recall"
@@ -144,7 +162,7 @@ class Trainee:
         self.model = new_model() if start is None else old_model(start)
         self.model.train()
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), RATE, (0.9, 0.98), weight_decay=0, fused=True
+            self.model.parameters(), course.rate, (0.9, 0.98), weight_decay=0, fused=True
         )
         if (self.folder / STATE).exists():
             state = torch.load(self.folder / STATE)
@@ -154,7 +172,7 @@ class Trainee:
 
     def train(self) -> None:
         """Take the steps that are left, and write the model."""
-        while self.step < self.course.num_steps:
+        while self.step < (self.course.stop or self.course.num_steps):
             task, papers = self.draw()
             loss, right = self.learn(papers)
             if self.step % SAVED_EVERY == 0:
@@ -175,7 +193,7 @@ class Trainee:
     def learn(self, papers: Papers) -> tuple[float, float]:
         """One step; the loss, and the share of tokens that were the likeliest."""
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * self.rate_share()
+            group["lr"] = self.course.rate * self.rate_share()
         logits, wanted = self.predict(papers)
         loss = F.cross_entropy(logits, wanted)
         loss.backward()
@@ -195,7 +213,8 @@ class Trainee:
     def rate_share(self) -> float:
         """Warm-up, then a half cosine down to LAST_SHARE."""
         fall = 0.5 * (1 + math.cos(math.pi * self.step / self.course.num_steps))
-        return min(1.0, (self.step + 1) / WARM_UP) * (LAST_SHARE + (1 - LAST_SHARE) * fall)
+        rise = min(1.0, (self.step + 1) / self.course.warm_up)
+        return rise * (LAST_SHARE + (1 - LAST_SHARE) * fall)
 
     def save(self) -> None:
         """Write what going on takes, all at once."""

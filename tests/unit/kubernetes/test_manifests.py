@@ -270,7 +270,6 @@ def test_secrets_are_files_of_one_secret_and_followers_see_none(name: str, pod: 
         assert volumes[mounted["/run/secrets"]]["secret"]["secretName"] == "tandem"
 
 
-
 def test_the_handbook_names_the_secret_files_that_are_read() -> None:
     entrypoint = (FOLDER.parent / "entrypoint.sh").read_text()
     read = set(re.findall(r"secret (\w+)\)", entrypoint)) - {"redis_password", "postgres_password"}

@@ -31,7 +31,9 @@ def _exported() -> set[str]:
     roster = SimpleNamespace(workers=[], service_classes={})
     pool = SimpleNamespace(roster=roster, num_waiting=0, num_gaps=0, num_moves={})
     board = BoardReport(
-        usage=[], running=[], tally=JobTally(by_status={}, num_expired=0),
+        usage=[],
+        running=[],
+        tally=JobTally(by_status={}, num_expired=0),
         outbox=OutboxBacklog(num_unsent=0, oldest_s=0.0),
     )
     return set(_names(WorkerCollector(pool).collect())) | set(_names(board.collect()))

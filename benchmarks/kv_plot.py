@@ -60,5 +60,8 @@ def _curves(axes: Axes, cells: Sequence[dict[str, Any]]) -> None:
     axes.axhline(whole["exact"].mean, color="k", linestyle=":", label=WHOLE)
     axes.set_xscale("log")
     axes.invert_xaxis()
+    axes.minorticks_off()
+    ticks = sorted({100 * cell["budget"] for cell in cells})
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("K/V bytes kept, % of the whole")

@@ -24,7 +24,7 @@ from workers.engine import EngineLoop
 from workers.kv_policy import KV_POLICIES
 from workers.settings import EngineSettings
 
-CONTEXT = 64
+CONTEXT = 96  # a table of all facts fits
 
 
 def papers_of(task: str, rows: int = 2) -> Papers:

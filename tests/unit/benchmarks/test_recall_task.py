@@ -24,7 +24,7 @@ def texts(task: str, context: int) -> Papers:
 
 
 @pytest.mark.parametrize("task", FACT_TASKS)
-@pytest.mark.parametrize("context", [64, 1024])
+@pytest.mark.parametrize("context", [96, 1024])
 def test_who_finds_the_key_reads_the_answer_behind_it(task: str, context: int) -> None:
     papers = texts(task, context)
 

@@ -60,10 +60,11 @@ def _cells(cells: dict[tuple[Any, ...], list[Line]]) -> Iterator[Line]:
             figures = _figures(models, measure)
             cell[measure] = resamples.interval(figures)
             cell[f"{measure} by model"] = [mean([texts]) for texts in figures]
-            for other in BASELINES.get(policy, ()) if measure == measures[0] else ():
-                if (other, budget) in cells:
-                    others = _figures(cells[other, budget], measure)
-                    cell[f"{measure} over {other}"] = resamples.difference(figures, others)
+        first = _figures(models, measures[0])
+        for other in ((WHOLE, 1.0), *((name, budget) for name in BASELINES.get(policy, ()))):
+            if other in cells:
+                over = resamples.difference(first, _figures(cells[other], measures[0]))
+                cell[f"{measures[0]} over {other[0]}"] = over
         yield cell
 
 

@@ -2,10 +2,13 @@
 
     python -m benchmarks.kv_pool --out DIR [--quick]
 
-The 80M model serves long prompts that come at a fixed rate, the same ones in every arm, while jobs
-train; whole caches of the prompts in flight fill most of the pool. `roomy` is the control: whole
+The 80M model serves long prompts that come at a fixed rate, the same ones in every arm, while a job
+trains; whole caches of the prompts in flight fill most of the pool. `roomy` is the control: whole
 caches in a pool with room for everybody, so that what it gains over `whole` is memory's part, and
 what a policy gains beyond it is that of shorter attention.
+
+The rate is half of what the machine answers when it does nothing else, the TPOT target twice what
+it then keeps: by Little's law all callers are in flight.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import argparse
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +36,58 @@ from benchmarks.spread import median, rounded, spread
 from scheduler.domain.request import KvPolicyChoice
 from scheduler.policy.slack import SloTargets
 
-ARRIVALS = Arrivals(interval_s=4.0, prompt_tokens=(2048, 3840), output_tokens=(128, 192))
-LOAD = Load(num_streams=8, num_adapters=0)
-NUM_JOBS = 2
-TARGETS = SloTargets(ttft_ms=5000.0, tpot_ms=200.0)
-CAPPED_TOKENS, ROOMY_TOKENS = 20_480, 65_536
-PHASE_S, QUICK_PHASE_S, LEARNING_S = 30.0, 12.0, 4.0
-NUM_ROUNDS = 2
+TTFT_MS = 1e6  # whoever waits for memory waits
+LOAD_SHARE = 0.5  # of the greatest rate
+CAPPED, ROOMY = "capped", "roomy"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes and durations.
+
+    Attributes:
+        prompt_tokens, output_tokens: shortest and longest of a request.
+        pool_tokens: of the capped and of the roomy pool.
+        budget: tokens that policies keep of a prompt.
+    """
+
+    num_streams: int
+    prompt_tokens: tuple[int, int]
+    output_tokens: tuple[int, int]
+    pool_tokens: dict[str, int]
+    budget: int
+    rounds: int
+    seconds: float
+
+    @property
+    def load(self) -> Load:
+        """All callers, without adapters."""
+        return Load(self.num_streams, 0)
+
+    def arrivals(self, interval_s: float) -> Arrivals:
+        """Its requests, so far apart."""
+        return Arrivals(interval_s, self.prompt_tokens, self.output_tokens)
+
+    def arms(self) -> dict[str, Arm]:
+        """Whole caches, policies, and the control."""
+        options = {"budget": self.budget, "window": 32}
+        policies = {
+            name: Arm(CAPPED, KvPolicyChoice(type=name, options=options))
+            for name in ("snapkv", "ems")
+        }
+        return {"whole": Arm(CAPPED), **policies, "roomy": Arm(ROOMY)}
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A policy and a pool."""
+    """A pool and a policy."""
 
-    pool_tokens: int
+    pool: str
     policy: KvPolicyChoice | None = None
 
 
-def compressed(name: str) -> Arm:
-    """A policy that keeps a sixth of an average prompt, in the capped pool."""
-    return Arm(CAPPED_TOKENS, KvPolicyChoice(type=name, options={"budget": 512, "window": 32}))
-
-
-ARMS = {
-    "whole": Arm(CAPPED_TOKENS),
-    "snapkv": compressed("snapkv"),
-    "ems": compressed("ems"),
-    "roomy": Arm(ROOMY_TOKENS),
-}
+FULL = Plan(8, (2048, 3584), (96, 160), {CAPPED: 20_480, ROOMY: 49_152}, 512, 2, 30.0)
+QUICK = Plan(4, (1536, 2560), (48, 80), {CAPPED: 9_216, ROOMY: 32_768}, 256, 2, 25.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +104,6 @@ class PoolBench(Bench):
     def __init__(self, model: BenchModel, arrivals: Arrivals, pool_tokens: int) -> None:
         self.callers = PacedCallers(arrivals)
         super().__init__(model, self.callers, kv_cache_tokens=pool_tokens)
-        self.set_targets(TARGETS)
         self.watch = PoolWatch(self.host)
 
     def drive(self, is_over: Callable[[], bool]) -> None:
@@ -88,10 +115,10 @@ class PoolBench(Bench):
 
         super().drive(watched)
 
-    def run_arm(self, arm: Arm, seconds: float) -> ArmRound:
-        """Serve and train under an arm's policy."""
-        self.callers.kv_policy = arm.policy
-        jobs = self.start(LOAD, NUM_JOBS)
+    def run_arm(self, policy: KvPolicyChoice | None, load: Load, seconds: float) -> ArmRound:
+        """Serve under a policy, and train."""
+        self.callers.kv_policy = policy
+        jobs = self.start(load, 1)
         self.watch.begin()
         phase = self.measure(StopRule(seconds))
         pool = self.watch.figures()
@@ -99,19 +126,38 @@ class PoolBench(Bench):
         return ArmRound(phase, pool)
 
 
-def run_rounds(model: BenchModel, rounds: int, seconds: float) -> dict[str, Any]:
-    """All arms in turn, `rounds` times."""
-    benches = {
-        tokens: PoolBench(model, ARRIVALS, tokens) for tokens in (CAPPED_TOKENS, ROOMY_TOKENS)
-    }
-    for arm in ARMS.values():
-        benches[arm.pool_tokens].run_arm(arm, LEARNING_S)
-    runs: dict[str, list[ArmRound]] = {name: [] for name in ARMS}
-    for _ in range(rounds):
-        for name, arm in ARMS.items():
-            runs[name].append(benches[arm.pool_tokens].run_arm(arm, seconds))
-            print(render(name, arm_figures(runs[name][-1:], runs["whole"][-1:])), flush=True)
-    return {name: arm_figures(done, runs["whole"]) for name, done in runs.items()}
+class PoolRounds:
+    """All arms of a plan, in turn."""
+
+    def __init__(self, model: BenchModel, plan: Plan) -> None:
+        self.plan = plan
+        self.benches = {
+            name: PoolBench(model, plan.arrivals(0.0), tokens)
+            for name, tokens in plan.pool_tokens.items()
+        }
+        self.load = self._calibrate()
+
+    def _calibrate(self) -> dict[str, float]:
+        """Set rate and target by what inference alone gives without pauses; what they are."""
+        stop = StopRule(self.plan.seconds / 2, requests=self.plan.num_streams, max_s=90.0)
+        alone = self.benches[ROOMY].run(self.plan.load, 0, stop)
+        per_request = sum(self.plan.output_tokens) / 2
+        interval_s = per_request / alone.output_tokens_per_s / LOAD_SHARE
+        tpot_ms = median(alone.tpot_ms) / LOAD_SHARE
+        for bench in self.benches.values():
+            bench.callers.arrivals = self.plan.arrivals(interval_s)
+            bench.set_targets(SloTargets(TTFT_MS, tpot_ms))
+        return {"interval_s": interval_s, "tpot_target_ms": tpot_ms}
+
+    def run(self) -> dict[str, Any]:
+        """Figures by arm."""
+        runs: dict[str, list[ArmRound]] = defaultdict(list)
+        for _ in range(self.plan.rounds):
+            for name, arm in self.plan.arms().items():
+                bench = self.benches[arm.pool]
+                runs[name].append(bench.run_arm(arm.policy, self.plan.load, self.plan.seconds))
+                print(render(name, arm_figures(runs[name][-1:], runs["whole"][-1:])), flush=True)
+        return {name: arm_figures(rounds, runs["whole"]) for name, rounds in runs.items()}
 
 
 def arm_figures(rounds: list[ArmRound], whole: list[ArmRound]) -> dict[str, Any]:
@@ -163,17 +209,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
-    rounds, seconds = (1, QUICK_PHASE_S) if arguments.quick else (NUM_ROUNDS, PHASE_S)
     machine = environment("")
     with tempfile.TemporaryDirectory() as folder:
-        arms = run_rounds(make_bench_model(Path(folder), 0), rounds, seconds)
+        rounds = PoolRounds(make_bench_model(Path(folder), 0), QUICK if arguments.quick else FULL)
+        arms = rounds.run()
     for name, figures in arms.items():
         print(render(name, figures))
     machine |= {"load_after": os.getloadavg()[0]}
     suffix = "-quick" if arguments.quick else ""
     name = f"kv-pool-{machine['date']}-{machine['machine']}{suffix}.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    result = rounded({"environment": machine, "seconds": seconds, "arms": arms})
+    result = rounded(
+        {"environment": machine, "plan": asdict(rounds.plan), "load": rounds.load, "arms": arms}
+    )
     (arguments.out / name).write_text(json.dumps(result, indent=1) + "\n")
 
 

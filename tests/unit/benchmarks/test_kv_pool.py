@@ -9,7 +9,7 @@ import pytest
 
 import benchmarks.closed_loop
 from benchmarks.bench_model import bench_config, make_bench_model
-from benchmarks.kv_pool import Arm, PoolBench, arm_figures, render
+from benchmarks.kv_pool import PoolBench, arm_figures, render
 from benchmarks.load import Load
 from benchmarks.paced_callers import Arrivals, PacedCallers
 from scheduler.domain.messages import Generate
@@ -59,8 +59,8 @@ def test_a_policys_arm_holds_less_of_the_pool(
     bench = PoolBench(model, ARRIVALS, 16_384)
     policy = KvPolicyChoice(type="streaming", options={"budget": 40, "window": 8})
 
-    whole = bench.run_arm(Arm(16_384), 0.5)
-    compressed = bench.run_arm(Arm(16_384, policy), 0.5)
+    whole = bench.run_arm(None, STREAMS, 0.5)
+    compressed = bench.run_arm(policy, STREAMS, 0.5)
 
     for arm in (whole, compressed):
         assert arm.phase.output_tokens_per_s > 0

@@ -18,7 +18,6 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from benchmarks.load import Load, StopRule
 from benchmarks.machine import environment
 from benchmarks.paced_callers import Arrivals, PacedCallers
 from benchmarks.phase import PhaseResult, summary
-from benchmarks.pool_watch import PoolWatch
+from benchmarks.pool_watch import PoolWatch, WatchedTraining
 from benchmarks.spread import median, rounded, spread
 from scheduler.domain.request import KvPolicyChoice
 from scheduler.policy.slack import SloTargets
@@ -105,15 +104,7 @@ class PoolBench(Bench):
         self.callers = PacedCallers(arrivals)
         super().__init__(model, self.callers, kv_cache_tokens=pool_tokens)
         self.watch = PoolWatch(self.host)
-
-    def drive(self, is_over: Callable[[], bool]) -> None:
-        """See Bench; looks at the pool after each turn."""
-
-        def watched() -> bool:
-            self.watch.look()
-            return is_over()
-
-        super().drive(watched)
+        self.host.scheduler.training = WatchedTraining(self.host.trainer, self.watch)
 
     def run_arm(self, policy: KvPolicyChoice | None, load: Load, seconds: float) -> ArmRound:
         """Serve under a policy, and train."""

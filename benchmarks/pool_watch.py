@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 
+from scheduler.policy.training import TrainDemand, Training
 from workers.activations import SaveLevel
 from workers.model_host import ModelHost
 
@@ -13,7 +14,7 @@ NO_PACK = "no memory"
 
 
 class PoolWatch:
-    """Means over time, from looks between two turns of the engine."""
+    """Means over time, from a look at every plan: what was so then holds until the next one."""
 
     def __init__(self, host: ModelHost) -> None:
         self._host = host
@@ -24,20 +25,22 @@ class PoolWatch:
         """Forget what was seen."""
         self._seconds = 0.0
         self._sums: defaultdict[str, float] = defaultdict(float)
-        self._looked_s = time.perf_counter()
         self._before = self._counts()
+        self._seen, self._seen_s = self._state(), time.perf_counter()
 
     def look(self) -> None:
-        """What is so now counts for the time since the last look."""
+        """Count what was seen last for the time until now."""
         now_s = time.perf_counter()
-        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        passed_s, self._seen_s = now_s - self._seen_s, now_s
         self._seconds += passed_s
-        for name, value in self._state().items():
+        for name, value in self._seen.items():
             self._sums[name] += value * passed_s
+        self._seen = self._state()
 
     def figures(self) -> dict[str, object]:
         """Means since the beginning, shares of the jobs' time by save level, and counts."""
-        means = {name: self._sums[name] / self._seconds for name in self._state()}
+        self.look()
+        means = {name: total / self._seconds for name, total in self._sums.items()}
         levels = {name: self._sums[name] for name in (*SaveLevel, NO_PACK)}
         job_s = sum(levels.values()) or 1.0
         return means | {
@@ -65,3 +68,30 @@ class PoolWatch:
             "preemptions": self._host.scheduler.num_preemptions,
             "packs_started_over": self._host.trainer.num_recalls,
         }
+
+
+class WatchedTraining(Training):
+    """Training as the scheduler sees it; the pool is looked at once packs have found memory."""
+
+    def __init__(self, training: Training, watch: PoolWatch) -> None:
+        self._training = training
+        self._watch = watch
+
+    def demands(self, lendable_blocks: int) -> list[TrainDemand]:
+        """See Training."""
+        found = self._training.demands(lendable_blocks)
+        self._watch.look()
+        return found
+
+    def give_back(self, num_blocks: int) -> None:
+        """See Training."""
+        self._training.give_back(num_blocks)
+
+    @property
+    def lane_runs(self) -> bool:
+        """See Training."""
+        return self._training.lane_runs
+
+    def finish_lane(self) -> None:
+        """See Training."""
+        self._training.finish_lane()

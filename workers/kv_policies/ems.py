@@ -98,10 +98,10 @@ def _pairs(seen: LayerObservation, tokens: torch.Tensor) -> KeysValues:
 
 
 def _rows(side: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    picked = side.new_empty(*tokens.shape, side.shape[2])
-    for rows, own, out in zip(side, tokens, picked, strict=True):
-        torch.index_select(rows, 0, own, out=out)
-    return picked
+    num_heads, num_tokens, head_dim = side.shape
+    places = tokens + num_tokens * torch.arange(num_heads)[:, None]
+    picked = side.flatten(0, 1).index_select(0, places.flatten())
+    return picked.view(*tokens.shape, head_dim)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,36 +17,36 @@ from scheduler.domain.request import KvPolicyChoice
 if TYPE_CHECKING:
     from pathlib import Path
 
-ARRIVALS = Arrivals(interval_s=0.02, prompt_tokens=(100, 200), output_tokens=(4, 8))
 STREAMS = Load(num_streams=6, num_adapters=0)
 
 
-def sent(callers: PacedCallers, num_answers: int, seconds: float) -> list[tuple[int, ...]]:
-    """Prompts of what is sent until so many answers came at once and so much time has passed."""
+def arrivals(interval_s: float) -> Arrivals:
+    return Arrivals(interval_s, prompt_tokens=(100, 200), output_tokens=(4, 8))
+
+
+def sent(callers: PacedCallers, num_answers: int) -> list[tuple[int, ...]]:
+    """Prompts of what is sent until so many answers came."""
     callers.begin(STREAMS)
     orders = callers.poll(0.0)
     for _ in range(num_answers):
         callers.ask_again()
-    time.sleep(seconds)
     orders += callers.poll(0.0)
     return [order.request.prompt_token_ids for order in orders if isinstance(order, Generate)]
 
 
 def test_every_phase_offers_the_same_requests() -> None:
-    callers = PacedCallers(ARRIVALS)
+    callers = PacedCallers(arrivals(0.0))
 
-    first, second = sent(callers, 3, 0.09), sent(callers, 3, 0.09)
+    first, second = sent(callers, 3), sent(callers, 3)
 
     assert first == second
     assert len(set(first)) == len(first) == 6 + 3
 
 
 def test_a_request_waits_for_its_turn_and_for_somebody_free() -> None:
-    callers = PacedCallers(ARRIVALS)
-
-    assert len(sent(callers, 3, 0.0)) == 6
-    assert len(sent(callers, 0, 0.09)) == 6
-    assert len(sent(callers, 1, 0.09)) == 6 + 1
+    assert len(sent(PacedCallers(arrivals(1e6)), 3)) == 6
+    assert len(sent(PacedCallers(arrivals(0.0)), 0)) == 6
+    assert len(sent(PacedCallers(arrivals(0.0)), 1)) == 6 + 1
 
 
 def test_a_policys_arm_holds_less_of_the_pool(
@@ -56,7 +55,7 @@ def test_a_policys_arm_holds_less_of_the_pool(
     monkeypatch.setattr(benchmarks.closed_loop, "WARM_S", 0.05)
     config = bench_config(num_layers=2, hidden_size=64, intermediate_size=64)
     model = make_bench_model(tmp_path, num_adapters=0, config=config)
-    bench = PoolBench(model, ARRIVALS, 16_384)
+    bench = PoolBench(model, arrivals(0.02), 16_384)
     policy = KvPolicyChoice(type="streaming", options={"budget": 40, "window": 8})
 
     whole = bench.run_arm(None, STREAMS, 0.5)

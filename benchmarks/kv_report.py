@@ -57,10 +57,9 @@ def _cells(cells: dict[tuple[Any, ...], list[Line]]) -> Iterator[Line]:
             "held": mean(held) if held else None,
         }
         for measure in measures:
-            figures = _figures(models, measure)
-            cell[measure] = resamples.interval(figures)
-            cell[f"{measure} by model"] = [mean([texts]) for texts in figures]
+            cell[measure] = resamples.interval(_figures(models, measure))
         first = _figures(models, measures[0])
+        cell[f"{measures[0]} by model"] = [mean([texts]) for texts in first]
         for other in ((WHOLE, 1.0), *((name, budget) for name in BASELINES.get(policy, ()))):
             if other in cells:
                 over = resamples.difference(first, _figures(cells[other], measures[0]))

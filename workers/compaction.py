@@ -6,6 +6,7 @@ import torch
 
 from scheduler.domain.request import Sequence
 from workers.batch_builder import InferenceRow
+from workers.device_copy import making_on
 from workers.held_slots import HeldSlots
 from workers.kept_slots import lay_out, record_of, store_kept
 from workers.kv_watch import KvWatch, WatchedLayers
@@ -25,7 +26,7 @@ def _compress(host: ModelHost, sequence: Sequence, watch: KvWatch) -> None:
     """Copy what the policy keeps into blocks of the sequence's own, and release the others."""
     cache, num_tokens = host.runner.cache, sequence.num_computed_tokens
     held = HeldSlots.of(sequence, num_tokens, cache)
-    with host.runner.device:
+    with making_on(host.runner.device):
         kept = watch.policy.compress(WatchedLayers(watch, held))
     pages = lay_out(kept, num_tokens, cache.block_size)
     if sequence.cadence is not None and sequence.cadence.next_after(num_tokens) is not None:

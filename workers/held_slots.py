@@ -78,31 +78,35 @@ class Columns:
 
     Attributes:
         slot_KN: which slot of a head stands in a column; 0 where it is padding.
-        is_padding_KN: where a head has no slot.
+        is_padding_KN: where a head has no slot; None: all are equally long.
     """
 
     slot_KN: Tensor
-    is_padding_KN: Tensor
+    is_padding_KN: Tensor | None
 
     @classmethod
     def of(cls, lengths_K: Tensor) -> Columns:
         """Columns for heads of these lengths."""
         most = int(lengths_K.max())
         slot = torch.arange(most, device=lengths_K.device) - (most - lengths_K)[:, None]
-        return cls(slot.clamp(min=0), slot < 0)
+        is_padding = slot < 0
+        return cls(slot.clamp(min=0), is_padding if bool(is_padding.any()) else None)
 
     def rows(self, stored_KMD: Tensor) -> Tensor:
         """What is stored of each slot, (K, N, D); padding is zero."""
-        slot, is_padding = (
-            each[..., None].to(stored_KMD.device) for each in (self.slot_KN, self.is_padding_KN)
-        )
-        rows = stored_KMD.gather(1, slot.expand(-1, -1, stored_KMD.shape[2]))
-        return rows.masked_fill_(is_padding, 0)
+        if self.is_padding_KN is None:
+            return stored_KMD[:, : self.slot_KN.shape[1]]
+        device = stored_KMD.device
+        head = torch.arange(len(stored_KMD), device=device)[:, None]
+        rows = stored_KMD[head, self.slot_KN.to(device)]
+        return rows.masked_fill_(self.is_padding_KN[..., None].to(device), 0)
 
     def known(self, first_KN: Tensor, padding: float) -> Tensor:
         """What is known of each head's first slots, (K, N); later ones have zeros."""
         width = max(0, self.slot_KN.shape[1] - first_KN.shape[1])
         known = F.pad(first_KN, (0, width)).gather(1, self.slot_KN)
+        if self.is_padding_KN is None:
+            return known
         return known.masked_fill_(self.is_padding_KN, padding)
 
 
@@ -117,7 +121,7 @@ def _positions(columns: Columns, layer: int, pages: HeadPages) -> Tensor:
 def _log_counts(columns: Columns, layer: int, pages: HeadPages) -> Tensor | None:
     """Log-counts of the merged slots, -inf for padding; None where there is neither."""
     counts = pages.log_counts_LKN
-    if counts is None and not bool(columns.is_padding_KN.any()):
+    if counts is None and columns.is_padding_KN is None:
         return None
     lines = torch.zeros(len(columns.slot_KN), 0) if counts is None else counts[layer]
     return columns.known(lines.to(columns.slot_KN.device), padding=-torch.inf)

@@ -8,6 +8,7 @@ from typing import overload
 
 from torch import Tensor
 
+from workers.device_copy import making_on
 from workers.held_slots import HeldSlots
 from workers.kv_observation import AttentionSums, LayerObservation
 from workers.kv_policy import KvPolicy
@@ -57,9 +58,9 @@ class WatchedRows:
     def see(self, layer: int, q_THD: Tensor) -> None:
         """Take in one layer's queries; q_THD are those of the whole batch, rotated."""
         sums = self.watch.layers[layer]
-        with q_THD.device:
-            sums.see(q_THD[self.rows].transpose(0, 1), self.start)
-            if sums.is_full:
+        sums.see(q_THD[self.rows].transpose(0, 1), self.start)
+        if sums.is_full:
+            with making_on(q_THD.device):
                 sums.count(self.held.read(layer))
 
 

@@ -191,6 +191,14 @@ def test_adakv_gives_a_head_what_it_has_among_the_best() -> None:
     assert make("adakv", 1.0, floor=1).head_budgets(scores, 3) == [3, 3]
 
 
+def test_adakv_gives_to_others_what_a_head_has_no_slots_for() -> None:
+    none = -math.inf
+    scores = torch.tensor([[none, none, none, 3.0, 2, 1], [9, 8, 7, 6, 5, 4]])
+
+    assert make("adakv", 1.0, floor=1).head_budgets(scores, 4) == [3, 5]
+    assert make("adakv", 1.0, floor=0).head_budgets(scores, 4) == [2, 6]
+
+
 def test_prefixkv_keeps_more_where_attention_is_spread() -> None:
     peaked, flat = torch.tensor([[97.0, 1, 1, 1]]), torch.ones(1, 4)
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.kv_generation --out DIR [--quick]
 
-The model and engine of `benchmarks.kv`; one short prompt at a time, whose answer is far longer.
+The model and engine of `benchmarks.kv`; short prompts, all answered at once and far longer.
 Policies take turns in each round. Steps are looked at in stretches of as many as a decode interval,
-up to the lengths in MARKS: their median is a plain step, their mean pays for a compression too.
+up to some lengths: their median is a plain step, their mean pays for a compression too.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ INTERVAL = 128
 SHRUNK = {"budget": 256, "window": 32, "decode_interval": INTERVAL}
 POLICIES: dict[str, dict[str, Any] | None] = {"whole": None, "snapkv": SHRUNK, "ems": SHRUNK}
 PROMPT = 64
-MARKS = (512, 1024, 2048, 4096)
-QUICK_MARKS = (512, 1024)
-NUM_ROUNDS = 2
+Cells = tuple[tuple[int, tuple[int, ...]], ...]
+CELLS: Cells = ((1, (512, 1024, 2048, 4096)), (8, (512, 1024, 2048)))  # batch, lengths
+QUICK_CELLS: Cells = ((1, (512, 1024)),)
+NUM_ROUNDS = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """The steps before an answer reached a length, each one token.
+    """The steps before answers reached a length, each one token for every sequence.
 
     Attributes:
         step_ms, step_cpu_ms: median, by the wall and in processor time of this process.
         mean_cpu_ms: what is done between steps included.
         longest_ms: the longest of them by the wall.
-        kv_bytes: most that the sequence held, blocks and what is kept beside them.
+        kv_bytes: most that the sequences held, blocks and what is kept beside them.
     """
 
     step_ms: float
@@ -48,15 +49,18 @@ class Stretch:
     kv_bytes: int
 
 
-def generate(bench: KvBench, policy: str, marks: tuple[int, ...], seed: int) -> list[Stretch]:
-    """One answer of the last mark's length; a stretch for each mark."""
-    wanted = order(policy, POLICIES[policy], PROMPT, marks[-1] + 1, seed)
-    name = wanted.request.request_id
+def generate(
+    bench: KvBench, policy: str, batch: int, marks: tuple[int, ...], seed: int
+) -> list[Stretch]:
+    """Answers of the last mark's length; a stretch for each mark."""
+    options, num_output = POLICIES[policy], marks[-1] + 1
     bench.callers.num_tokens = {}
-    bench.callers.orders.append(wanted)
+    bench.callers.orders += [
+        order(policy, options, PROMPT, num_output, seed * 1000 + number) for number in range(batch)
+    ]
     steps: list[tuple[float, float]] = []
     held: list[int] = []
-    while bench.callers.num_tokens.get(name, 0) <= marks[-1]:
+    while sum(bench.callers.num_tokens.values()) < batch * num_output:
         steps.append(bench.turn())
         held.append(bench.kv_bytes())
     first = len(steps) - marks[-1]  # steps before the answer's first token are the prompt's
@@ -75,14 +79,14 @@ def _stretch(steps: list[tuple[float, float]], kv_bytes: int) -> Stretch:
     )
 
 
-def measure(bench: KvBench, marks: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+def measure(bench: KvBench, batch: int, marks: tuple[int, ...]) -> list[dict[str, Any]]:
     """A line for each mark and policy: medians over rounds, and ratios to the whole cache."""
     runs: dict[str, list[list[Stretch]]] = {policy: [] for policy in POLICIES}
-    for number in range(rounds):
+    for number in range(NUM_ROUNDS):
         for policy, measured in runs.items():
-            measured.append(generate(bench, policy, marks, number))
+            measured.append(generate(bench, policy, batch, marks, number))
     return [
-        _line(runs, policy, place) | {"length": mark, "policy": policy}
+        _line(runs, policy, place) | {"batch": batch, "length": mark, "policy": policy}
         for place, mark in enumerate(marks)
         for policy in POLICIES
     ]
@@ -105,9 +109,9 @@ def _line(runs: dict[str, list[list[Stretch]]], policy: str, place: int) -> dict
 def render(line: dict[str, Any]) -> str:
     """One line of the table."""
     return (
-        f"{line['length']:6}  {line['policy']:8} {line['step_ms']:7.1f} ms a step, longest "
-        f"{line['longest_ms']:7.1f} {line['kv_mib']:7.1f} MiB  {line['faster']:5.2f}x faster, "
-        f"{line['faster_on_average']:5.2f}x on average, {line['smaller']:5.2f}x smaller"
+        f"{line['batch']} x {line['length']:5}  {line['policy']:8} {line['step_ms']:7.1f} ms a step"
+        f", longest {line['longest_ms']:7.1f} {line['kv_mib']:7.1f} MiB  {line['faster']:5.2f}x "
+        f"faster, {line['faster_on_average']:5.2f}x on average, {line['smaller']:5.2f}x smaller"
     )
 
 
@@ -117,11 +121,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    marks = QUICK_MARKS if arguments.quick else MARKS
+    cells = QUICK_CELLS if arguments.quick else CELLS
+    most = max(batch * (PROMPT + marks[-1]) for batch, marks in cells)
     with tempfile.TemporaryDirectory() as folder:
-        bench = KvBench(Path(folder), marks[-1])
-        generate(bench, "ems", (INTERVAL, 512), 99)  # kernels are compiled and caches are warm
-        lines = measure(bench, marks, 1 if arguments.quick else NUM_ROUNDS)
+        bench = KvBench(Path(folder), most)
+        generate(bench, "ems", 1, (INTERVAL, 512), 99)  # kernels are compiled and caches are warm
+        lines = [line for batch, marks in cells for line in measure(bench, batch, marks)]
     print("\n".join(map(render, lines)))
     machine = environment("") | {"load_after": os.getloadavg()[0]}
     suffix = "-quick" if arguments.quick else ""

@@ -124,8 +124,8 @@ def column_sums(
     if places is None:
         places = torch.arange(num_keys - num_queries, num_keys)
     kernels = cpu_compression_for(keys)
-    if kernels is not None and log_counts is None:
-        return kernels.column_sums(queries, keys, places)
+    if kernels is not None:
+        return kernels.column_sums(queries, keys, places, log_counts)
     sums = keys.new_zeros(num_heads, num_keys, dtype=torch.float32)
     for part in torch.arange(num_queries).split(max(1, MAX_SCORES // (num_heads * num_keys))):
         sums += attention(queries[:, part], keys, places[part], log_counts).sum(1)

@@ -126,8 +126,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = KvBench(Path(folder), most)
         generate(bench, "ems", 1, (INTERVAL, 512), 99)  # kernels are compiled and caches are warm
-        lines = [line for batch, marks in cells for line in measure(bench, batch, marks)]
-    print("\n".join(map(render, lines)))
+        lines: list[dict[str, Any]] = []
+        for batch, marks in cells:
+            measured = measure(bench, batch, marks)
+            print("\n".join(map(render, measured)), flush=True)
+            lines += measured
     machine = environment("") | {"load_after": os.getloadavg()[0]}
     suffix = "-quick" if arguments.quick else ""
     name = f"kv-generation-{machine['date']}-{machine['machine']}{suffix}.json"

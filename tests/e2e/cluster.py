@@ -44,10 +44,11 @@ class Cluster:
         """The first gateway's."""
         return next(iter(self.gateways))
 
-    async def new_key(self) -> str:
-        """A key of a new tenant."""
+    async def new_key(self, requests_per_minute: int = 0) -> str:
+        """A key of a new tenant, which may make so many requests; 0: any number."""
         async with accounts(store_settings(self.folder)) as known:
             tenant = await known.tenant("cluster-tenant")
+            await known.tenants.change(tenant.id, requests_per_minute=requests_per_minute)
             _, plaintext = await known.keys.create(tenant.id, "test")
         return plaintext
 

@@ -23,13 +23,14 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
 from workers.head_pages import HeadPages
+from workers.held_slots import HeldSlots
 from workers.hf_config import read_hf_config
 from workers.kept_slots import lay_out, store_kept
 from workers.kv_cache import KVCache
 from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_watch import KvWatch, WatchedLayers
 from workers.model import decoder_config
 from workers.model_runner import ModelRunner
-from workers.prompt_watch import PromptWatch, WatchedPrompt
 
 PAGE_TOKENS = 32
 CHUNK_TOKENS = 2048
@@ -95,7 +96,7 @@ class OpenText:
         observed = KV_POLICIES["h2o"]
         options = {"budget": 1.0, "window": window, "num_queries": num_queries}
         policy = observed(observed.Config.model_validate(options))
-        self._watch = PromptWatch(policy, reader.config.num_layers, len(token_ids), 0)
+        self._watch = KvWatch(policy, reader.config.num_layers, len(token_ids), 0)
         self.num_read = 0
 
     def close(self) -> None:
@@ -134,9 +135,8 @@ class OpenText:
     def _compressed(self, policy: KvPolicy, place: int) -> Sequence:
         """A sequence of its own with what a policy keeps of the tokens read."""
         cache, pool = self.reader.cache, self.reader.pool
-        used = self._whole.block_table[: pool.blocks_for(self.num_read)]
-        tables = torch.tensor([used])
-        kept = policy.compress(WatchedPrompt(self._watch, cache, tables, self.num_read))
+        held = HeldSlots.of(self._whole, self.num_read, cache)
+        kept = policy.compress(WatchedLayers(self._watch, held))
         layout = lay_out(kept, self.num_read, cache.block_size)
         sequence = Sequence(self._body, place, self._whole.token_ids, 0.0, layout=layout)
         count = layout.blocks_for(len(sequence.token_ids))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 Report = JobProgress | CheckpointWritten | JobStopped
 
-SAFETY_MARGIN = 1 / 3  # a lease that cannot be renewed is given up this share before its end
+SAFETY_MARGIN = 1 / 10  # a lease that cannot be renewed is given up this share before its end
 SQL_RETRY_PAUSE_S = 0.5
 
 log = structlog.get_logger(__name__)

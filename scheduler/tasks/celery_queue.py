@@ -31,6 +31,7 @@ def make_celery(broker_url: str) -> Celery:
         # Two of one task cannot both write, so one that outlives its Redis is left to end.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # as when Redis is full
         task_soft_time_limit=MAX_TASK_S,
         task_time_limit=MAX_TASK_S + 30,
         worker_disable_prefetch=True,

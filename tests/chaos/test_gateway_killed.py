@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from openai.types.fine_tuning import FineTuningJob
 
+    from tests.servers.postgres import PostgresServer
+
 NUM_STREAMS = 8
 PAUSE_S = 25.0  # the supervisor gives up after three deaths within a minute
 UNBROKEN_EPOCH = 2  # one for the check of its files, one for its training
@@ -117,10 +119,14 @@ def test_a_killed_gateway_ends_its_streams_and_no_job(
     "num_jobs", [pytest.param(5, marks=pytest.mark.e2e), pytest.param(200, marks=pytest.mark.chaos)]
 )
 def test_a_killed_gateway_costs_no_evaluation_and_no_unsent_hint(
-    num_jobs: int, tmp_path: Path, found: Callable[[int, str, str], None]
+    num_jobs: int,
+    postgres: PostgresServer,
+    tmp_path: Path,
+    found: Callable[[int, str, str], None],
 ) -> None:
+    database_url = postgres.new_database(f"gateway{num_jobs}")
     with (
-        running_cluster(tmp_path, max_active_jobs="1000") as cluster,
+        running_cluster(tmp_path, database_url=database_url, max_active_jobs="1000") as cluster,
         closing(Ledger(cluster.stores.database_url)) as ledger,
         OpenAI(
             base_url=f"{cluster.url}/v1", api_key=asyncio.run(cluster.new_key()), max_retries=8
@@ -160,6 +166,7 @@ def test_a_killed_gateway_costs_no_evaluation_and_no_unsent_hint(
 
 
 def _evaluate(client: OpenAI, job: FineTuningJob, file_id: str, **more: object) -> str:
-    body = {"model": job.fine_tuned_model, "file": file_id, "graders": GRADERS, **more}
+    body = {"model": job.fine_tuned_model, "file": file_id, "graders": GRADERS}
+    body |= {"max_answer_tokens": 16, **more}
     made: str = call(client, "POST", "evaluations", json=body).json()["id"]
     return made

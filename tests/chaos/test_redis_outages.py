@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.streams import Stream
     from tests.e2e.cluster import Cluster
+    from tests.servers.postgres import PostgresServer
     from tests.servers.redis import RedisServer
 
 NUM_STREAMS = 4
@@ -95,7 +96,7 @@ OUTAGES = {"emptied": _empty, "killed": _kill, "full": _fill, "away": _take_away
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(Scale(12, 5.0, 3, 60.0), marks=pytest.mark.e2e, id="short"),
+        pytest.param(Scale(12, 5.0, 3, 180.0), marks=pytest.mark.e2e, id="short"),
         pytest.param(Scale(1000, 60.0, 60, 1800.0), marks=pytest.mark.chaos, id="full"),
     ],
 )
@@ -104,8 +105,14 @@ def scale(request: pytest.FixtureRequest) -> Scale:
 
 
 @pytest.fixture(scope="module")
-def cluster(scale: Scale, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    settings = {"max_active_jobs": "2000", "resend_after_s": str(scale.resend_after_s)}
+def cluster(
+    scale: Scale, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    settings = {
+        "database_url": postgres.new_database(f"redis{time.time_ns()}"),
+        "max_active_jobs": "2000",
+        "resend_after_s": str(scale.resend_after_s),
+    }
     with running_cluster(tmp_path_factory.mktemp("redis"), **settings, **EXACT) as running:
         yield running
 

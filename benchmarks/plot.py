@@ -61,7 +61,10 @@ def _etas(axes: Axes, cells: Figures) -> None:
     dots.set_label("rounds")
     line.set_label("bound of GEMMs alone")
     axes.axhline(1.0, color="k", linestyle=":", label="time slicing")
-    axes.set_xticks(range(len(cells)), [name.replace(", ", ",\n") for name in cells])
+    axes.set_xticks(
+        range(len(cells)),
+        [name.replace(" stream", "\nstream").replace(", ", "\n") for name in cells],
+    )
     axes.set_title("co-serving efficiency")
     axes.legend()
 

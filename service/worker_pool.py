@@ -19,7 +19,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import ValidationError
 
 from scheduler.domain.errors import (
     ContextTooLong,
@@ -233,7 +232,7 @@ class WorkerPool:
     def _take(self, packed: bytes) -> None:
         try:
             message = decode(TO_GATEWAY, packed)
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             log.error("bad_message_from_worker", reason=str(error)[:500])
             return
         for frame in message.frames:

@@ -108,8 +108,7 @@ class RequestDesk:
         """Send frames of a request again."""
         live = self.live.get(order.request_id)
         frames = self.ended.again(order) if live is None else tuple(live.frames[order.from_seq :])
-        if frames:
-            self.connection.send(Frames(reply_to=order.reply_to, frames=frames))
+        self.connection.send(Frames(reply_to=order.reply_to, frames=frames))
 
     def admit(self, sequence: Sequence) -> bool:
         """Bring a group's adapters into slots; False while there are none, or if it is refused."""

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from scheduler.domain.message import Message
+from scheduler.domain.message import Report
 
 TOLD_DIGITS = 16  # of a digest: enough for no two adapters to be taken for one another
 MAX_TOLD = 1024
@@ -24,7 +24,7 @@ class Tier(StrEnum):
     DISK = "disk"
 
 
-class AdapterTier(Message):
+class AdapterTier(Report):
     """What one tier of one worker holds, and totals since its process started."""
 
     tier: Tier

@@ -11,11 +11,11 @@ from typing import Literal
 from pydantic import Field
 
 from scheduler.domain.adapter_tier import AdapterTier
-from scheduler.domain.message import Message
+from scheduler.domain.message import Report
 from scheduler.domain.request import FinishReason
 
 
-class JobShare(Message):
+class JobShare(Report):
     """What a step's plan gave to one job."""
 
     job_id: str
@@ -23,7 +23,7 @@ class JobShare(Message):
     num_units: int = Field(0, description="Units of its lane.")
 
 
-class StepSample(Message):
+class StepSample(Report):
     """One engine step: what was planned, what it should have taken, and what it took."""
 
     index: int = Field(0, description="Steps of the engine before this one.")
@@ -45,7 +45,7 @@ class StepSample(Message):
     )
 
 
-class RequestSample(Message):
+class RequestSample(Report):
     """One finished request, for latency histograms."""
 
     base_model: str
@@ -66,7 +66,7 @@ class RequestSample(Message):
         return sum(pauses) / len(pauses) if pauses else None
 
 
-class HistogramTotals(Message):
+class HistogramTotals(Report):
     """How often values fell into each bucket; the last bucket is everything over the last bound."""
 
     bounds: tuple[float, ...]
@@ -74,7 +74,7 @@ class HistogramTotals(Message):
     total: float
 
 
-class SloTotals(Message):
+class SloTotals(Report):
     """How often one target of one class was met, and how often not."""
 
     service_class: str
@@ -84,7 +84,7 @@ class SloTotals(Message):
     num_over: int
 
 
-class EngineStats(Message):
+class EngineStats(Report):
     """Gauges, totals, and the steps and requests since the last report; about twice a second."""
 
     type: Literal["engine_stats"] = "engine_stats"

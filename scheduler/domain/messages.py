@@ -17,7 +17,7 @@ from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.adapter_tier import AdapterTier, Tier
 from scheduler.domain.engine_stats import EngineStats, RequestSample, StepSample
 from scheduler.domain.job import FinetuneSpec
-from scheduler.domain.message import Message
+from scheduler.domain.message import Message, Order, Report
 from scheduler.domain.request import FinishReason, RequestBody
 from scheduler.domain.service_class import BUILT_IN, ClassTargets
 
@@ -27,7 +27,7 @@ MessageT = TypeVar("MessageT")
 # ---- gateway -> worker -------------------------------------------------------------------
 
 
-class Submit(Message):
+class Submit(Order):
     """Answer this request; send its frames to the stream `reply_to`."""
 
     type: Literal["submit"] = "submit"
@@ -35,7 +35,21 @@ class Submit(Message):
     reply_to: str
 
 
-class Abort(Message):
+class RequestName(Report):
+    """What is known of a request that cannot be read: its name."""
+
+    request_id: str
+
+
+class UnreadSubmit(Report):
+    """A Submit of whatever version: whom to tell that it cannot be read."""
+
+    type: Literal["submit"]
+    request: RequestName
+    reply_to: str
+
+
+class Abort(Order):
     """The caller has left, or has all it wants: stop the request, or one of its sequences."""
 
     type: Literal["abort"] = "abort"
@@ -43,7 +57,7 @@ class Abort(Message):
     index: int | None = Field(None, description="None: every sequence of the request.")
 
 
-class Replay(Message):
+class Replay(Order):
     """Send the frames of a request again, from sequence number `from_seq` on.
 
     Where they are gone an error comes instead, so that nobody waits for them.
@@ -55,14 +69,14 @@ class Replay(Message):
     from_seq: int
 
 
-class Listening(Message):
+class Listening(Order):
     """A gateway reads `reply_to`: said again and again while it waits for answers from here."""
 
     type: Literal["listening"] = "listening"
     reply_to: str
 
 
-class JobHint(Message):
+class JobHint(Order):
     """Look at this job in SQL: it is new, or its wanted state changed."""
 
     type: Literal["job_hint"] = "job_hint"
@@ -75,7 +89,7 @@ ToWorker = Annotated[Submit | Abort | Replay | Listening | JobHint, Field(discri
 # ---- worker -> gateway -------------------------------------------------------------------
 
 
-class TokenLogprobs(Message):
+class TokenLogprobs(Report):
     """Log-probabilities at one position: the token itself and the best alternatives."""
 
     logprob: float
@@ -84,7 +98,7 @@ class TokenLogprobs(Message):
     top_logprobs: tuple[float, ...] = ()
 
 
-class TokenFrame(Message):
+class TokenFrame(Report):
     """What one engine step added to one sequence.
 
     `seq` counts the frames of a request from 0, so a reader sees gaps and duplicates.
@@ -106,7 +120,7 @@ class TokenFrame(Message):
     error_code: str | None = None
 
 
-class Frames(Message):
+class Frames(Report):
     """All frames of one engine step for one gateway."""
 
     type: Literal["frames"] = "frames"
@@ -120,7 +134,7 @@ ToGateway = Annotated[Frames, Field()]
 # ---- agent -> engine ---------------------------------------------------------------------
 
 
-class Generate(Message):
+class Generate(Order):
     """A request, with its adapters' artefacts already on this machine."""
 
     type: Literal["generate"] = "generate"
@@ -131,7 +145,7 @@ class Generate(Message):
     )
 
 
-class StartJob(Message):
+class StartJob(Order):
     """Train: the job is leased, its data sets and its newest checkpoint are on this machine."""
 
     type: Literal["start_job"] = "start_job"
@@ -146,7 +160,7 @@ class StartJob(Message):
     tenant_weight: float = Field(1.0, gt=0)
 
 
-class StopJob(Message):
+class StopJob(Order):
     """Stop training this job; with `checkpoint`, write one first."""
 
     type: Literal["stop_job"] = "stop_job"
@@ -154,7 +168,7 @@ class StopJob(Message):
     checkpoint: bool = False
 
 
-class Drain(Message):
+class Drain(Order):
     """Take no new work, finish streams, checkpoint jobs, then end."""
 
     type: Literal["drain"] = "drain"
@@ -168,7 +182,7 @@ ToEngine = Annotated[
 # ---- engine -> agent ---------------------------------------------------------------------
 
 
-class BaseModelInfo(Message):
+class BaseModelInfo(Report):
     """A base model that a worker holds."""
 
     id: str
@@ -179,7 +193,7 @@ class BaseModelInfo(Message):
     dtype: str
 
 
-class WorkerCapabilities(Message):
+class WorkerCapabilities(Report):
     """What a worker can do: plug-in name -> JSON Schema of its options."""
 
     base_models: tuple[BaseModelInfo, ...]
@@ -197,14 +211,14 @@ class WorkerCapabilities(Message):
     )
 
 
-class EngineReady(Message):
+class EngineReady(Report):
     """The engine is up and takes work."""
 
     type: Literal["engine_ready"] = "engine_ready"
     capabilities: WorkerCapabilities
 
 
-class JobProgress(Message):
+class JobProgress(Report):
     """One optimizer step (or one validation pass) of a job, as its `metrics` event tells it."""
 
     type: Literal["job_progress"] = "job_progress"
@@ -223,7 +237,7 @@ class JobProgress(Message):
     valid_mean_token_accuracy: float | None = None
 
 
-class CheckpointWritten(Message):
+class CheckpointWritten(Report):
     """A complete checkpoint lies in `path`; its `adapter/` folder is a peft artefact.
 
     The last one of a job has `final`: the agent publishes the adapter and ends the job.
@@ -241,7 +255,7 @@ class CheckpointWritten(Message):
     final: bool = False
 
 
-class JobStopped(Message):
+class JobStopped(Report):
     """The engine trains this job no more: asked to (`error` None), or it failed."""
 
     type: Literal["job_stopped"] = "job_stopped"
@@ -260,7 +274,7 @@ FromEngine = Annotated[
 # ---- worker registry ---------------------------------------------------------------------
 
 
-class WorkerInfo(Message):
+class WorkerInfo(Report):
     """What an agent announces about itself, with a time to live."""
 
     worker_id: str
@@ -287,13 +301,15 @@ class WorkerInfo(Message):
 
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 TO_GATEWAY: TypeAdapter[ToGateway] = TypeAdapter(ToGateway)
+UNREAD_SUBMIT: TypeAdapter[UnreadSubmit] = TypeAdapter(UnreadSubmit)
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(ToEngine)
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(FromEngine)
 
 
 def encode(message: Message) -> bytes:
-    """Message -> msgpack."""
-    packed: bytes = msgpack.packb(message.model_dump(mode="json", exclude_defaults=False))
+    """Message -> msgpack, without fields at their default but for the type."""
+    fields = message.model_dump(mode="json", exclude_defaults=True)
+    packed: bytes = msgpack.packb(message.model_dump(include={"type"}) | fields)
     return packed
 
 
@@ -301,7 +317,7 @@ def decode(adapter: TypeAdapter[MessageT], data: bytes) -> MessageT:
     """Msgpack -> message of the union behind `adapter`.
 
     Raises:
-        pydantic.ValidationError: the bytes are not such a message.
+        ValueError: the bytes are no msgpack, or not such a message (pydantic.ValidationError).
     """
     return adapter.validate_python(msgpack.unpackb(data, strict_map_key=False))
 
@@ -311,6 +327,7 @@ __all__ = [
     "TO_ENGINE",
     "TO_GATEWAY",
     "TO_WORKER",
+    "UNREAD_SUBMIT",
     "Abort",
     "AdapterRef",
     "BaseModelInfo",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 VICTIMS = ("workers.engine_child", "-m workers ")  # an engine, and the worker above it
-NUM_ROUNDS = 12
+NUM_ROUNDS = 13
 PAUSE_S = 60.0  # the supervisor gives up after three deaths within so much
 UNBROKEN_EPOCH = 2  # one for the check of its files, one for its training
 LAST_STEP = 200

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgpack
 import pytest
 
 from scheduler.domain.adapter import AdapterRef
@@ -341,13 +342,26 @@ async def test_a_gateway_that_says_it_listens_keeps_its_requests(stage: Stage) -
         assert stage.notes("abort") == []
 
 
-async def test_bytes_that_are_no_message_are_skipped(stage: Stage) -> None:
+@pytest.mark.parametrize("body", [b"\x81\xa4type\xa4evil", b"\xc1", b"\x81"])
+async def test_bytes_that_are_no_message_are_skipped(stage: Stage, body: bytes) -> None:
     async with stage.agent():
         worker = await stage.worker()
-        await stage.channel.append(worker.inbox, b"\x81\xa4type\xa4evil")
+        await stage.channel.append(worker.inbox, body)
         await stage.submit("r1", 1)
 
         assert (await stage.frames(1))[0].request_id == "r1"
+
+
+async def test_a_request_of_a_newer_gateway_is_sent_back_and_not_left_waiting(
+    stage: Stage,
+) -> None:
+    async with stage.agent():
+        worker = await stage.worker()
+        submit = {"type": "submit", "request": {"request_id": "r1", "wish": 1}, "reply_to": OUT}
+        await stage.channel.append(worker.inbox, msgpack.packb(submit))
+
+        frame = (await stage.frames(1))[0]
+        assert (frame.request_id, frame.error_code) == ("r1", "worker_lost")
 
 
 async def test_a_dead_engine_costs_an_error_frame_and_a_new_boot(stage: Stage) -> None:

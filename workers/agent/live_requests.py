@@ -26,6 +26,10 @@ class LiveRequest:
     open: set[int]
     next_seq: int = 0
 
+    def failed(self, error: str, code: str) -> Frames:
+        """The frame that ends it."""
+        return error_frames(self.request_id, self.reply_to, self.next_seq, error, code)
+
 
 class LiveRequests:
     """The requests between their Submit and their last frame."""
@@ -92,11 +96,11 @@ class LiveRequests:
     def fail(self, request_id: str, error: str, code: str) -> Frames | None:
         """End one request with an error frame; None when nobody waits for it."""
         live = self._live.pop(request_id, None)
-        return _error_frames(live, error, code) if live else None
+        return live.failed(error, code) if live else None
 
     def fail_all(self, error: str, code: str) -> list[Frames]:
         """End every request with an error frame."""
-        lost = [_error_frames(live, error, code) for live in self._live.values()]
+        lost = [live.failed(error, code) for live in self._live.values()]
         self._live.clear()
         return lost
 
@@ -106,8 +110,7 @@ class LiveRequests:
             self._live.pop(live.request_id, None)
 
 
-def _error_frames(live: LiveRequest, error: str, code: str) -> Frames:
-    frame = TokenFrame(
-        request_id=live.request_id, index=0, seq=live.next_seq, error=error, error_code=code
-    )
-    return Frames(reply_to=live.reply_to, frames=(frame,))
+def error_frames(request_id: str, reply_to: str, seq: int, error: str, code: str) -> Frames:
+    """One frame, of sequence number `seq`, that ends a request."""
+    frame = TokenFrame(request_id=request_id, index=0, seq=seq, error=error, error_code=code)
+    return Frames(reply_to=reply_to, frames=(frame,))

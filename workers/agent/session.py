@@ -11,11 +11,11 @@ import secrets
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import ValidationError
 
 from scheduler.domain.errors import DomainError, WorkerLost
 from scheduler.domain.messages import (
     TO_WORKER,
+    UNREAD_SUBMIT,
     Abort,
     Drain,
     EngineReady,
@@ -32,7 +32,7 @@ from scheduler.domain.messages import (
 from scheduler.store.channel import START, ChannelDown
 from workers.agent.announcement import Announcement
 from workers.agent.job_keeper import JobKeeper
-from workers.agent.live_requests import LiveRequests
+from workers.agent.live_requests import LiveRequests, error_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -218,8 +218,9 @@ class EngineSession:
                 last_id = entry_id
                 try:
                     order = decode(TO_WORKER, body)
-                except ValidationError as error:
-                    log.error("order_refused", errors=error.error_count())
+                except ValueError as error:
+                    log.error("order_refused", reason=str(error)[:500])
+                    self._refuse_unread(body)
                     continue
                 await self._obey(order, group)
 
@@ -293,6 +294,17 @@ class EngineSession:
                 log.warning("gateway_silent", request_id=request_id)
                 self._refuse(request_id, "The gateway fell silent.", WorkerLost.code)
                 await self._abort(Abort(request_id=request_id))
+
+    def _refuse_unread(self, body: bytes) -> None:
+        """Let a newer gateway send a request elsewhere that this worker cannot read."""
+        try:
+            unread = decode(UNREAD_SUBMIT, body)
+        except ValueError:
+            return  # no request: nobody waits
+        error = "This worker is older than its gateway, and cannot read the request."
+        self._send_to_gateway(
+            error_frames(unread.request.request_id, unread.reply_to, 0, error, WorkerLost.code)
+        )
 
     def _refuse(self, request_id: str, error: str, code: str) -> None:
         frames = self._live.fail(request_id, error, code)

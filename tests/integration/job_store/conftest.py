@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import update
 
 from scheduler.domain.job import JobStatus
 from scheduler.store.checks import Checks
-from scheduler.store.database import Database, migrate
+from scheduler.store.database import Database
 from scheduler.store.jobs import Job, Jobs, TenantJobs
 from scheduler.store.leases import LeasedJob, Leases
 from scheduler.store.outbox import Outbox, OutboxKind
 from scheduler.store.tables import jobs as jobs_table
-from scheduler.store.tables import metadata
 from scheduler.store.tenants import Tenants
 from tests.integration.store_kit import create_job
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from scheduler.domain.tenant import Tenant
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    sqlite = request.param == "sqlite"
-    url = (
-        f"sqlite+aiosqlite:///{tmp_path}/t.db"
-        if sqlite
-        else request.getfixturevalue("postgres").url
-    )
-    await asyncio.gather(migrate(url), migrate(url))
-    database = Database(url)
-    if not sqlite:
-        names = ", ".join(metadata.tables)
-        async with database.begin() as conn:
-            await conn.execute(text(f"TRUNCATE {names}"))
-    yield database
-    await database.close()
 
 
 @dataclass

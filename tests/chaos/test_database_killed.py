@@ -49,6 +49,11 @@ class Scale:
     lease_s: int
     num_zombies: int
 
+    @property
+    def kept_s(self) -> float:
+        """The longest absence that surely costs no lease: one was renewed just before."""
+        return self.lease_s * 5 / 6 - 1
+
 
 @pytest.fixture(
     scope="module",
@@ -143,7 +148,8 @@ async def test_a_killed_database_costs_no_step_and_no_stream(
     jobs = [_start(client) for _ in range(WORKERS)]
     until(lambda: all(_has_begun(ledger, job) for job in jobs))
 
-    def strike() -> httpx.Response:
+    def strike() -> tuple[httpx.Response, float]:
+        struck_s = time.monotonic()
         with _followed(cluster, key, jobs[0]) as lines:
             next(lines)
             postgres.kill()
@@ -153,15 +159,15 @@ async def test_a_killed_database_costs_no_step_and_no_stream(
         assert httpx.get(f"{cluster.url}/healthz").is_success
         time.sleep(scale.away_s)
         postgres.start()
-        return refused
+        return refused, time.monotonic() - struck_s
 
     began = asyncio.Event()
 
-    async def strike_midway() -> httpx.Response:
+    async def strike_midway() -> tuple[httpx.Response, float]:
         await began.wait()
         return await asyncio.to_thread(strike)
 
-    streams, refused = await asyncio.gather(
+    streams, (refused, gone_s) = await asyncio.gather(
         ask_all(cluster.url, key, NUM_STREAMS, began.set), strike_midway()
     )
     until(lambda: _refused(cluster, key).is_success)
@@ -174,12 +180,13 @@ async def test_a_killed_database_costs_no_step_and_no_stream(
     for job in jobs:
         assert finished(client, job).status == "succeeded"
         assert _is_as_unbroken(ledger, job, unbroken)
-        assert ledger.job(job.id).epoch == UNBROKEN_EPOCH
+        assert ledger.job(job.id).epoch == UNBROKEN_EPOCH or gone_s > scale.kept_s
     assert cluster.ended == []
+    is_kept = all(ledger.job(job.id).epoch == UNBROKEN_EPOCH for job in jobs)
     found(
         1,
-        "steps once, the unbroken adapter, no other lease; streams whole; 503 meanwhile",
-        f"as expected, {scale.away_s:.0f} s away under {len(jobs)} jobs and {NUM_STREAMS} streams",
+        "steps once, the unbroken adapter, the same lease; streams whole; 503 meanwhile",
+        f"{gone_s:.1f} s away, {'the same' if is_kept else 'another'} lease; the rest as expected",
     )
 
 

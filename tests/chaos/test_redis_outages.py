@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 NUM_STREAMS = 4
 NUM_LATE = 6  # jobs ordered right before the outage, so that it finds some in every state
-CHECKED_ROWS = 20_000  # seconds of checking
+CHECKED_ROWS = 8_000  # a second or so of checking
 UNBROKEN_EPOCH = 2  # one for the check of its files, one for its training
 NUM_COPIES = 5
 RECOVERY_S = 30.0  # from Redis's return to the end of every stream that it held up

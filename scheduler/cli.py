@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from scheduler.backup.manifest import BackupManifest
     from scheduler.domain.service_class import ClassTargets
+    from scheduler.domain.tenant import Tenant
 
 app = typer.Typer(
     help="Fine-tune and serve many LLM adapters on the same device.",
@@ -151,13 +152,14 @@ def revoke_key(
 
 @tenants.command("list")
 def list_tenants(data: DataOption = DEFAULT_DATA) -> None:
-    """Print all tenants: id, name, service class, weight, whether an admin."""
+    """Print all tenants: id, name, service class, weight, whether an admin, rate limits."""
 
     async def show() -> None:
         async with accounts(store_settings(data)) as known:
             for tenant in await known.tenants.list():
                 role = "admin" if tenant.is_admin else ""
-                facts = (tenant.id, tenant.name, tenant.service_class, f"{tenant.weight:g}", role)
+                terms = (tenant.service_class, f"{tenant.weight:g}", role, *_rates(tenant))
+                facts = (tenant.id, tenant.name, *terms)
                 typer.echo("\t".join(facts).rstrip())
 
     _run(show())
@@ -173,9 +175,15 @@ def set_tenant(
     weight: Annotated[
         float | None, typer.Option(help="Share of contended capacity beside other tenants.")
     ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="Chat and text completions; 0 lifts the limit.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(help="Of their prompts and answers; 0 lifts the limit.")
+    ] = None,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
-    """Put a tenant in a service class, or change its weight; requests see it at once."""
+    """Change a tenant's service class, weight or rate limits; requests see it at once."""
 
     async def change() -> None:
         settings = store_settings(data)
@@ -184,9 +192,14 @@ def set_tenant(
         async with accounts(settings) as known:
             tenant = await known.tenants.get_by_name(name)
             tenant = await known.tenants.change(
-                tenant.id, weight=weight, service_class=service_class
+                tenant.id,
+                weight=weight,
+                service_class=service_class,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
             )
-        typer.echo(f"{name}: class {tenant.service_class}, weight {tenant.weight:g}.")
+        terms = (f"class {tenant.service_class}", f"weight {tenant.weight:g}", *_rates(tenant))
+        typer.echo(f"{name}: {', '.join(terms)}.")
 
     _run(change())
 
@@ -247,6 +260,10 @@ def version() -> None:
 
 def _as_json(classes: dict[str, ClassTargets]) -> str:
     return json.dumps({name: targets.model_dump() for name, targets in classes.items()})
+
+
+def _rates(tenant: Tenant) -> list[str]:
+    return [f"{limit} {kind} a minute" for kind, limit in tenant.rate_limits.items()]
 
 
 def _day(unix_s: int) -> str:

@@ -27,6 +27,7 @@ from scheduler.store.idempotency import Idempotency
 from scheduler.store.jobs import Jobs
 from scheduler.store.keys import Keys, load_pepper
 from scheduler.store.objects import ObjectStore
+from scheduler.store.rate_buckets import connect_rate_buckets
 from scheduler.store.tenants import Tenants
 from scheduler.store.usage import Usage
 from scheduler.text.tokenizer import load_tokenizer
@@ -41,6 +42,7 @@ from service.gateway import Gateway
 from service.generation import Engines
 from service.metrics import GatewayMetrics
 from service.middleware import Boundary
+from service.rate_limiter import RateLimiter
 from service.routes import (
     account,
     adapter_exports,
@@ -130,18 +132,26 @@ async def open_gateway(settings: ServiceSettings) -> AsyncIterator[Gateway]:
         stack.push_async_callback(db.close)
         channel = connect_channel(settings.channel_url)
         stack.push_async_callback(channel.close)
+        buckets = connect_rate_buckets(settings.channel_url)
+        limiter = RateLimiter(buckets, settings.num_gateways)
+        await stack.enter_async_context(limiter.running())
         pool = WorkerPool(channel, settings)
         usage = Usage(db)
         meter = UsageMeter(usage)
         await stack.enter_async_context(meter.running())
         await stack.enter_async_context(pool.running())
-        gateway = _assemble(settings, db, pool, usage, meter)
+        gateway = _assemble(settings, db, limiter, pool, usage, meter)
         await stack.enter_async_context(Evaluator(gateway).running())
         yield gateway
 
 
 def _assemble(
-    settings: ServiceSettings, db: Database, pool: WorkerPool, usage: Usage, meter: UsageMeter
+    settings: ServiceSettings,
+    db: Database,
+    limiter: RateLimiter,
+    pool: WorkerPool,
+    usage: Usage,
+    meter: UsageMeter,
 ) -> Gateway:
     model_dirs = settings.model_dirs()
     tokenizers = {name: load_tokenizer(folder) for name, folder in model_dirs.items()}
@@ -160,6 +170,7 @@ def _assemble(
         board=Board(db),
         idempotency=Idempotency(db),
         objects=ObjectStore(settings.object_store_url),
+        limiter=limiter,
         transfers=Transfers(settings.max_transfers),
         coded=CodedAdapters(),
         catalogue=Catalogue(tokenizers, pool.roster, created_at),

@@ -1,7 +1,7 @@
 """The operator's board as Prometheus series, which name tenants and so are for admin keys only.
 
-They are read from SQL at the moment of a scrape; only jobs that run have series of their own, and
-there are never more of those than the workers train at once.
+They are read from SQL at the moment of a scrape, but for what this gateway has refused. Only jobs
+that run have series of their own, and there are never more of those than the workers train at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
+    from scheduler.domain.rate_limit import RateKind
     from scheduler.store.board import JobTally, OutboxBacklog, RunningJob
     from scheduler.store.usage import ModelUsage
 
@@ -33,10 +34,12 @@ class BoardReport(Collector):
     running: Sequence[RunningJob]
     tally: JobTally
     outbox: OutboxBacklog
+    refused: Mapping[tuple[str, RateKind], int]
 
     def collect(self) -> Iterator[Metric]:
         """All series."""
         yield self._tokens()
+        yield self._refused()
         yield self._jobs()
         yield from self._training()
         yield GaugeMetricFamily(
@@ -70,6 +73,16 @@ class BoardReport(Collector):
             totals[row.tenant, "trained"] += row.trained_tokens
         for labels, count in totals.items():
             metric.add_metric(labels, count)
+        return metric
+
+    def _refused(self) -> Metric:
+        metric = CounterMetricFamily(
+            "tandem_rate_limited_requests",
+            "Requests refused for a limit of their tenant: requests or tokens a minute.",
+            labels=["tenant", "kind"],
+        )
+        for (tenant, kind), count in self.refused.items():
+            metric.add_metric([tenant, kind], count)
         return metric
 
     def _jobs(self) -> Metric:

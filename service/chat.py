@@ -14,6 +14,7 @@ from service.kv_policy import kv_policy_of
 from service.sampling import (
     count_of,
     fit_max_tokens,
+    longest_answer,
     refuse_unsupported,
     request_body,
     sampling_params,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from service.catalogue import ServedModel
     from service.choice import Choice, ScoredToken
     from service.generation import Engines, Update
+    from service.rate_gate import RateGate
     from service.schemas.chat import ChatMessage, ChatRequest
     from service.settings import ServiceSettings
 
@@ -48,6 +50,7 @@ async def start_chat(
     tenant: Tenant,
     engines: Engines,
     settings: ServiceSettings,
+    gate: RateGate,
 ) -> ChatAnswer:
     """Check the request and prepare its answer; nothing is sent to a worker yet.
 
@@ -63,20 +66,26 @@ async def start_chat(
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if wanted == 0:
         raise InvalidInput("A chat answer needs at least one token.", param="max_completion_tokens")
+    n = count_of(body, settings)
     sampling = sampling_params(
         body,
         served.tokenizer.vocab_size,
-        max_tokens=fit_max_tokens(wanted, len(token_ids), served, default=None, param="messages"),
+        max_tokens=fit_max_tokens(
+            wanted,
+            len(token_ids),
+            served,
+            default=longest_answer(tenant, len(token_ids), n),
+            param="messages",
+        ),
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     service_class = class_of(body.service_tier, tenant)
-    n = count_of(body, settings)
     kv_policy = kv_policy_of(body.kv_policy, served.base_model, engines.pool.roster)
     request = request_body(
         tenant, served, token_ids, sampling, n, service_class, body.cache_salt, kv_policy
     )
     stops = stops_of(body, settings)
-    generation = Generation(engines, served, [request], stops, continues_text=False)
+    generation = Generation(engines, served, [request], stops, continues_text=False, gate=gate)
     return ChatAnswer(body, generation)
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scheduler.text.tokenizer import ChatTokenizer
     from service.catalogue import ServedModel
     from service.generation import Engines, Update
+    from service.rate_gate import RateGate
     from service.schemas.completion import CompletionRequest
     from service.settings import ServiceSettings
 
@@ -48,6 +49,7 @@ async def start_completion(
     tenant: Tenant,
     engines: Engines,
     settings: ServiceSettings,
+    gate: RateGate,
 ) -> CompletionAnswer:
     """Check the request and prepare its answer; nothing is sent to a worker yet.
 
@@ -69,7 +71,7 @@ async def start_completion(
         await _request(body, prompt, served, tenant, n, kv_policy) for prompt in body.prompt
     ]
     generation = Generation(
-        engines, served, requests, stops_of(body, settings), continues_text=True
+        engines, served, requests, stops_of(body, settings), continues_text=True, gate=gate
     )
     return CompletionAnswer(body, generation)
 

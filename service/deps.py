@@ -26,6 +26,8 @@ from service.coded_adapters import CodedAdapters
 from service.gateway import Gateway
 from service.generation import Engines
 from service.logit_arithmetic import with_terms
+from service.rate_gate import RateGate
+from service.rate_limiter import RateLimiter
 from service.schemas.logit_arithmetic import LogitTerm
 from service.settings import ServiceSettings
 from service.worker_roster import WorkerRoster
@@ -104,6 +106,10 @@ def _roster(gateway: AnyGateway) -> WorkerRoster:
     return gateway.engines.pool.roster
 
 
+async def _rate_gate(request: Request, gateway: AnyGateway, tenant: CurrentTenant) -> RateGate:
+    return RateGate(gateway.limiter, tenant, request.state.answer_headers)
+
+
 def _admin_tenants(gateway: AnyGateway, admin: CurrentAdmin) -> Tenants:
     del admin  # asked for so that nobody else gets here
     return gateway.tenants
@@ -129,6 +135,11 @@ def _admin_roster(gateway: AnyGateway, admin: CurrentAdmin) -> WorkerRoster:
     return gateway.engines.pool.roster
 
 
+def _admin_limiter(gateway: AnyGateway, admin: CurrentAdmin) -> RateLimiter:
+    del admin  # asked for so that nobody else gets here
+    return gateway.limiter
+
+
 OneTransfer = Depends(_transfer)
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 FilesDep = Annotated[TenantFiles, Depends(_tenant_files)]
@@ -143,11 +154,13 @@ ObjectsDep = Annotated[ObjectStore, Depends(_objects)]
 CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
 EnginesDep = Annotated[Engines, Depends(_engines)]
 RosterDep = Annotated[WorkerRoster, Depends(_roster)]
+RateGateDep = Annotated[RateGate, Depends(_rate_gate)]
 AdminTenants = Annotated[Tenants, Depends(_admin_tenants)]
 AdminKeys = Annotated[Keys, Depends(_admin_keys)]
 AdminBoard = Annotated[Board, Depends(_admin_board)]
 AdminUsage = Annotated[Usage, Depends(_admin_usage)]
 AdminRoster = Annotated[WorkerRoster, Depends(_admin_roster)]
+AdminLimiter = Annotated[RateLimiter, Depends(_admin_limiter)]
 
 
 class Replays:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.catalogue import Catalogue
     from service.coded_adapters import CodedAdapters
     from service.generation import Engines
+    from service.rate_limiter import RateLimiter
     from service.settings import ServiceSettings
     from service.transfers import Transfers
 
@@ -46,6 +47,7 @@ class Gateway:
     board: Board
     idempotency: Idempotency
     objects: ObjectStore
+    limiter: RateLimiter
     transfers: Transfers
     coded: CodedAdapters
     catalogue: Catalogue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ from service.service_tier import tier_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from scheduler.domain.messages import TokenFrame, TokenLogprobs
     from scheduler.domain.request import RequestBody
     from service.answers import Answers
     from service.catalogue import ServedModel
     from service.metrics import GatewayMetrics
+    from service.rate_gate import RateGate
     from service.service_tier import ServedTier
     from service.usage_meter import UsageMeter
     from service.worker_pool import WorkerPool
@@ -51,6 +54,7 @@ class Generation:
         bodies: one request per prompt, all with the same `n`.
         stops: stop strings.
         continues_text: answers go on from the prompt's text.
+        gate: what the call has to pass; None where no limit applies.
     """
 
     def __init__(
@@ -61,11 +65,14 @@ class Generation:
         stops: Sequence[str],
         *,
         continues_text: bool,
+        gate: RateGate | None = None,
     ) -> None:
         self.served = served
         self.bodies = bodies
         self.prompt_scores: dict[int, tuple[TokenLogprobs | None, ...]] = {}
         self._engines = engines
+        self._gate = gate
+        self._num_metered = 0
         sampling = bodies[0].sampling
         ends = frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids
         end_ids = ends | frozenset(sampling.stop_token_ids)
@@ -107,19 +114,31 @@ class Generation:
         """How the requests are served, in OpenAI's words."""
         return tier_of(self.bodies[0].service_class)
 
+    @property
+    def max_tokens(self) -> int:
+        """The most that it may come to, prompts included."""
+        return sum(
+            len(body.prompt_token_ids) + body.n * body.sampling.max_tokens for body in self.bodies
+        )
+
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Everything that becomes visible, until all choices have ended.
 
         Raises:
             DomainError: the request was refused, or its worker failed.
         """
-        async with self._engines.pool.open(self.bodies) as answers:
+        async with self._passed_gate(), self._engines.pool.open(self.bodies) as answers:
             try:
                 async for position, frame in answers:
                     for update in self._absorb(position, frame, answers):
                         yield update
             finally:
                 self._settle()
+
+    def _passed_gate(self) -> AbstractAsyncContextManager[None]:
+        if self._gate is None:
+            return nullcontext()
+        return self._gate.reserved(self.max_tokens, lambda: self._num_metered)
 
     def _absorb(self, position: int, frame: TokenFrame, answers: Answers) -> list[Update]:
         index = position * self.bodies[position].n + frame.index
@@ -162,6 +181,7 @@ class Generation:
 
     def _settle(self) -> None:
         usage = self.usage
+        self._num_metered = usage.total_tokens
         self._engines.meter.add(
             self.bodies[0].tenant_id,
             self.served.name,

@@ -1,4 +1,4 @@
-"""The outermost ring of the app: request id, processing time, body limit, the last resort.
+"""The outermost ring of the app: headers of every answer, body limit, the last resort.
 
 One plain ASGI class, because Starlette's BaseHTTPMiddleware would put a queue between every
 token and the socket and hide the client's disconnect from the route.
@@ -60,7 +60,9 @@ class Boundary:
         exchange = _Exchange(_request_id(headers), receive, send, self._limit(scope))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
-        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        scope.setdefault("state", {}).update(
+            request_id=exchange.request_id, answer_headers=exchange.answer_headers
+        )
         try:
             if exchange.announces_too_much(headers):
                 await exchange.linger()
@@ -87,10 +89,15 @@ class Boundary:
 
 
 class _Exchange:
-    """One request on its way in and its answer on its way out."""
+    """One request on its way in and its answer on its way out.
+
+    Attributes:
+        answer_headers: what the app adds to whatever the answer will be, an error or a stream too.
+    """
 
     def __init__(self, request_id: str, receive: Receive, send: Send, max_bytes: int) -> None:
         self.request_id = request_id
+        self.answer_headers: dict[str, str] = {}
         self.started = False
         self.is_stream = False
         self._receive = receive
@@ -137,7 +144,7 @@ class _Exchange:
                         return
 
     async def send(self, message: Message) -> None:
-        """Pass the answer on, with the two headers that every answer carries."""
+        """Pass the answer on, with the two headers that every answer carries and those added."""
         if message["type"] == "http.response.start":
             self.started = True
             headers = MutableHeaders(raw=message.setdefault("headers", []))
@@ -145,4 +152,5 @@ class _Exchange:
             self.is_stream = headers.get("content-type", "").startswith("text/event-stream")
             elapsed_ms = (time.perf_counter() - self._start_s) * 1000
             headers["openai-processing-ms"] = str(int(elapsed_ms))
+            headers.update(self.answer_headers)
         await self._send(message)

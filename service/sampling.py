@@ -129,6 +129,16 @@ def fit_max_tokens(
     return wanted
 
 
+def longest_answer(tenant: Tenant, num_prompt_tokens: int, n: int) -> int | None:
+    """How long an answer may become whose caller does not say; None: as long as the model allows.
+
+    More than its tokens a minute could never be reserved for the tenant.
+    """
+    if tenant.tokens_per_minute is None:
+        return None
+    return max((tenant.tokens_per_minute - num_prompt_tokens) // n, 1)
+
+
 def sampling_params(
     fields: SamplingFields,
     vocab_size: int,

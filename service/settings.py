@@ -17,6 +17,11 @@ class ServiceSettings(StoreSettings, TextSettings, LogSettings):
     gateway_id: str = Field(
         "gateway", pattern="^[A-Za-z0-9._-]{1,64}$", description="Name in the reply stream."
     )
+    num_gateways: int = Field(
+        1,
+        ge=1,
+        description="How many there are; without Redis each grants its part of a rate limit.",
+    )
     max_body_bytes: int = Field(4 * MIB, gt=0, description="Largest body but an uploaded file.")
     max_file_bytes: int = Field(512 * MIB, gt=0, description="Largest uploaded file.")
     max_stored_bytes: int = Field(

@@ -18,4 +18,6 @@ def read_tenant(tenant: Tenant) -> TenantRead:
         is_admin=tenant.is_admin,
         weight=tenant.weight,
         service_class=tenant.service_class,
+        requests_per_minute=tenant.requests_per_minute,
+        tokens_per_minute=tenant.tokens_per_minute,
     )

@@ -74,6 +74,7 @@ class EngineLoop:
         self.connection = connection
         machine = fingerprint(torch.device(settings.device), compute_dtype(settings))
         machine["tensor_parallel"] = group.shard.size
+        group.check_same([machine, settings.common()])
         writer_type = CheckpointWriter if group.is_leader else FollowersWriter
         self.writer = writer_type(connection.send, machine)
         fair = FairShare()
@@ -83,6 +84,7 @@ class EngineLoop:
             )
             for model_id, folder in settings.model_dirs().items()
         }
+        group.check_same([host.info for host in self.hosts.values()])
         self.meter = EngineMeter()
         shelf = AdapterShelf(settings.adapter_ram_bytes)
         self.loader = AdapterLoader(shelf, None if group.is_alone else InlineExecutor())

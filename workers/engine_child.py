@@ -30,7 +30,7 @@ def main() -> int:
     torch.set_flush_denormal(True)  # a denormal costs a hundred cycles and means nothing here
     configure_logging(settings.log_level, settings.log_format)
     try:
-        with leading_group(settings.tensor_parallel) as group:
+        with leading_group(settings) as group:
             pipe = connection if group.is_alone else GroupConnection(connection, group)
             EngineLoop(settings, pipe, group).run()
     except DomainError as error:  # a base model that cannot be loaded

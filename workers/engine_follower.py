@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 import structlog
 import torch
 
+from scheduler.domain.errors import DomainError
+from scheduler.processes import EXIT_UNUSABLE
 from scheduler.telemetry import configure_logging
 from workers.engine import EngineLoop
 from workers.group_connection import GroupConnection
@@ -20,15 +21,19 @@ log = structlog.get_logger(__name__)
 
 def main() -> int:
     """Run the leader's steps until it drains or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader's agent decides when to end
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the leader's agent decides when to end
     settings = EngineSettings()
     torch.set_num_threads(settings.num_threads)
     torch.set_flush_denormal(True)
     configure_logging(settings.log_level, settings.log_format)
-    rank, meeting = int(sys.argv[1]), Path(sys.argv[2])
+    rank, meeting = int(sys.argv[1]), sys.argv[2]
     try:
         group = ProcessGroup(rank, settings.tensor_parallel, meeting)
         EngineLoop(settings, GroupConnection(None, group), group).run()
+    except DomainError as error:  # a base model that cannot be loaded
+        log.error("follower_cannot_start", rank=rank, reason=error.message)
+        return EXIT_UNUSABLE
     except GroupLost as error:
         log.error("group_lost", rank=rank, reason=str(error))
         return 1

@@ -56,8 +56,8 @@ class Group:
         """The leader's monotonic clock."""
         return self.tell(time.monotonic())
 
-    def check_same(self, decision: object) -> None:
-        """End this process if the ranks have decided differently."""
+    def check_same(self, fact: object) -> None:
+        """End this process if the ranks decide differently, or are not set up alike."""
 
 
 ALONE = Group()

@@ -1,7 +1,8 @@
-"""A group of several processes on one machine, over torch.distributed.
+"""A group of several processes, on one machine or on many, over torch.distributed.
 
 A rank that dies breaks the connections of the others at once, one that hangs runs into the time
-limit; either way a call here ends in GroupLost, and the engine with it.
+limit; either way a call here ends in GroupLost, and the engine with it. Nothing here asks who
+calls: a network between machines must let only the ranks of the group in.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from workers.group import Group, ValueT
 from workers.shard import Shard
 
 TIMEOUT_S = 60.0  # loading a base model must not differ by more between two ranks
+SAID_CHARS = 1000  # of what the ranks differ in
 _SMALL_BYTES = 1024
 _LENGTH_BYTES = 4
 
@@ -38,16 +39,17 @@ class ProcessGroup(Group):
     Args:
         rank: 0 is the leader.
         size: number of ranks.
-        meeting: a file that does not exist yet, in which they find each other.
+        meeting: where they find each other: `file:///PATH` of a file that does not exist yet, or
+            `tcp://HOST:PORT` of the leader, which listens there.
     """
 
-    def __init__(self, rank: int, size: int, meeting: Path) -> None:
+    def __init__(self, rank: int, size: int, meeting: str) -> None:
         self.shard = Shard(rank, size)
         limit = timedelta(seconds=TIMEOUT_S)
         with _lost_if_broken():
             dist.init_process_group(
                 "gloo",
-                init_method=meeting.absolute().as_uri(),
+                init_method=meeting,
                 rank=rank,
                 world_size=size,
                 timeout=limit,
@@ -84,11 +86,11 @@ class ProcessGroup(Group):
         told: ValueT = json.loads(self._broadcast(body))
         return told
 
-    def check_same(self, decision: object) -> None:
+    def check_same(self, fact: object) -> None:
         """See Group."""
-        own = zlib.crc32(repr(decision).encode())
+        own = zlib.crc32(repr(fact).encode())
         if not self.all(own == self.tell(own)):
-            raise GroupLost("The ranks have planned different steps.")
+            raise GroupLost(f"The ranks differ; here it is {repr(fact)[:SAID_CHARS]}.")
 
     def _broadcast(self, body: bytes) -> bytes:
         """The leader's bytes; a short message takes one round, a longer one two."""

@@ -35,6 +35,12 @@ class EngineSettings(TextSettings, LogSettings):
     tensor_parallel: int = Field(
         1, ge=1, description="Processes that share each base model, each with its own threads."
     )
+    group_address: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+:\d{1,5}$",
+        description="HOST:PORT of a worker whose other ranks run on other machines, one on each; "
+        "without it they run here.",
+    )
     max_batched_tokens: int = Field(
         2048, ge=16, description="Most inference tokens of one engine step."
     )
@@ -82,6 +88,11 @@ class EngineSettings(TextSettings, LogSettings):
             raise ValueError("tensor_parallel works on the CPU, without kv_policy.")
         return self
 
+    def common(self) -> dict[str, Any]:
+        """What all ranks of a group must be set to alike."""
+        own = set(TextSettings.model_fields) | set(LogSettings.model_fields)
+        return self.model_dump(mode="json", include=set(EngineSettings.model_fields) - own)
+
     def service_classes(self) -> dict[str, ClassTargets]:
         """Targets by service class, those that are always there included."""
         return {
@@ -89,6 +100,20 @@ class EngineSettings(TextSettings, LogSettings):
             BEST_EFFORT: ClassTargets(),
             **self.slo_classes,
         }
+
+
+class FollowerSettings(EngineSettings):
+    """What the other machines of a group need to know: what the worker does, and who they are."""
+
+    group_rank: int = Field(
+        1, ge=1, description="Which rank of its group this machine runs; the worker's is 0."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if self.group_address is None or self.group_rank >= self.tensor_parallel:
+            raise ValueError("A follower needs group_address, and group_rank < tensor_parallel.")
+        return self
 
 
 class WorkerSettings(EngineSettings, StoreSettings):

@@ -52,6 +52,8 @@ tenants = Table(
     Column("service_class", String(64), nullable=False, server_default=DEFAULT),
     Column("created_at", Float, nullable=False),
     Column("evaluated_at", Float),  # when an evaluation of the tenant was last taken
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
     CheckConstraint("weight > 0", name="weight"),
 )
 

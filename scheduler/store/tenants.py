@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, Row, select, update
 
 from scheduler.domain.errors import Conflict, InvalidInput, NotFound
+from scheduler.domain.rate_limit import MAX_PER_MINUTE
 from scheduler.domain.service_class import DEFAULT
 from scheduler.domain.tenant import MAX_WEIGHT, Tenant
 from scheduler.store.clock import DbNow
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from scheduler.store.database import Database
 
+RATES = ("requests_per_minute", "tokens_per_minute")
 SLUG = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -32,6 +34,8 @@ def tenant_of(row: Row[Any]) -> Tenant:
         is_admin=row.is_admin,
         weight=row.weight,
         service_class=row.service_class,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
     )
 
 
@@ -61,11 +65,15 @@ class Tenants:
         is_admin: bool = False,
         weight: float = 1.0,
         service_class: str = DEFAULT,
+        requests_per_minute: int = 0,
+        tokens_per_minute: int = 0,
     ) -> Tenant:
         """Create a tenant; whether its class exists is the caller's to ask the workers.
 
+        A rate of 0 is no limit.
+
         Raises:
-            InvalidInput: the name is not a slug, or the weight is out of range.
+            InvalidInput: the name is not a slug, or a number is out of range.
             Conflict: the name is taken.
         """
         _check_weight(weight)
@@ -80,6 +88,8 @@ class Tenants:
             is_admin=is_admin,
             weight=weight,
             service_class=service_class,
+            requests_per_minute=_stored_rate("requests_per_minute", requests_per_minute),
+            tokens_per_minute=_stored_rate("tokens_per_minute", tokens_per_minute),
         )
         async with self._db.begin() as conn:
             result = await conn.execute(
@@ -92,18 +102,33 @@ class Tenants:
         return tenant
 
     async def change(
-        self, tenant_id: str, *, weight: float | None = None, service_class: str | None = None
+        self,
+        tenant_id: str,
+        *,
+        weight: float | None = None,
+        service_class: str | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
     ) -> Tenant:
         """Change what is given, for requests from now on; jobs see a weight at their next lease.
 
+        A rate of 0 lifts the limit.
+
         Raises:
-            InvalidInput: the weight is out of range.
+            InvalidInput: a number is out of range.
             NotFound: no such tenant.
         """
-        given = {"weight": weight, "service_class": service_class}
+        given: dict[str, Any] = {
+            "weight": weight,
+            "service_class": service_class,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         if weight is not None:
             _check_weight(weight)
+        for name in changes.keys() & RATES:
+            changes[name] = _stored_rate(name, changes[name])
         if changes:
             async with self._db.begin() as conn:
                 await conn.execute(
@@ -139,3 +164,13 @@ def _check_weight(weight: float) -> None:
             f"A weight of {weight:g} is out of range; choose above 0 and at most {MAX_WEIGHT:g}.",
             param="weight",
         )
+
+
+def _stored_rate(name: str, limit: int) -> int | None:
+    """What a row says; without a limit nothing."""
+    if not 0 <= limit <= MAX_PER_MINUTE:
+        raise InvalidInput(
+            f"{limit} a minute is out of range; choose up to {MAX_PER_MINUTE}, or 0 for no limit.",
+            param=name,
+        )
+    return limit or None

@@ -34,6 +34,8 @@ async def create_tenant(body: TenantCreate, tenants: AdminTenants, roster: Roste
         is_admin=body.is_admin,
         weight=body.weight,
         service_class=body.service_class,
+        requests_per_minute=body.requests_per_minute,
+        tokens_per_minute=body.tokens_per_minute,
     )
     return read_tenant(tenant)
 
@@ -44,10 +46,16 @@ async def create_tenant(body: TenantCreate, tenants: AdminTenants, roster: Roste
 async def change_tenant(
     tenant_id: str, body: TenantChange, tenants: AdminTenants, roster: RosterDep
 ) -> TenantRead:
-    """Change a tenant's service class or weight; its next request sees it."""
+    """Change a tenant's service class, weight or rate limits; its next request sees it."""
     if body.service_class is not None:
         roster.check_declared(body.service_class)
-    changed = await tenants.change(tenant_id, weight=body.weight, service_class=body.service_class)
+    changed = await tenants.change(
+        tenant_id,
+        weight=body.weight,
+        service_class=body.service_class,
+        requests_per_minute=body.requests_per_minute,
+        tokens_per_minute=body.tokens_per_minute,
+    )
     return read_tenant(changed)
 
 

@@ -11,7 +11,7 @@ from scheduler.domain.errors import InvalidInput, NotFound, PermissionDenied
 from scheduler.store.board import BoardAdapter, BoardJob
 from service.adapter_read import read_adapter
 from service.board_metrics import BoardReport
-from service.deps import AdminBoard, AdminUsage
+from service.deps import AdminBoard, AdminLimiter, AdminUsage
 from service.errors import errors
 from service.job_read import read_curve, read_job
 from service.schemas.account import ModelUsageRead
@@ -71,13 +71,14 @@ async def list_all_usage(usage: AdminUsage, days: Days = DEFAULT_DAYS) -> ListPa
     response_class=Response,
     responses=errors(PermissionDenied) | {200: {"content": {"text/plain": {}}}},
 )
-async def board_metrics(board: AdminBoard, usage: AdminUsage) -> Response:
+async def board_metrics(board: AdminBoard, usage: AdminUsage, limiter: AdminLimiter) -> Response:
     """Prometheus series that name tenants and jobs; those without names are at /metrics."""
     report = BoardReport(
         usage=await usage.since(date.min),
         running=await board.running(),
         tally=await board.tally(),
         outbox=await board.outbox(),
+        refused=limiter.num_refused,
     )
     return Response(report.render(), media_type=CONTENT_TYPE_LATEST)
 

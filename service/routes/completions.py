@@ -12,7 +12,7 @@ from scheduler.domain.errors import (
 )
 from service.auth import CurrentTenant
 from service.completion import start_completion
-from service.deps import EnginesDep, ModelDoorDep, SettingsDep
+from service.deps import EnginesDep, ModelDoorDep, RateGateDep, SettingsDep
 from service.encoding import to_json
 from service.errors import errors
 from service.event_stream import EventStream, unless_disconnected
@@ -35,10 +35,11 @@ async def create_completion(
     models: ModelDoorDep,
     engines: EnginesDep,
     settings: SettingsDep,
+    gate: RateGateDep,
 ) -> Response:
     """Continue one or several prompts."""
     served = await models.find(require_model(body.model, models), body.logit_arithmetic)
-    answer = await start_completion(body, served, tenant, engines, settings)
+    answer = await start_completion(body, served, tenant, engines, settings, gate)
     if body.stream:
         return EventStream(
             answer.events(), ping_s=settings.ping_s, slow_client_s=settings.slow_client_s

@@ -100,10 +100,11 @@ class Cluster:
             "service", TANDEM_PORT=str(port), TANDEM_GATEWAY_ID=f"gateway-{port}"
         )
 
-    async def new_key(self, name: str = "cluster-tenant") -> str:
-        """A key of a tenant, who is new if nobody is called so."""
+    async def new_key(self, requests_per_minute: int = 0) -> str:
+        """A key of a new tenant, which may make so many requests; 0: any number."""
         async with accounts(self.stores) as known:
-            tenant = await known.tenant(name)
+            tenant = await known.tenant("cluster-tenant")
+            await known.tenants.change(tenant.id, requests_per_minute=requests_per_minute)
             _, plaintext = await known.keys.create(tenant.id, "test")
         return plaintext
 

@@ -64,6 +64,15 @@ def alert_measures() -> dict[str, str]:
     return measures
 
 
+def scaling_queries() -> dict[str, str]:
+    """What each trigger of the workers' autoscaler is called -> its query."""
+    scaled = yaml.safe_load((DOCKER / "kubernetes/scaling/workers.yaml").read_text())
+    return {
+        f"scaling by {trigger['name']}": trigger["metadata"]["query"]
+        for trigger in scaled["spec"]["triggers"]
+    }
+
+
 @contextmanager
 def watching(service: RunningService, folder: Path) -> Iterator[Prometheus]:
     """Prometheus beside the service for as long as the block lasts."""

@@ -1,4 +1,4 @@
-"""Every query of the shipped dashboard and alerts finds data in a real Prometheus."""
+"""Every query of the shipped dashboard, alerts and autoscaler finds data in a real Prometheus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.load import callers
-from tests.e2e.prometheus import alert_measures, panel_queries, watching
+from tests.e2e.prometheus import alert_measures, panel_queries, scaling_queries, watching
 from tests.e2e.service import start, start_job, until
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _wait_for_data(prometheus: Prometheus, queries: dict[str, str]) -> None:
         raise AssertionError(f"No data: {silent}") from None
 
 
-def test_every_panel_and_alert_has_data_under_mixed_load(tmp_path: Path) -> None:
+def test_every_panel_alert_and_trigger_has_data_under_mixed_load(tmp_path: Path) -> None:
     service = start(tmp_path / "data")
     try:
         acme, rival = service.tenant("acme"), service.tenant("rival")
@@ -42,7 +42,8 @@ def test_every_panel_and_alert_has_data_under_mixed_load(tmp_path: Path) -> None
             _wait_for_data(prometheus, {"off": panel_queries()["SLO kept, training off A"]})
             start_job(acme, examples=64, epochs=50, batch=1)
 
-            _wait_for_data(prometheus, panel_queries() | alert_measures())
+            queries = panel_queries() | alert_measures() | scaling_queries()
+            _wait_for_data(prometheus, queries)
 
             kinds = prometheus.query("sum by (kind) (tandem_step_tokens_total) > 0")
             up = prometheus.query("min(up)")

@@ -15,13 +15,18 @@ from scheduler.settings import SchedulerSettings
 from service.settings import ServiceSettings
 from workers.model import MODELS
 from workers.models import llama
-from workers.settings import WorkerSettings
+from workers.settings import FollowerSettings, WorkerSettings
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("scheduler", "service", "workers")
 SOURCES = [path for name in PACKAGES for path in sorted((REPO / name).rglob("*.py"))]
 DOCS = [*sorted((REPO / "docs").glob("*.md")), REPO / "README.md", REPO / "CONTRIBUTING.md"]
-SETTINGS: tuple[type[BaseSettings], ...] = (SchedulerSettings, ServiceSettings, WorkerSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    SchedulerSettings,
+    ServiceSettings,
+    WorkerSettings,
+    FollowerSettings,
+)
 
 
 def _all_errors(cls: type[DomainError] = DomainError) -> set[type[DomainError]]:

@@ -167,12 +167,27 @@ def test_tenants_are_listed_with_their_class_and_weight_and_changed(data: Path) 
     assert "\tteam-a\tbest_effort\t2.5\n" in listing
 
 
+def test_rate_limits_of_a_tenant_are_set_and_lifted(data: Path) -> None:
+    _tandem("keys", "create", "--tenant", "team-a", "--data", data)
+    rates = ("--requests-per-minute", "60", "--tokens-per-minute", "9000")
+
+    limited = _tandem("tenants", "set", "team-a", *rates, "--data", data)
+    listing = _tandem("tenants", "list", "--data", data).stdout
+    lifted = _tandem("tenants", "set", "team-a", "--requests-per-minute", "0", "--data", data)
+
+    terms = "60 requests a minute, 9000 tokens a minute"
+    assert limited.stdout == f"team-a: class default, weight 1, {terms}.\n"
+    assert terms.replace(", ", "\t") in listing
+    assert lifted.stdout == "team-a: class default, weight 1, 9000 tokens a minute.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("team-a", "--class", "gold"), "No worker is up to say"),
         (("team-a", "--weight", "0"), "out of range"),
         (("team-a", "--weight", "nan"), "out of range"),
+        (("team-a", "--tokens-per-minute", "-1"), "out of range"),
         (("nobody", "--weight", "2"), "No tenant 'nobody'"),
     ],
 )

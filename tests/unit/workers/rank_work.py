@@ -103,7 +103,7 @@ def work(group: Group, folder: Path) -> dict[str, list[Tensor]]:
 def main() -> None:
     """Work as one rank."""
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    group = ProcessGroup(rank, size, folder / "meeting") if size > 1 else ALONE
+    group = ProcessGroup(rank, size, (folder / "meeting").as_uri()) if size > 1 else ALONE
     torch.save(work(group, folder), folder / f"rank-{rank}.pt")
 
 

@@ -49,6 +49,26 @@ async def test_tenants_of_the_first_schema_are_in_the_default_class_afterwards(
     await db.close()
 
 
+async def test_a_process_of_the_version_before_goes_on_beside_rate_limits(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    await migrate(url)
+    db = Database(url)
+    limited = await Tenants(db).create("limited", tokens_per_minute=5)
+
+    async with db.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO tenants (id, name, is_admin, weight, service_class, created_at)"
+                " VALUES ('org-1', 'older', 0, 1, 'default', 0)"
+            )
+        )
+        await conn.execute(text("UPDATE tenants SET weight = 2"))
+
+    assert (await Tenants(db).get("org-1")).rate_limits == {}
+    assert (await Tenants(db).get(limited.id)).tokens_per_minute == 5
+    await db.close()
+
+
 async def test_processes_that_migrate_at_once_all_succeed(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/new/tandem.db"
 

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from scheduler.domain.errors import AuthenticationFailed, Conflict, InvalidInput, NotFound
+from scheduler.domain.rate_limit import RateKind
 from scheduler.store.keys import KEY_PATTERN, Keys, load_pepper
 from scheduler.store.tables import api_keys
 from scheduler.store.tenants import Tenants
@@ -190,6 +191,29 @@ class TestTenants:
             await Tenants(db).create("heavy", weight=weight)
         with pytest.raises(NotFound):
             await Tenants(db).change("org-none", weight=1.0)
+
+    async def test_rate_limits_come_with_the_key_and_are_lifted_by_0(
+        self, db: Database, keys: Keys
+    ) -> None:
+        tenant = await Tenants(db).create("team-1", requests_per_minute=60)
+        _, plaintext = await keys.create(tenant.id, "k")
+
+        await Tenants(db).change(tenant.id, tokens_per_minute=9000)
+        limited = await keys.authenticate(plaintext)
+        await Tenants(db).change(tenant.id, requests_per_minute=0)
+        lifted = await keys.authenticate(plaintext)
+
+        assert limited.rate_limits == {RateKind.REQUESTS: 60, RateKind.TOKENS: 9000}
+        assert lifted.rate_limits == {RateKind.TOKENS: 9000}
+
+    @pytest.mark.parametrize("rate", [-1, 10**9 + 1])
+    async def test_a_rate_out_of_range_is_refused(
+        self, db: Database, tenant: Tenant, rate: int
+    ) -> None:
+        with pytest.raises(InvalidInput, match="out of range"):
+            await Tenants(db).change(tenant.id, tokens_per_minute=rate)
+        with pytest.raises(InvalidInput, match="out of range"):
+            await Tenants(db).create("fast", requests_per_minute=rate)
 
     async def test_an_unknown_one_is_not_found(self, db: Database) -> None:
         with pytest.raises(NotFound):

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from scheduler.domain.messages import JobHint, encode
 from scheduler.store.channels.redis import RedisChannel
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from tests.servers.redis import RedisServer
 
 NUM_STREAMS = 4
-NUM_LATE = 6  # jobs ordered right before the outage, so that it finds some in every state
+NUM_EARLY = 6  # jobs that are ordered before the rest, so that the outage finds some in every state
 CHECKED_ROWS = 8_000  # a second or so of checking
 UNBROKEN_EPOCH = 2  # one for the check of its files, one for its training
 NUM_COPIES = 5
@@ -181,36 +182,37 @@ async def test_redis_costs_no_job_and_no_stream_its_end(
     found: Callable[[int, str, str], None],
 ) -> None:
     checked_file = upload(client, CHECKED_ROWS)
-    num_early = scale.num_jobs - NUM_LATE
-    job_ids = [start_job_on(client, file_id).id for _ in range(num_early)]
+    job_ids = [start_job_on(client, file_id).id for _ in range(NUM_EARLY)]
+    cluster.scheduler.send_signal(signal.SIGSTOP)  # so that the others wait, until Redis goes
+    checked = start_job_on(client, checked_file).id
+    job_ids += [start_job_on(client, file_id).id for _ in range(scale.num_jobs - NUM_EARLY)]
     began = asyncio.Event()
 
     def order() -> None:
         job_ids.append(start_job_on(client, file_id).id)
 
-    def strike() -> tuple[str, Counter[str], float]:
-        """Order the last jobs and break Redis in the middle of a check; that check's job."""
-        checked = start_job_on(client, checked_file).id
-        for _ in range(NUM_LATE):
-            order()
+    def strike() -> tuple[Counter[str], float]:
+        """Break Redis in the middle of a check; the states that it found, and when it was back."""
+        cluster.scheduler.send_signal(signal.SIGCONT)
         until(lambda: ledger.job(checked).num_checks == 1, scale.patience_s)
         seen = ledger.statuses(job_ids)
         OUTAGES[outage](cluster.redis, scale, order)
-        return checked, seen, time.monotonic()
+        return seen, time.monotonic()
 
-    async def strike_midway() -> tuple[str, Counter[str], float]:
+    async def strike_midway() -> tuple[Counter[str], float]:
         await began.wait()
         return await asyncio.to_thread(strike)
 
-    streams, (checked, seen, back_s) = await asyncio.gather(
+    streams, (seen, back_s) = await asyncio.gather(
         ask_all(cluster.url, client.api_key, NUM_STREAMS, began.set), strike_midway()
     )
     until(lambda: ledger.job(checked).status != "validating_files", scale.patience_s)
-    client.fine_tuning.jobs.cancel(checked)
+    with suppress(BadRequestError):  # it may be over already
+        client.fine_tuning.jobs.cancel(checked)
     until(lambda: ledger.are_over([*job_ids, checked]), scale.patience_s)
 
     assert _ran_once(ledger, job_ids, num_events)
-    assert (ledger.job(checked).num_checks, ledger.job(checked).num_versions) == (1, 0)
+    assert ledger.job(checked).num_checks == 1
     assert all(
         _told_truly(stream, unbroken[number], is_greedy=number % 2 == 0)
         for number, stream in enumerate(streams)

@@ -11,7 +11,7 @@ from benchmarks.load import Load, RequestTimes
 from benchmarks.peers.prompts import first_output_tokens, lengths, prompt
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.messages import Frames, FromEngine, Generate, JobStopped, ToEngine
-from scheduler.domain.request import RequestBody, SamplingParams
+from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 
 
 class ScriptedConnection:
@@ -24,6 +24,7 @@ class ScriptedConnection:
         self.requests: dict[str, RequestTimes] = {}
         self.done: list[RequestTimes] = []
         self.load: Load | None = None
+        self.kv_policy: KvPolicyChoice | None = None
         self.failure: str | None = None
         self._ids = itertools.count()
 
@@ -51,8 +52,12 @@ class ScriptedConnection:
             times.token_s += [now_s] * len(frame.token_ids)
             if frame.finish_reason is not None:
                 self._keep(self.requests.pop(frame.request_id))
-                if self.load is not None:
-                    self.orders.append(self.request(self.load))
+                self.ask_again()
+
+    def ask_again(self) -> None:
+        """Whoever has been answered sends the next request."""
+        if self.load is not None:
+            self.orders.append(self.request(self.load))
 
     def _keep(self, times: RequestTimes) -> None:
         """Remember an answer; those of one token, or sent as the load began, say nothing."""
@@ -90,6 +95,7 @@ class ScriptedConnection:
             sampling=SamplingParams(
                 max_tokens=output_tokens or own_tokens, temperature=0, ignore_eos=True
             ),
+            kv_policy=self.kv_policy,
         )
         sent_s = time.perf_counter() if sent_s is None else sent_s
         self.requests[body.request_id] = RequestTimes(sent_s, is_first)

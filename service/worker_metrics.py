@@ -40,6 +40,8 @@ _COUNTERS = {
     "vllm:generation_tokens": ("Tokens generated.", "generation_tokens"),
     "vllm:prefix_cache_queries": ("Tokens looked up in the prefix cache.", "prefix_queries"),
     "vllm:prefix_cache_hits": ("Tokens found in it, and not computed.", "prefix_hits"),
+    "tandem_kv_kept_tokens": ("Prompt tokens that KV policies kept.", "kv_kept_tokens"),
+    "tandem_kv_dropped_tokens": ("Prompt tokens that they dropped.", "kv_dropped_tokens"),
     "vllm:num_preemptions": ("Sequences preempted.", "num_preemptions"),
     "tandem_training_recalls": ("Packs that started over to free blocks.", "num_recalls"),
     "tandem_trained_tokens": ("Tokens trained on.", "trained_tokens"),

@@ -39,6 +39,7 @@ class EngineMeter:
         self._num_reported = 0
         self._requests: list[RequestSample] = []
         self._prompt_tokens = 0
+        self._kept_tokens = self._dropped_tokens = 0
         self.output_tokens = 0
         self._tokens = dict.fromkeys(KINDS, 0)
         self._histograms = {
@@ -79,6 +80,9 @@ class EngineMeter:
     def count_request(self, sample: RequestSample, targets: SloTargets) -> None:
         """Remember one ended sequence."""
         self._prompt_tokens += sample.num_prompt_tokens
+        if sample.num_kept_tokens is not None:
+            self._kept_tokens += sample.num_kept_tokens
+            self._dropped_tokens += sample.num_prompt_tokens - sample.num_kept_tokens
         self._slo.count(sample, targets)
         if len(self._requests) < MAX_REQUESTS:
             self._requests.append(sample)
@@ -117,6 +121,8 @@ class EngineMeter:
             num_preemptions=sum(host.scheduler.num_preemptions for host in hosts),
             prefix_queries=sum(host.scheduler.prefixes.num_queries for host in hosts),
             prefix_hits=sum(host.scheduler.prefixes.num_hits for host in hosts),
+            kv_kept_tokens=self._kept_tokens,
+            kv_dropped_tokens=self._dropped_tokens,
             adapter_tiers=adapter_tiers,
             active_jobs=tuple(job for host in hosts for job in host.trainer.active),
             steps=self._new_steps(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,7 +18,10 @@ DEFAULT_ROPE_THETA = 10_000.0
 
 
 class HfConfig(BaseModel):
-    """The entries that decoders of the Llama family use; all others are ignored."""
+    """The entries that decoders of the Llama family use; all others are ignored.
+
+    Windows that are missing are those that transformers puts in, or long prompts would differ.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -36,10 +39,10 @@ class HfConfig(BaseModel):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    sliding_window: int | None = None
+    sliding_window: int | None = 4096
     use_sliding_window: bool = False
-    max_window_layers: int | None = None
-    layer_types: tuple[str, ...] | None = None
+    max_window_layers: int = 28
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
     rope_parameters: dict[str, Any]
 
     @model_validator(mode="before")
@@ -68,8 +71,8 @@ class HfConfig(BaseModel):
         if self.layer_types is not None:
             sliding = [kind == "sliding_attention" for kind in self.layer_types]
         else:
-            first = self.max_window_layers or 0
-            slides = self.use_sliding_window and self.sliding_window is not None
+            first = self.max_window_layers
+            slides = self.use_sliding_window
             sliding = [slides and layer >= first for layer in range(self.num_hidden_layers)]
         return tuple(self.sliding_window if slides else None for slides in sliding)
 

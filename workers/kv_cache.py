@@ -75,14 +75,11 @@ class KVCache:
 
     def gather(self, layer: int, tables_SB: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of whole block tables, (S, K, B * P, D) each."""
-        spans, blocks = tables_SB.shape
+        return self.gather_keys(layer, tables_SB), _read(self.values[layer], tables_SB)
 
-        def read(pages: Tensor) -> Tensor:
-            picked = pages[layer].index_select(0, tables_SB.flatten())
-            picked = picked.view(spans, blocks, *picked.shape[1:]).transpose(1, 2)
-            return picked.reshape(spans, picked.shape[1], -1, picked.shape[-1])
-
-        return read(self.keys), read(self.values)
+    def gather_keys(self, layer: int, tables_SB: Tensor) -> Tensor:
+        """K alone of whole block tables."""
+        return _read(self.keys[layer], tables_SB)
 
     def write_slots(self, slots_TK: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
         """Store rows at slots of pages: page number x P + place in the page."""
@@ -100,3 +97,10 @@ class KVCache:
     def values_after(self) -> int:
         """How many pages after a page of keys its values lie."""
         return self.storage.shape[3]
+
+
+def _read(pages_BKPD: Tensor, tables_SB: Tensor) -> Tensor:
+    """The pages of block tables as rows, (S, K, B * P, D)."""
+    picked = pages_BKPD.index_select(0, tables_SB.flatten())
+    picked = picked.view(*tables_SB.shape, *picked.shape[1:]).transpose(1, 2)
+    return picked.reshape(*picked.shape[:2], -1, picked.shape[-1])

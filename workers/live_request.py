@@ -165,6 +165,7 @@ class LiveRequest:
             queue_s=max(0.0, (self.admitted_s or sequence.arrival_s) - sequence.arrival_s),
             ttft_s=max(0.0, times[0] - sequence.arrival_s) if times else None,
             e2e_s=max(0.0, end_s - sequence.arrival_s),
+            num_kept_tokens=self._num_kept(sequence),
             inter_token_s=tuple(b - a for a, b in pairwise(times)),
             training_active=self.saw_training,
         )

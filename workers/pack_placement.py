@@ -59,13 +59,14 @@ class PackPlacement:
             is_fixed: it waits for that level's memory rather than keep less.
         """
         choices = self.choices(work, share_blocks)
-        for layout in choices[:1] if is_fixed else choices:
-            num_blocks = self.memory.blocks_for(layout.num_bytes)
-            loan = self.memory.try_borrow(num_blocks) if num_blocks <= room_blocks else None
-            if loan is not None:
-                cursor = self._cursor(work, layout.level)
-                return TrainPack.within(loan, layout, work.tokens, cursor)
-        return None
+        return self._borrow(work, choices[:1] if is_fixed else choices, room_blocks)
+
+    def try_raise(self, work: PackWork, pack: TrainPack, room_blocks: int) -> TrainPack | None:
+        """The same work at a fuller level in more of the memory; None where there is no room."""
+        place = LEVELS.index(pack.level)
+        choices = self.choices(work, room_blocks)
+        fuller = [layout for layout in choices if LEVELS.index(layout.level) < place]
+        return self._borrow(work, fuller, room_blocks)
 
     def choices(self, work: PackWork, share_blocks: int) -> list[PackLayout]:
         """Layouts within a share, fullest first; the smallest one if none is."""
@@ -76,6 +77,18 @@ class PackPlacement:
             layout for layout in layouts if self.memory.blocks_for(layout.num_bytes) <= share_blocks
         ]
         return within or layouts[-1:]
+
+    def _borrow(
+        self, work: PackWork, layouts: list[PackLayout], room_blocks: int
+    ) -> TrainPack | None:
+        """A pack in the first of the layouts that memory is found for."""
+        for layout in layouts:
+            num_blocks = self.memory.blocks_for(layout.num_bytes)
+            loan = self.memory.try_borrow(num_blocks) if num_blocks <= room_blocks else None
+            if loan is not None:
+                cursor = self._cursor(work, layout.level)
+                return TrainPack.within(loan, layout, work.tokens, cursor)
+        return None
 
     def _layout(self, level: SaveLevel, num_tokens: int, *, trains: bool) -> PackLayout:
         return PackLayout(self.spec, level, num_tokens, self.decoder.config.num_layers, trains)

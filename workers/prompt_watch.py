@@ -51,7 +51,7 @@ class WatchedRows:
         if sums.query_stride is None:
             sums.keep(queries)
             return
-        keys = cache.gather(layer, self.tables_1B)[0]
+        keys = cache.gather_keys(layer, self.tables_1B)
         with q_THD.device:
             sums.add(queries, keys[0, :, : self.num_keys])
 

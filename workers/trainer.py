@@ -165,6 +165,18 @@ class Trainer:
                 return
             active.pack = pack
             room -= len(pack.loan.run)
+        self._raise_levels(room)
+
+    def _raise_levels(self, room: int) -> None:
+        """Let packs of which nothing has run keep more, where memory has become free since."""
+        for active in self._in_order():
+            pack = active.pack
+            if pack is None or pack.cursor.has_begun or active.job.order.spec.deterministic:
+                continue
+            fuller = self.placement.try_raise(active.work, pack, room)
+            if fuller is not None:
+                room += active.release() - len(fuller.loan.run)
+                active.pack = fuller
 
     def _in_order(self) -> list[ActiveJob]:
         """Highest priority first, then the tenant that was served least."""

@@ -56,6 +56,9 @@ class RequestSample(Report):
     queue_s: float
     ttft_s: float | None = Field(description="None: it ended without a token.")
     e2e_s: float
+    num_kept_tokens: int | None = Field(
+        None, description="Prompt tokens that its KV policy kept; null: it had none."
+    )
     inter_token_s: tuple[float, ...] = ()
     training_active: bool = Field(False, description="A job trained while it was served.")
 
@@ -105,6 +108,8 @@ class EngineStats(Report):
     trained_tokens: int = Field(0, description="Total since the engine started.")
     prefix_queries: int = Field(0, description="Total of tokens of sequences that began to run.")
     prefix_hits: int = Field(0, description="Total of those whose K/V were there already.")
+    kv_kept_tokens: int = Field(0, description="Total of prompt tokens that KV policies kept.")
+    kv_dropped_tokens: int = Field(0, description="Total of those that they dropped.")
     tokens_by_kind: dict[str, int] = Field(
         default_factory=dict, description="Totals: decode, prefill, train_forward, train_backward."
     )

@@ -124,6 +124,11 @@ class PackCursor:
         return self.window_layer > 0
 
     @property
+    def has_begun(self) -> bool:
+        """Whether anything of it has run."""
+        return self.num_forward_tokens > 0 or self.is_suspended
+
+    @property
     def has_begun_backward(self) -> bool:
         """Whether a unit has added to the job's gradient, or may have."""
         is_below = self.backward_layer < self.num_layers - 1 or self.recompute_layer > 0

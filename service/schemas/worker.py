@@ -18,6 +18,10 @@ class WorkerLoad(Read):
     kv_usage: float
     training_usage: float
     num_preemptions: int
+    prefix_queries: int = Field(description="Total of tokens looked up in the prefix cache.")
+    prefix_hits: int = Field(description="Total of those found.")
+    kv_kept_tokens: int = Field(description="Total of prompt tokens that KV policies kept.")
+    kv_dropped_tokens: int = Field(description="Total of those that they dropped.")
     generation_tokens: int = Field(description="Total since the engine started.")
     trained_tokens: int = Field(description="Total since the engine started.")
     active_jobs: tuple[str, ...]

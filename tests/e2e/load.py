@@ -21,6 +21,17 @@ def answer(client: OpenAI) -> None:
     )
 
 
+def compressed_answer(client: OpenAI) -> None:
+    """An answer that sees half of its prompt."""
+    policy = {"type": "snapkv", "budget": 0.5, "window": 1}
+    client.completions.create(
+        model=BASE_MODEL,
+        prompt="question 1",
+        max_tokens=4,
+        extra_body={"ignore_eos": True, "kv_policy": policy},
+    )
+
+
 @contextmanager
 def callers(*clients: OpenAI) -> Iterator[None]:
     """One answer after the other for each of them, for as long as the block lasts."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.load import callers
+from tests.e2e.load import callers, compressed_answer
 from tests.e2e.prometheus import alert_measures, panel_queries, scaling_queries, watching
 from tests.e2e.service import start, start_job, until
 
@@ -42,8 +42,12 @@ def test_every_panel_alert_and_trigger_has_data_under_mixed_load(tmp_path: Path)
             _wait_for_data(prometheus, {"off": panel_queries()["SLO kept, training off A"]})
             start_job(acme, examples=64, epochs=50, batch=1)
 
+            compressed_answer(acme)
+
             queries = panel_queries() | alert_measures() | scaling_queries()
             _wait_for_data(prometheus, queries)
+            dropped = "sum(tandem_kv_dropped_tokens_total) > 0"
+            until(lambda: bool(prometheus.query(dropped)))
 
             kinds = prometheus.query("sum by (kind) (tandem_step_tokens_total) > 0")
             up = prometheus.query("min(up)")

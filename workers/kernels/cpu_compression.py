@@ -9,7 +9,7 @@ D head_dim.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from workers.kernels.cpu_kernels import MAX_HEAD_DIM, NAMES, cpu_kernels, panel_outputs
 from workers.kernels.native import library
+
+KeysValues = tuple[Tensor, Tensor]
+TINY = 1e-10
 
 
 class AttendedKeys(Structure):
@@ -33,10 +36,13 @@ class LikestCentres(Structure):
     """The fields of `LikestCentres` in `compression.h`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("keys", "values", "rows", "centres")),
-        *((name, c_void_p) for name in ("scales", "slots", "likeness")),
+        *((name, c_void_p) for name in ("row_keys", "row_values")),
+        *((name, c_void_p) for name in ("centre_keys", "centre_values")),
+        *((name, c_void_p) for name in ("row_key_scales", "row_value_scales")),
+        *((name, c_void_p) for name in ("centre_key_scales", "centre_value_scales")),
+        *((name, c_void_p) for name in ("slots", "likeness")),
         *((name, c_int64) for name in ("heads", "dim", "num_rows", "num_centres")),
-        *(("token_stride", c_int64), ("head_stride", c_int64)),
+        ("floor", c_float),
     )
 
 
@@ -72,35 +78,39 @@ class CpuCompression:
         return sums
 
     def likest_centres(
-        self, kv_KTD: tuple[Tensor, Tensor], rows_KM: Tensor, centres_KC: Tensor, scale_KC: Tensor
+        self, rows_KMD: KeysValues, centres_KCD: KeysValues, floor: float
     ) -> tuple[Tensor, Tensor]:
-        """The centre of largest relu(key . key) * relu(value . value) * scale, and that product.
+        """The centre of largest relu(cos of keys) * relu(cos of values), and that product.
 
         Args:
-            kv_KTD: keys and values of all tokens.
-            rows_KM: the tokens that look for a centre.
-            centres_KC: tokens; at least one of each head.
-            scale_KC: factor of each centre, float32.
+            rows_KMD: keys and values of the tokens that look for a centre.
+            centres_KCD: those of the centres; at least one of each head.
+            floor: a token whose product is less finds slot 0 with a product of 0.
 
         Returns:
             Indices into the centres, (K, M) int64, the first of equals; products, (K, M) float32.
         """
-        keys, values = kv_KTD
-        if keys.stride(2) != 1 or keys.stride() != values.stride():
-            keys, values = keys.contiguous(), values.contiguous()
-        tokens = rows_KM.contiguous(), centres_KC.contiguous(), scale_KC.contiguous()
-        slots, likeness = torch.empty_like(tokens[0]), torch.empty(rows_KM.shape)
+        sides = [each.contiguous() for each in (*rows_KMD, *centres_KCD)]
+        scales = [_inverse_norms(side) for side in sides]
+        heads, num_rows, dim = sides[0].shape
+        slots = torch.empty(heads, num_rows, dtype=torch.int64)
+        likeness = torch.empty(heads, num_rows)
         self._likest_centres(
             byref(
                 LikestCentres(
-                    *(each.data_ptr() for each in (keys, values, *tokens, slots, likeness)),
-                    *(len(keys), keys.shape[2], rows_KM.shape[1], centres_KC.shape[1]),
-                    *(keys.stride(1), keys.stride(0)),
+                    *(each.data_ptr() for each in (*sides, *scales, slots, likeness)),
+                    *(heads, dim, num_rows, sides[2].shape[1], floor),
                 )
             ),
             torch.get_num_threads(),
         )
         return slots, likeness
+
+
+def _inverse_norms(rows: Tensor) -> Tensor:
+    """1 / norm along the last axis, float32; finite for zeros."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
+    return norms.clamp(min=TINY).reciprocal()
 
 
 @cache

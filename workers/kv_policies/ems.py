@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from workers.kernels.cpu_compression import cpu_compression_for
+from workers.kernels.cpu_compression import KeysValues, cpu_compression_for
 from workers.kv_observation import LayerObservation, column_sums, group_mean, pool
 from workers.kv_policy import KV_POLICIES, KeptHead, Ranking
 from workers.sum_score import SumScore
 
 POOLED_TOKENS = 5
-TINY = 1e-20
 
 
 @KV_POLICIES.register("ems")
@@ -57,74 +56,94 @@ class Ems(SumScore):
         count = counts[0]
         tokens = ranked.order[:, :count].sort(1).values
         merging = ranked.order[:, count : count + int(self.config.merge_ratio * count)]
-        slot, likeness = likest_centres(seen, merging, tokens)
+        centres = _pairs(seen, tokens)
+        slot, likeness = likest_centres(_pairs(seen, merging), centres, self.config.threshold)
         joins = likeness >= self.config.threshold  # the others are of the zero class
         joins &= ranked.scores.gather(1, merging) > 0
-        heads = [self.keep_head(seen, head, own) for head, own in enumerate(tokens)]
-        for head, (kept, own) in enumerate(zip(heads, joins, strict=True)):
-            rows = HeadRows(seen.keys[head], seen.values[head], ranked.scores[head])
-            _merge(kept, merging[head, own], slot[head, own], rows)
-        return heads
+        heads = joins.nonzero()[:, 0]
+        joined = Joined(heads, merging[joins], count * heads + slot[joins])
+        log_counts = _merge(centres, tokens, joined, seen, ranked.scores)
+        kept = zip(tokens, *centres, log_counts, strict=True)
+        return [KeptHead(*slots) for slots in kept]
 
 
 def likest_centres(
-    seen: LayerObservation, tokens: torch.Tensor, centres: torch.Tensor
+    rows: KeysValues, centres: KeysValues, floor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The centre that each token of a head is most like, and how much [num_kv_heads, n].
 
     Args:
-        seen: the layer.
-        tokens: of each KV head [num_kv_heads, n].
-        centres: tokens as well [num_kv_heads, c].
+        rows: keys and values of tokens [num_kv_heads, n, head_dim].
+        centres: those of the centres [num_kv_heads, c, head_dim].
+        floor: a likeness below it may read as 0.
 
     Returns:
         Indices into `centres`, and relu(cos(K, K')) * relu(cos(V, V')).
     """
-    pairs = seen.keys, seen.values
-    norms = (pairs[0].float().norm(dim=-1) * pairs[1].float().norm(dim=-1)).clamp(min=TINY)
-    kernels = cpu_compression_for(seen.keys)
-    find = _products if kernels is None else kernels.likest_centres
-    slot, product = find(pairs, tokens, centres, 1 / norms.gather(1, centres))
-    return slot, product / norms.gather(1, tokens)
-
-
-def _products(
-    pairs: tuple[torch.Tensor, torch.Tensor],
-    tokens: torch.Tensor,
-    centres: torch.Tensor,
-    scale: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See CpuCompression.likest_centres; one head at a time, whose pairs are all held at once."""
+    kernels = cpu_compression_for(rows[0])
+    if kernels is not None:
+        return kernels.likest_centres(rows, centres, floor)
     best = []
-    for head, (rows, columns) in enumerate(zip(tokens, centres, strict=True)):
-        keys, values = (each[head].float() for each in pairs)
-        likeness = (keys[rows] @ keys[columns].T).relu_()
-        likeness *= (values[rows] @ values[columns].T).relu_()
-        best.append((likeness * scale[head]).max(1))
+    for sides in zip(*rows, *centres, strict=True):  # one head's pairs are all held at once
+        keys, values, centre_keys, centre_values = (F.normalize(s.float(), dim=-1) for s in sides)
+        likeness = (keys @ centre_keys.T).relu_()
+        likeness *= (values @ centre_values.T).relu_()
+        best.append(likeness.max(1))
     return torch.stack([b.indices for b in best]), torch.stack([b.values for b in best])
 
 
+def _pairs(seen: LayerObservation, tokens: torch.Tensor) -> KeysValues:
+    """Keys and values of some tokens of each head [num_kv_heads, n, head_dim], copied."""
+    return _rows(seen.keys, tokens), _rows(seen.values, tokens)
+
+
+def _rows(side: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    num_heads, num_tokens, head_dim = side.shape
+    places = tokens + num_tokens * torch.arange(num_heads)[:, None]
+    picked = side.flatten(0, 1).index_select(0, places.flatten())
+    return picked.view(*tokens.shape, head_dim)
+
+
 @dataclass(frozen=True)
-class HeadRows:
-    """All tokens of one KV head, and what each weighs in a mean."""
+class Joined:
+    """Tokens that merge, of all heads.
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    weights: torch.Tensor
+    Attributes:
+        heads: of which KV head each is [n].
+        tokens: their places in the prompt [n].
+        slots: the slot that each joins, counted over all heads [n].
+    """
+
+    heads: torch.Tensor
+    tokens: torch.Tensor
+    slots: torch.Tensor
 
 
-def _merge(kept: KeptHead, tokens: torch.Tensor, slots: torch.Tensor, rows: HeadRows) -> None:
-    """Average each of `tokens` into the slot that it joins; `kept` holds copies, and is written."""
-    changed, place = slots.unique(return_inverse=True)
-    members = torch.cat([kept.tokens[changed], tokens])
+def _merge(
+    centres: KeysValues,
+    tokens: torch.Tensor,
+    joined: Joined,
+    seen: LayerObservation,
+    scores: torch.Tensor,
+) -> torch.Tensor:
+    """Average each token that joins into its slot of `centres`, which is written.
+
+    Returns:
+        The log-counts of the slots of `tokens`.
+    """
+    changed, place = joined.slots.unique(return_inverse=True)
+    members = torch.cat([tokens.flatten()[changed], joined.tokens])
+    heads = torch.cat([changed // tokens.shape[1], joined.heads])
     place = torch.cat([torch.arange(len(changed)), place])
     weights, keys, values = (
-        each[members].float() for each in (rows.weights[:, None], rows.keys, rows.values)
+        each[heads, members].float() for each in (scores[..., None], seen.keys, seen.values)
     )
     terms = torch.cat([weights * F.normalize(keys, dim=-1), weights * values, weights], dim=1)
     sums = torch.zeros(len(changed), terms.shape[1]).index_add_(0, place, terms)
     turned, total, mass = sums.split([keys.shape[1], values.shape[1], 1], dim=1)
     norms = keys[: len(changed)].norm(dim=-1, keepdim=True)
-    kept.keys[changed] = (F.normalize(turned, dim=-1) * norms).to(kept.keys.dtype)
-    kept.values[changed] = (total / mass).to(kept.values.dtype)
-    kept.log_count[changed] = torch.bincount(slots)[changed].float().log1p()
+    kept_keys, kept_values = (side.flatten(0, 1) for side in centres)
+    kept_keys[changed] = (F.normalize(turned, dim=-1) * norms).to(kept_keys.dtype)
+    kept_values[changed] = (total / mass).to(kept_values.dtype)
+    joining = torch.bincount(joined.slots, minlength=tokens.numel())
+    return joining.float().log1p().view(tokens.shape)

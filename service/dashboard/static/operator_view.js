@@ -26,6 +26,8 @@ export class OperatorView {
     trained: "Training tokens/s",
     batch: "In the batch",
     kv: "KV used",
+    prefix: "Prefix cache hits",
+    dropped: "Dropped by KV policies",
   });
 
   constructor(api) {
@@ -102,6 +104,14 @@ export class OperatorView {
     const workers = loads.length === 1 ? "1 worker" : `${loads.length} workers`;
     const used = loads.length ? Math.max(...loads.map((load) => load.kv_usage)) : null;
     this.#tiles.set("kv", used === null ? UNKNOWN : percent(used), workers);
+    this.#showPart("prefix", sum("prefix_hits"), sum("prefix_queries"), "tokens");
+    const dropped = sum("kv_dropped_tokens");
+    this.#showPart("dropped", dropped, dropped + sum("kv_kept_tokens"), "prompt tokens");
+  }
+
+  #showPart(id, part, all, unit) {
+    const note = `of ${count(all)} ${unit} since the start`;
+    this.#tiles.set(id, all ? percent(part / all) : UNKNOWN, all ? note : "none yet");
   }
 
   #showShare(id, { within, all }) {

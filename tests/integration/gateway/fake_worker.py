@@ -159,6 +159,8 @@ class FakeWorker:
             num_preemptions=0,
             prefix_queries=40,
             prefix_hits=30,
+            kv_kept_tokens=12,
+            kv_dropped_tokens=20,
             active_jobs=(),
             adapter_tiers=self.tiers,
             generation_tokens=7,

@@ -90,6 +90,8 @@ def test_metrics_use_vllms_names(service: Service, client: OpenAI) -> None:
         f'vllm:prompt_tokens_total{{engine="w1",model_name="{BASE}"}} 0.0',
         f'vllm:prefix_cache_queries_total{{engine="w1",model_name="{BASE}"}} 40.0',
         f'vllm:prefix_cache_hits_total{{engine="w1",model_name="{BASE}"}} 30.0',
+        f'tandem_kv_kept_tokens_total{{engine="w1",model_name="{BASE}"}} 12.0',
+        f'tandem_kv_dropped_tokens_total{{engine="w1",model_name="{BASE}"}} 20.0',
         f'vllm:num_preemptions_total{{engine="w1",model_name="{BASE}"}} 0.0',
         f'tandem_trained_tokens_total{{engine="w1",model_name="{BASE}"}} 11.0',
         'tandem_active_jobs{engine="w1"} 0.0',
@@ -121,6 +123,8 @@ def test_an_admin_sees_the_workers_and_their_newest_steps(service: Service) -> N
 
     assert (shown["id"], shown["base_models"]) == ("w1", [BASE])
     assert shown["load"]["kv_usage"] == 0.25
+    assert (shown["load"]["prefix_hits"], shown["load"]["prefix_queries"]) == (30, 40)
+    assert (shown["load"]["kv_kept_tokens"], shown["load"]["kv_dropped_tokens"]) == (12, 20)
     assert shown["slo"][0]["num_over"] == 1
     assert [step["index"] for step in page["data"]] == [59, 58]
     assert page["has_more"]

@@ -118,6 +118,16 @@ def test_the_newest_steps_stay_and_each_is_reported_once() -> None:
     assert third.tokens_by_kind == second.tokens_by_kind
 
 
+def test_only_prompts_under_a_policy_count_as_kept_and_dropped() -> None:
+    meter = EngineMeter()
+    for kept in (None, 2, 5):
+        meter.count_request(sample(num_kept_tokens=kept), TARGETS)
+
+    totals = meter.report([Gauges()])
+    assert (totals.kv_kept_tokens, totals.kv_dropped_tokens) == (7, 3)
+    assert totals.prompt_tokens == 15
+
+
 @given(values=st.lists(st.floats(0, 100), max_size=50))
 def test_a_histogram_counts_every_value_in_the_first_bucket_that_holds_it(
     values: list[float],

@@ -107,6 +107,45 @@ def test_memory_that_is_recalled_at_any_moment_changes_no_gradient(family: str, 
     assert bench.memory.num_left == bench.memory.max_blocks
 
 
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_levels_that_rise_and_fall_with_free_memory_change_no_gradient(seed: int) -> None:
+    random = Random(seed)
+    bench = Bench(model("qwen3").decoder, random, SaveLevel.FULL)
+    bench.follow_memory()
+    for rank in (4, 3):
+        bench.start_job(rank, tuple(MODULE_PATHS), random_examples(random))
+
+    bench.finish(num_recalls=6)
+
+    for job in bench.jobs:
+        assert_same(job.gradient, autograd("qwen3", job))
+    assert bench.memory.num_left == bench.memory.max_blocks
+
+
+def test_a_pack_keeps_more_once_memory_is_free_unless_it_has_begun() -> None:
+    bench = Bench(model("qwen3").decoder, Random(1), SaveLevel.FULL)
+    bench.follow_memory()
+    bench.start_job(4, ("q_proj",), random_examples(Random(2)))
+    (active,) = bench.trainer.active.values()
+    next(count for count in range(NUM_BLOCKS) if bench.trainer.demands(count))
+    small = active.running_pack()
+
+    bench.trainer.demands(0)
+    assert active.running_pack() is small
+    assert small.level is SaveLevel.WINDOW_OUTER
+    bench.trainer.demands(NUM_BLOCKS)
+    large = active.running_pack()
+    assert large.level is SaveLevel.FULL
+    assert bench.memory.num_left == bench.memory.max_blocks - len(large.loan.run)
+
+    bench.trainer.give_back(1)
+    list(bench.trainer.run_units(LaneUnits("job0", 1), lambda: True))
+    bench.trainer.demands(NUM_BLOCKS)
+    assert active.running_pack() is large
+    assert large.level is SaveLevel.INPUTS
+
+
 def test_accumulating_over_many_packs_gives_the_gradient_of_one_big_batch() -> None:
     examples = random_examples(Random(5))
     gradients = []

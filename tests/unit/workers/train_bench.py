@@ -110,6 +110,13 @@ class Bench:
         trainer.placement = FixedLevel(trainer.decoder, trainer.spec, limits, self.memory)
         trainer.placement.level = level
 
+    def follow_memory(self) -> None:
+        """Let free memory choose the save levels, as in the engine."""
+        trainer = self.trainer
+        trainer.placement = PackPlacement(
+            trainer.decoder, trainer.spec, trainer.limits, self.memory
+        )
+
     def start_job(self, rank: int, modules: tuple[str, ...], examples: list[Example]) -> Job:
         name = f"job{len(self.jobs)}"
         path = self.folder / f"{name}.bin"
@@ -145,7 +152,7 @@ class Bench:
             if num_recalls and self.random.random() < 0.1:
                 num_recalls -= 1
                 self.trainer.give_back(self.random.randint(1, 40))
-            self.trainer.demands(NUM_BLOCKS)
+            self.trainer.demands(self.random.choice((0, 10, 40, NUM_BLOCKS)))
             windows = tuple(self._windows())
             if windows or not self.run.is_done:
                 hidden = self.run.step(self.trainer.pack_windows(windows))

@@ -83,57 +83,85 @@ private:
     }
 };
 
-// Of tokens (heads, num_rows), each a key and a value, the centre c of (heads, num_centres) with the
-// largest relu(key . key_c) * relu(value . value_c) * scale_c, the first of equals.
+// Of tokens (heads, num_rows), each a key and a value, the centre of (heads, num_centres) with the
+// largest relu(cos of keys) * relu(cos of values), the first of equals; those below `floor` find none:
+// slot 0, likeness 0. Few values are as much alike as that, so keys are multiplied for their centres only.
 template <class T>
 struct LikestCentres {
-    const T *keys, *values;
-    const int64_t *rows, *centres;  // tokens
-    const float* scales;            // (heads, num_centres)
-    int64_t* slots;                 // (heads, num_rows)
+    const T *row_keys, *row_values, *centre_keys, *centre_values;  // (heads, rows or centres, dim)
+    const float *row_key_scales, *row_value_scales, *centre_key_scales, *centre_value_scales;  // 1 / norm
+    int64_t* slots;  // (heads, num_rows)
     float* likeness;
-    int64_t heads, dim, num_rows, num_centres, token_stride, head_stride;
+    int64_t heads, dim, num_rows, num_centres;
+    float floor;
 
     int64_t tiles() const { return (num_rows + MAX_TILE - 1) / MAX_TILE; }
 
     void find(int64_t head, int64_t tile) const {
-        RowTile<T> near, alike;
-        alignas(64) float by_key[KEY_BLOCK * MAX_TILE], by_value[KEY_BLOCK * MAX_TILE];
-        Floats best[MAX_TILE / LANES];
-        Ints slot[MAX_TILE / LANES] = {};
-        for (Floats& each : best) each = splat(-1);
         int64_t first = head * num_rows + tile * MAX_TILE, left = num_rows - tile * MAX_TILE;
         int64_t used = left < MAX_TILE ? left : MAX_TILE;
-        near.pack(used, dim, [&](int64_t i) { return at(keys, head, rows[first + i]); });
-        alike.pack(used, dim, [&](int64_t i) { return at(values, head, rows[first + i]); });
+        Side near, alike;
+        near.pack(row_keys + first * dim, row_key_scales + first, used, dim);
+        alike.pack(row_values + first * dim, row_value_scales + first, used, dim);
+        Floats best[MAX_TILE / LANES] = {};
+        Ints slot[MAX_TILE / LANES] = {};
         for (int64_t block = 0; block < num_centres; block += KEY_BLOCK) {
             int64_t size = num_centres - block < KEY_BLOCK ? num_centres - block : KEY_BLOCK;
-            multiply(near, keys, head, block, size, by_key);
-            multiply(alike, values, head, block, size, by_value);
-            const float* scale = scales + head * num_centres + block;
-            for (int64_t i = 0; i < size; i++)
-                for (int64_t j = 0; j < near.lanes / LANES; j++) {
-                    int64_t place = i * MAX_TILE + j * LANES;
-                    Floats zero = splat(0);
-                    Floats both = larger(load(by_key + place), zero) * larger(load(by_value + place), zero) * scale[i];
-                    slot[j] = both > best[j] ? Ints(int32_t(block + i)) : slot[j];
-                    best[j] = larger(best[j], both);
-                }
+            search(near, alike, head * num_centres + block, size, block, best, slot);
         }
         for (int64_t lane = 0; lane < used; lane++) {
-            slots[first + lane] = slot[lane / LANES][lane % LANES];
-            likeness[first + lane] = best[lane / LANES][lane % LANES];
+            bool is_found = best[lane / LANES][lane % LANES] >= floor;
+            slots[first + lane] = is_found ? slot[lane / LANES][lane % LANES] : 0;
+            likeness[first + lane] = is_found ? best[lane / LANES][lane % LANES] : 0;
         }
     }
 
 private:
-    const T* at(const T* data, int64_t head, int64_t token) const { return data + head * head_stride + token * token_stride; }
+    static constexpr float ROUNDING = 1e-3f;  // cosines are at most so much above 1
 
-    // Centres lie anywhere: a block of them is copied side by side first.
-    void multiply(const RowTile<T>& tile, const T* data, int64_t head, int64_t block, int64_t size, float* out) const {
-        alignas(64) T copied[KEY_BLOCK * MAX_HEAD_DIM];
+    // Keys or values of a tile's rows, and 1 / norm of each.
+    struct Side {
+        RowTile<T> tile;
+        alignas(64) float scales[MAX_TILE];
+
+        void pack(const T* rows, const float* row_scales, int64_t used, int64_t dim) {
+            tile.pack(used, dim, [&](int64_t i) { return rows + i * dim; });
+            for (int64_t lane = 0; lane < tile.lanes; lane++) scales[lane] = row_scales[lane < used ? lane : 0];
+        }
+
+        Floats cosine(const float* products, int64_t row, int64_t vector, float scale) const {
+            return load(products + row * MAX_TILE + vector * LANES) * load(scales + vector * LANES) * scale;
+        }
+    };
+
+    // Takes in the centres from `start` on, counted over all heads; `block` is the first one's slot.
+    void search(const Side& near, const Side& alike, int64_t start, int64_t size, int64_t block, Floats* best,
+                Ints* slot) const {
+        alignas(64) float by_key[KEY_BLOCK * MAX_TILE], by_value[KEY_BLOCK * MAX_TILE];
+        alignas(64) T keys[KEY_BLOCK * MAX_HEAD_DIM];
+        int64_t chosen[KEY_BLOCK], count = 0, vectors = alike.tile.lanes / LANES;
+        alike.tile.products(centre_values + start * dim, dim, size, dim, by_value);
         for (int64_t i = 0; i < size; i++)
-            memcpy(copied + i * dim, at(data, head, centres[head * num_centres + block + i]), size_t(dim) * sizeof(T));
-        tile.products(copied, dim, size, dim, out);
+            if (is_alike(alike, by_value, i, centre_value_scales[start + i], vectors)) chosen[count++] = i;
+        for (int64_t n = 0; n < count; n++)
+            memcpy(keys + n * dim, centre_keys + (start + chosen[n]) * dim, size_t(dim) * sizeof(T));
+        near.tile.products(keys, dim, count, dim, by_key);
+        for (int64_t n = 0; n < count; n++) {
+            int64_t i = chosen[n], centre = start + i;
+            for (int64_t j = 0; j < vectors; j++) {
+                Floats by_keys = larger(near.cosine(by_key, n, j, centre_key_scales[centre]), splat(0));
+                Floats both = by_keys * larger(alike.cosine(by_value, i, j, centre_value_scales[centre]), splat(0));
+                slot[j] = both > best[j] ? Ints(int32_t(block + i)) : slot[j];
+                best[j] = larger(best[j], both);
+            }
+        }
+    }
+
+    // Whether the value of any row is so much like a centre's that the two could reach `floor`.
+    bool is_alike(const Side& alike, const float* by_value, int64_t i, float scale, int64_t vectors) const {
+        Ints any = {};
+        for (int64_t j = 0; j < vectors; j++)
+            any |= alike.cosine(by_value, i, j, scale) >= floor * (1 - ROUNDING);
+        return __builtin_reduce_or(any) != 0;
     }
 };

@@ -104,46 +104,58 @@ class KvBench:
         """Compute and compress `batch` prompts, then decode all of them together."""
         self.callers.num_tokens = {}
         self.callers.orders += [
-            self._order(policy, context, seed * 1000 + number) for number in range(batch)
+            order(policy, POLICIES[policy], context, DECODE_STEPS + 8, seed * 1000 + number)
+            for number in range(batch)
         ]
-        turns = [self._turn()]
+        turns = [self.turn()]
         while len(self.callers.num_tokens) < batch:
-            turns.append(self._turn())
+            turns.append(self.turn())
         prefill_s, prefill_cpu_s = (sum(times) for times in zip(*turns, strict=True))
-        kv_bytes = self._kv_bytes()
+        kv_bytes = self.kv_bytes()
         steps = []
         while self.host.scheduler.running:
-            steps.append(self._turn())
+            steps.append(self.turn())
         step_s, step_cpu_s = map(statistics.median, zip(*steps[-DECODE_STEPS:], strict=True))
         return Measured(prefill_s, prefill_cpu_s, step_s * 1e3, step_cpu_s * 1e3, kv_bytes)
 
-    def _turn(self) -> tuple[float, float]:
+    def turn(self) -> tuple[float, float]:
         """One step of the engine: what it took, by the wall and by the processor."""
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         self.engine.turn()
         return time.perf_counter() - wall_s, time.process_time() - cpu_s
 
-    def _order(self, policy: str, context: int, seed: int) -> Generate:
-        random, options = Random(seed), POLICIES[policy]
-        body = RequestBody(
-            request_id=f"{policy}-{context}-{seed}",
-            tenant_id="bench",
-            base_model=BASE,
-            prompt_token_ids=tuple(random.randrange(2, VOCAB) for _ in range(context)),
-            sampling=SamplingParams(max_tokens=DECODE_STEPS + 8, temperature=0, ignore_eos=True),
-            kv_policy=options and KvPolicyChoice(type=policy, options=options),
-        )
-        return Generate(request=body, reply_to="bench")
-
-    def _kv_bytes(self) -> int:
+    def kv_bytes(self) -> int:
+        """Memory of what the running sequences hold."""
         block_bytes = self.host.runner.cache.memory(range(1)).numel()
         total = 0
         for sequence in self.host.scheduler.running:
             total += len(sequence.block_table) * block_bytes
             layout = sequence.layout
-            if isinstance(layout, HeadPages) and layout.log_counts_LKN is not None:
-                total += layout.log_counts_LKN.nbytes
+            if isinstance(layout, HeadPages):
+                total += _beside_pages(layout)
         return total
+
+
+def order(
+    policy: str, options: dict[str, Any] | None, context: int, num_output: int, seed: int
+) -> Generate:
+    """A random prompt to answer with `num_output` tokens under a policy; None: without one."""
+    random = Random(seed)
+    body = RequestBody(
+        request_id=f"{policy}-{context}-{seed}",
+        tenant_id="bench",
+        base_model=BASE,
+        prompt_token_ids=tuple(random.randrange(2, VOCAB) for _ in range(context)),
+        sampling=SamplingParams(max_tokens=num_output, temperature=0, ignore_eos=True),
+        kv_policy=options and KvPolicyChoice(type=policy, options=options),
+    )
+    return Generate(request=body, reply_to="bench")
+
+
+def _beside_pages(pages: HeadPages) -> int:
+    """Bytes of log-counts, and of what the next compression has to know."""
+    counts, record = pages.log_counts_LKN, pages.record
+    return (0 if counts is None else counts.nbytes) + (0 if record is None else record.num_bytes)
 
 
 def measure(

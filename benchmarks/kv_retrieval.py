@@ -45,7 +45,7 @@ class RandomEviction(KvPolicy):
 
     def score(self, seen: LayerObservation) -> torch.Tensor:
         """See KvPolicy."""
-        return torch.rand(len(seen.keys), seen.num_tokens)
+        return torch.rand(len(seen.keys), seen.num_slots)
 
 
 class Answers:

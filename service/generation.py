@@ -82,7 +82,7 @@ class Generation:
             for _ in range(body.n)
         ]
         self._num_cached = [0] * len(bodies)
-        self._num_kept: dict[int, int] = {}
+        self._kv: dict[int, KvTokens] = {}
         self._start_s = time.perf_counter()
         self._first_s = [self._start_s] * len(self.choices)
         self._last_s = [self._start_s] * len(self.choices)
@@ -102,12 +102,11 @@ class Generation:
 
     @property
     def _kv_tokens(self) -> KvTokens | None:
-        """What the KV policy left of the prompts that have been computed so far."""
-        if not self._num_kept:
+        """What the KV policy has left so far, of each prompt and its answer that lost most."""
+        if not self._kv:
             return None
-        kept = sum(self._num_kept.values())
-        prompts = sum(len(self.bodies[position].prompt_token_ids) for position in self._num_kept)
-        return KvTokens(kept=kept, dropped=prompts - kept)
+        tokens = self._kv.values()
+        return KvTokens(kept=sum(t.kept for t in tokens), dropped=sum(t.dropped for t in tokens))
 
     @property
     def service_tier(self) -> ServedTier:
@@ -145,8 +144,9 @@ class Generation:
         choice = self.choices[index]
         self._num_cached[position] = max(self._num_cached[position], frame.num_cached_tokens)
         if frame.num_kept_tokens is not None:
-            before = self._num_kept.get(position, frame.num_kept_tokens)
-            self._num_kept[position] = min(before, frame.num_kept_tokens)
+            now = KvTokens(kept=frame.num_kept_tokens, dropped=frame.num_dropped_tokens)
+            before = self._kv.get(position, now)
+            self._kv[position] = max(before, now, key=lambda tokens: tokens.dropped)
         if frame.prompt_logprobs is not None:
             self.prompt_scores.setdefault(position, frame.prompt_logprobs)
         self._clock(index, choice, frame)

@@ -23,7 +23,8 @@ def kv_policy_of(
 
     Raises:
         UnknownPlugin: no such policy.
-        InvalidInput: an option is wrong, or the budget is too small for what always stays.
+        InvalidInput: an option is wrong, or the budget or the interval is too small for what
+            always stays.
         Overloaded: no worker is up to ask.
     """
     if fields is None:
@@ -31,7 +32,9 @@ def kv_policy_of(
     options = fields.model_dump(exclude={"type"}, exclude_none=True)
     if fields.type != NO_KV_POLICY:
         roster.check_options(base_model, "kv_policies", fields.type, options, "kv_policy")
-        _check_room(roster.schemas("kv_policies")[fields.type], options)
+        schema = roster.schemas("kv_policies")[fields.type]
+        _check_room(schema, options)
+        _check_interval(schema, options)
     return KvPolicyChoice(type=fields.type, options=options)
 
 
@@ -50,4 +53,19 @@ def _check_room(schema: Mapping[str, Any], options: Mapping[str, Any]) -> None:
             f"'kv_policy.budget': {budget} tokens do not hold those that always stay ({parts}); "
             f"ask for at least {sum(always.values())}, or for a smaller window.",
             param="kv_policy.budget",
+        )
+
+
+def _check_interval(schema: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse compressions that come faster than the tokens that always stay behind them."""
+    described = schema.get("properties", {})
+    if "decode_interval" not in options or "window" not in described:
+        return
+    interval = options["decode_interval"]
+    window = options.get("window", described["window"]["default"])
+    if interval < window:
+        raise InvalidInput(
+            f"'kv_policy.decode_interval': {interval} tokens do not hold the window of {window}; "
+            f"ask for at least {window}, or for a smaller window.",
+            param="kv_policy.decode_interval",
         )

@@ -12,7 +12,7 @@ from workers.activations import LayerActivations
 from workers.adapter_rows import AdapterRows
 from workers.attention import Attends
 from workers.kv_cache import KVCache
-from workers.prompt_watch import WatchedRows
+from workers.kv_watch import WatchedRows
 from workers.train_pack import TrainPack
 
 
@@ -61,7 +61,7 @@ class ForwardBatch:
 
     Attributes:
         cos, sin: (T, 1, head_dim / 2) of the rows' positions.
-        watched: rows of prompts whose queries a KV policy wants to see.
+        watched: rows whose queries a KV policy wants to see.
         prepared: the batch as a kernel reads it, once one has.
     """
 
@@ -104,5 +104,4 @@ class ForwardBatch:
     def show_queries(self, layer: int, q_THD: Tensor) -> None:
         """Let KV policies see a layer's rotated queries; the keys are stored by now."""
         for rows in self.watched:
-            assert self.cache is not None
-            rows.see(layer, q_THD, self.cache)
+            rows.see(layer, q_THD)

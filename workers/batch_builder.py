@@ -16,8 +16,9 @@ from workers.decoder import Decoder
 from workers.device_copy import upload
 from workers.head_attention import HeadSpan
 from workers.head_pages import HeadPages
+from workers.held_slots import HeldSlots
 from workers.kv_cache import KVCache
-from workers.prompt_watch import PromptWatch, WatchedRows
+from workers.kv_watch import KvWatch, WatchedRows
 from workers.span_attention import head_attention, pack_attention, paged_attention
 from workers.train_pack import TrainPack
 
@@ -33,7 +34,7 @@ class InferenceRow:
     span: Span
     sequence: Sequence
     columns: AdapterColumns | None
-    watch: PromptWatch | None = None
+    watch: KvWatch | None = None
 
     @property
     def completes(self) -> bool:
@@ -94,14 +95,13 @@ class BatchBuilder:
             layout.reserve(extent.num_keys, row.sequence.block_table)
             self.compressed.append(HeadSpan(extent, layout))
         if row.watch is not None:
-            self._watch(row.watch, extent, row.sequence.block_table)
+            self._watch(row.watch, extent, row.sequence)
         self._add_run(span.count, row.columns)
 
-    def _watch(self, watch: PromptWatch, extent: Extent, table: list[int]) -> None:
-        used = table[: -(-extent.num_keys // self.cache.block_size)]
-        tables = upload([used], torch.int64, self.decoder.weights.device)
+    def _watch(self, watch: KvWatch, extent: Extent, sequence: Sequence) -> None:
         rows = slice(extent.row, extent.row + extent.num_queries)
-        self.watched.append(WatchedRows(watch, rows, tables, extent.num_keys))
+        held = HeldSlots.of(sequence, extent.num_keys, self.cache)
+        self.watched.append(WatchedRows(watch, rows, extent.start, held))
 
     def _add_uniform(self, extent: Extent, table: list[int], positions: range) -> None:
         assert not self.compressed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,3 +15,8 @@ def upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tenso
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def making_on(device: torch.device) -> AbstractContextManager[Any]:
+    """New tensors lie on `device`. Each call of torch pays for it, except on the CPU."""
+    return nullcontext() if device.type == "cpu" else device

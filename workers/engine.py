@@ -41,7 +41,7 @@ from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter, FollowersWriter
 from workers.codec import CODECS
 from workers.codecs.search import Ladder
-from workers.compaction import compress_prompts
+from workers.compaction import compress_due
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
 from workers.group import ALONE, Group
@@ -145,12 +145,10 @@ class EngineLoop:
         self.group.check_same(plan)
         began_s = time.perf_counter()
         self.jobs.begin_beside(host, plan)
-        rows: list[InferenceRow] = []
         if plan.spans or plan.windows:
             share = self.num_threads // 2 if plan.is_beside else 0
             with threads(self.num_threads - share):
-                rows = self._forward(host, plan)
-        compress_prompts(host, rows)
+                compress_due(host, self._forward(host, plan))
         beside = self.jobs.take_beside(host)
         units = self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)

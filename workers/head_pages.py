@@ -16,6 +16,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from workers.slot_record import SlotRecord
+
 
 class HeadPages:
     """Page tables and lengths of one sequence.
@@ -25,6 +27,7 @@ class HeadPages:
             lies in the null block.
         log_counts_LKN: what attention adds to the logits of each head's first N slots, float32;
             None: nothing.
+        record: what else is known of those slots; None: they will not be compressed again.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class HeadPages:
         """Heads that hold `kept_LK` slots in place of the first `num_tokens` tokens."""
         self.table_LKM = torch.zeros(*kept_LK.shape, 0, dtype=torch.int32)
         self.log_counts_LKN = log_counts_LKN
+        self.record: SlotRecord | None = None
         self.num_tokens = num_tokens
         self._kept = kept_LK
         self._page_tokens = page_tokens

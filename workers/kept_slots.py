@@ -1,8 +1,9 @@
-"""What a policy keeps of a prompt, laid into pages that the sequence owns alone."""
+"""What a policy keeps of a sequence, laid into pages that the sequence owns alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -10,12 +11,21 @@ from torch import Tensor
 from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
 from workers.kv_policy import KeptHead
+from workers.slot_record import SlotRecord
 
 
 def lay_out(kept: Sequence[Sequence[KeptHead]], num_tokens: int, page_tokens: int) -> HeadPages:
     """Pages for what each head of each layer keeps of `num_tokens` tokens; none is dealt yet."""
-    lengths = torch.tensor([[len(head.tokens) for head in layer] for layer in kept])
-    return HeadPages(lengths, num_tokens, page_tokens, _log_counts(kept, int(lengths.max())))
+    lengths = torch.tensor([[len(head.slots) for head in layer] for layer in kept])
+    return HeadPages(lengths, num_tokens, page_tokens, _log_counts(kept))
+
+
+def record_of(kept: Sequence[Sequence[KeptHead]]) -> SlotRecord:
+    """What the next compression has to know of what each head of each layer keeps."""
+    positions = _padded([[head.positions for head in heads] for heads in kept])
+    return SlotRecord(
+        positions.int(), _padded([[head.column_sums for head in heads] for heads in kept])
+    )
 
 
 def store_kept(
@@ -23,20 +33,30 @@ def store_kept(
 ) -> None:
     """Write the kept slots into the superblocks of `block_table`, which hold nothing else."""
     pages.reserve(pages.num_tokens, block_table)
-    for layer, heads in enumerate(kept):
-        for head, slots in enumerate(heads):
-            index = torch.arange(len(slots.tokens))
-            numbers = pages.table_LKM[layer, head].long()[index // cache.block_size]
-            place = numbers * cache.block_size + index % cache.block_size
-            cache.write_slots(place.to(cache.storage.device), slots.keys, slots.values)
+    lengths = pages.lengths(pages.num_tokens)
+    slot = torch.arange(int(lengths.max())).expand(*lengths.shape, -1)
+    numbers = pages.table_LKM.long().gather(2, slot // cache.block_size)
+    place = numbers * cache.block_size + slot % cache.block_size
+    heads = list(chain.from_iterable(kept))
+    cache.write_slots(
+        place[slot < lengths[..., None]].to(cache.storage.device),
+        torch.cat([head.keys for head in heads]),
+        torch.cat([head.values for head in heads]),
+    )
 
 
-def _log_counts(kept: Sequence[Sequence[KeptHead]], most: int) -> Tensor | None:
+def _log_counts(kept: Sequence[Sequence[KeptHead]]) -> Tensor | None:
     """(L, K, N) float32 on the host, padded with 0; None where all are 0."""
     if not any(bool(head.log_count.any()) for layer in kept for head in layer):
         return None
-    padded = torch.zeros(len(kept), len(kept[0]), most)
-    for layer, heads in enumerate(kept):
-        for place, head in enumerate(heads):
-            padded[layer, place, : len(head.log_count)] = head.log_count
-    return padded
+    return _padded([[head.log_count for head in heads] for heads in kept])
+
+
+def _padded(lines: Sequence[Sequence[Tensor]]) -> Tensor:
+    """A line for each head of each layer, as long as the longest, on the host: (L, K, N)."""
+    most = max(len(line) for heads in lines for line in heads)
+    stacked = torch.zeros(len(lines), len(lines[0]), most, dtype=lines[0][0].dtype)
+    for layer, heads in enumerate(lines):
+        for head, line in enumerate(heads):
+            stacked[layer, head, : len(line)] = line
+    return stacked

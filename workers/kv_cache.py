@@ -75,11 +75,7 @@ class KVCache:
 
     def gather(self, layer: int, tables_SB: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of whole block tables, (S, K, B * P, D) each."""
-        return self.gather_keys(layer, tables_SB), _read(self.values[layer], tables_SB)
-
-    def gather_keys(self, layer: int, tables_SB: Tensor) -> Tensor:
-        """K alone of whole block tables."""
-        return _read(self.keys[layer], tables_SB)
+        return _read(self.keys[layer], tables_SB), _read(self.values[layer], tables_SB)
 
     def write_slots(self, slots_TK: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
         """Store rows at slots of pages: page number x P + place in the page."""

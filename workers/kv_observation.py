@@ -1,4 +1,4 @@
-"""What a KV policy may look at: one layer's cache, its last queries, and its attention's sums."""
+"""What a KV policy may look at: one layer's slots, its last queries, and its attention's sums."""
 
 from __future__ import annotations
 
@@ -9,103 +9,144 @@ import torch
 import torch.nn.functional as F
 
 from workers.kernels.cpu_compression import cpu_compression_for
+from workers.layer_slots import LayerSlots
 
 MAX_SCORES = 1 << 22  # attention weights that are held at once: 16 MiB
+MAX_WAITING = 256  # queries of a layer that wait to be counted
 
 
 @dataclass(frozen=True)
-class LayerObservation:
-    """One layer of one sequence of T tokens, after its last chunk.
+class LayerObservation(LayerSlots):
+    """One layer of one sequence when it is compressed.
 
     Attributes:
-        keys, values: the cache [num_kv_heads, T, head_dim], keys rotated.
-        queries: the last w queries, rotated [num_heads, w, head_dim].
-        column_sums: attention that each token got from all queries [num_kv_heads, T], mean over a
-            KV head's query heads; zeros for a policy that does not read them.
+        queries: the last w queries, rotated [num_heads, w, head_dim]; they see the last slot of
+            their own token, and all before.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
     queries: torch.Tensor
-    column_sums: torch.Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return self.keys.shape[1]
 
 
 class AttentionSums:
-    """Column sums and last queries of one layer, gathered chunk by chunk.
+    """Last queries of one layer, and the attention that others gave, gathered chunk by chunk.
+
+    A query that counts waits for the end of what is gathered, when keys are read once for all: one
+    token at a time or a chunk at a time then give the same. Where many wait, keys are read before.
 
     Args:
         window: how many of the last queries are kept.
-        query_stride: every so manieth query is counted, for all between; None: no sums.
+        query_stride: every so manieth query is counted, for all between; None: none is.
     """
 
     def __init__(self, window: int, query_stride: int | None = 1) -> None:
         self.window = window
         self.query_stride = query_stride
-        self._queries: torch.Tensor | None = None
+        self._last: list[torch.Tensor] = []
+        self._num_last = 0
+        self._waiting: list[torch.Tensor] = []
+        self._positions: list[int] = []
         self._sums: torch.Tensor | None = None
 
-    def keep(self, queries: torch.Tensor) -> None:
-        """Remember the last of a chunk's queries [num_heads, n, D]."""
-        last = queries[:, -self.window :]
-        if self._queries is not None:
-            last = torch.cat([self._queries, last], dim=1)[:, -self.window :]
-        self._queries = last.clone()
+    def see(self, queries: torch.Tensor, start: int) -> None:
+        """Take in the queries [num_heads, n, D] of tokens start, start + 1, ..."""
+        self._keep(queries[:, -self.window :].clone())
+        if self.query_stride is None:
+            return
+        first = -start % self.query_stride
+        counted = range(start + first, start + queries.shape[1], self.query_stride)
+        if counted:
+            self._waiting.append(queries[:, first :: self.query_stride].clone())
+            self._positions += counted
 
-    def add(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
-        """Count a chunk: `queries` [num_heads, n, D] are the last n of the T of `keys`."""
+    @property
+    def is_full(self) -> bool:
+        """Whether so many queries wait that they should be counted now."""
+        return len(self._positions) >= MAX_WAITING
+
+    def count(self, slots: LayerSlots) -> None:
+        """Count the queries that wait; `slots` are all that the last of them sees, or more."""
+        if not self._positions:
+            return
         assert self.query_stride is not None
-        self.keep(queries)
-        first = keys.shape[1] - queries.shape[1]
-        every = torch.arange(queries.shape[1])
-        counted = every[(first + every) % self.query_stride == 0]
-        sums = keys.new_zeros(keys.shape[:2], dtype=torch.float32)
-        if self._sums is not None:
-            sums[:, : self._sums.shape[1]] = self._sums
-        added = column_sums(queries[:, counted], keys, first + counted)
-        self._sums = sums + self.query_stride * group_mean(added, len(keys))
+        shift = slots.num_slots - slots.num_tokens
+        index = torch.tensor([position + shift for position in self._positions])
+        queries = torch.cat(self._waiting, dim=1)
+        sums = column_sums(queries, slots.keys, index, slots.log_counts)
+        sums = self.query_stride * group_mean(sums, len(slots.keys))
+        self._sums = sums if self._sums is None else sums + _widened(self._sums, slots)
+        self._waiting, self._positions = [], []
 
-    def observe(self, keys: torch.Tensor, values: torch.Tensor) -> LayerObservation:
-        """What was seen; at least one chunk was."""
-        assert self._queries is not None
-        sums = keys.new_zeros(keys.shape[:2]) if self._sums is None else self._sums
-        return LayerObservation(keys, values, self._queries, sums)
+    def observe(self, slots: LayerSlots) -> LayerObservation:
+        """What was seen of `slots`; at least one chunk was."""
+        assert self._last
+        self.count(slots)
+        sums = slots.column_sums
+        if self._sums is not None:
+            sums = sums + _widened(self._sums, slots)
+        return LayerObservation(
+            slots.keys,
+            slots.values,
+            slots.positions,
+            slots.log_counts,
+            sums,
+            slots.num_tokens,
+            torch.cat(self._last, dim=1)[:, -self.window :],
+        )
+
+    def _keep(self, last: torch.Tensor) -> None:
+        """Remember queries, and forget those that are not among the last any more."""
+        self._last.append(last)
+        self._num_last += last.shape[1]
+        while self._num_last - self._last[0].shape[1] >= self.window:
+            self._num_last -= self._last.pop(0).shape[1]
+
+
+def _widened(sums: torch.Tensor, slots: LayerSlots) -> torch.Tensor:
+    """Sums of the first slots, and zeros for those that came after."""
+    return F.pad(sums, (0, slots.num_slots - sums.shape[1]))
 
 
 def column_sums(
-    queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor | None = None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    places: torch.Tensor | None = None,
+    log_counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention that each key gets from n queries, summed: [num_heads, T], in float32.
+    """Causal attention that each key gets from n queries, summed: [num_heads, N], in float32.
 
     Args:
         queries: [num_heads, n, head_dim].
-        keys: [num_kv_heads, T, head_dim].
-        positions: of the queries [n]; None: they are the last.
+        keys: [num_kv_heads, N, head_dim].
+        places: the last key that each query sees [n]; None: they are those of the last keys.
+        log_counts: what is added to the logits of each key [num_kv_heads, N]; None: nothing.
     """
-    num_heads, num_queries, num_tokens = len(queries), queries.shape[1], keys.shape[1]
-    if positions is None:
-        positions = torch.arange(num_tokens - num_queries, num_tokens)
+    num_heads, num_queries, num_keys = len(queries), queries.shape[1], keys.shape[1]
+    if places is None:
+        places = torch.arange(num_keys - num_queries, num_keys)
     kernels = cpu_compression_for(keys)
     if kernels is not None:
-        return kernels.column_sums(queries, keys, positions)
-    sums = keys.new_zeros(num_heads, num_tokens, dtype=torch.float32)
-    for part in torch.arange(num_queries).split(max(1, MAX_SCORES // (num_heads * num_tokens))):
-        sums += attention(queries[:, part], keys, positions[part]).sum(1)
+        return kernels.column_sums(queries, keys, places, log_counts)
+    sums = keys.new_zeros(num_heads, num_keys, dtype=torch.float32)
+    for part in torch.arange(num_queries).split(max(1, MAX_SCORES // (num_heads * num_keys))):
+        sums += attention(queries[:, part], keys, places[part], log_counts).sum(1)
     return sums
 
 
-def attention(queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Causal attention of queries at `positions` over all T keys [num_heads, n, T], in float32."""
+def attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    places: torch.Tensor,
+    log_counts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of queries over the keys up to their places [num_heads, n, N], in float32."""
     num_heads, num_queries, head_dim = queries.shape
-    num_tokens = keys.shape[1]
-    stacked = queries.float().reshape(len(keys), num_heads // len(keys) * num_queries, head_dim)
+    num_kv_heads, num_keys = keys.shape[:2]
+    stacked = queries.float().reshape(num_kv_heads, num_heads // num_kv_heads * num_queries, -1)
     logits = stacked @ keys.float().mT / math.sqrt(head_dim)
-    logits = logits.view(num_heads, num_queries, num_tokens)
-    hidden = torch.arange(num_tokens) > positions[:, None]
+    if log_counts is not None:
+        logits += log_counts[:, None]
+    logits = logits.view(num_heads, num_queries, num_keys)
+    hidden = torch.arange(num_keys) > places[:, None]
     return logits.masked_fill_(hidden, -torch.inf).softmax(-1)
 
 
@@ -115,10 +156,11 @@ def window_scores(seen: LayerObservation, pooling: str, kernel_size: int) -> tor
     As published, pooling sees the tokens before the window only, and averages count its padding.
 
     Returns:
-        [num_kv_heads, T], zero within the window.
+        [num_kv_heads, N], zero within the window.
     """
     window = seen.queries.shape[1]
-    sums = column_sums(seen.queries, seen.keys)[:, : seen.num_tokens - window]
+    sums = column_sums(seen.queries, seen.keys, log_counts=seen.log_counts)
+    sums = sums[:, : seen.num_slots - window]
     if sums.shape[1]:
         sums = pool(sums, pooling, kernel_size)
     return F.pad(group_mean(sums, len(seen.keys)), (0, window))

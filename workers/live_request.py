@@ -7,14 +7,15 @@ from itertools import pairwise
 
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.engine_stats import RequestSample
+from scheduler.domain.kv_cadence import KvCadence
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
 from scheduler.domain.plan import Span
 from scheduler.domain.request import BegunAnswer, FinishReason, RequestBody, Sequence
 from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
 from workers.kv_policy import KvPolicy
+from workers.kv_watch import KvWatch
 from workers.model_host import ModelHost
-from workers.prompt_watch import PromptWatch
 from workers.sampler import SampledToken
 
 
@@ -51,8 +52,8 @@ class LiveRequest:
         prompt_scores: log-probabilities of the prompt, for a caller that asked for them.
         token_times_s: by sequence index, when each output token left.
         saw_training: a job trained on its base model while it was served.
-        policy: compresses the K/V of its sequences when their prompts are computed.
-        watches: by sequence id, what the policy has seen of its prompt.
+        policy: compresses the K/V of its sequences.
+        watches: by sequence id, what the policy has seen since it was compressed last.
     """
 
     order: Generate
@@ -66,7 +67,7 @@ class LiveRequest:
     admitted_s: float | None = None
     saw_training: bool = False
     policy: KvPolicy | None = None
-    watches: dict[str, PromptWatch] = field(default_factory=dict)
+    watches: dict[str, KvWatch] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,8 +75,10 @@ class LiveRequest:
     ) -> LiveRequest:
         """A request that has just arrived."""
         request = order.request
-        watched = 0 if policy is None else policy.num_watched(len(request.prompt_token_ids))
-        sequences = [_answer(request, begun, now_s, watched) for begun in request.wanted_answers]
+        sequences = [
+            _answer(request, begun, now_s, _cadence(request, host, policy))
+            for begun in request.wanted_answers
+        ]
         refs = [part.adapter for part in request.members]
         members = [None if ref is None else WantedAdapter(ref) for ref in refs]
         return cls(order, host, sequences, members, policy=policy)
@@ -120,6 +123,7 @@ class LiveRequest:
             ),
             finish_reason=sequence.finish_reason,
             num_kept_tokens=self._num_kept(sequence),
+            num_dropped_tokens=sequence.num_dropped_tokens,
             num_cached_tokens=self.sequences[0].num_cached_tokens,
             error=error,
             error_code=error_code,
@@ -127,18 +131,19 @@ class LiveRequest:
         self.frames.append(frame)
         return frame
 
-    def watch(self, sequence: Sequence, span: Span) -> PromptWatch | None:
+    def watch(self, sequence: Sequence, span: Span) -> KvWatch | None:
         """What is to see the queries of a sequence's span; None: nobody wants to.
 
-        A prompt that is computed again is watched anew.
+        A stretch that is computed again is watched anew.
         """
-        length = sequence.num_prompt_tokens
-        if self.policy is None or not sequence.num_watched_tokens or span.start >= length:
+        cadence = sequence.cadence
+        if self.policy is None or cadence is None or not cadence.sees(span.start, span.count):
             return None
         watch = self.watches.get(sequence.id)
-        if watch is None or watch.stop != span.start:
+        if watch is None or not watch.goes_on_at(span.start):
             num_layers = self.host.runner.decoder.config.num_layers
-            watch = PromptWatch(self.policy, num_layers, length, span.start)
+            stretch = cadence.stretch(span.start)
+            watch = KvWatch(self.policy, num_layers, stretch, span.start)
             self.watches[sequence.id] = watch
         watch.stop += span.count
         return watch
@@ -146,7 +151,8 @@ class LiveRequest:
     def _num_kept(self, sequence: Sequence) -> int | None:
         if self.policy is None:
             return None
-        return sequence.num_prompt_tokens - sequence.num_dropped_tokens
+        num_tokens = sequence.num_compressed_tokens or sequence.num_prompt_tokens
+        return num_tokens - sequence.num_dropped_tokens
 
     def notice_training(self) -> None:
         """Remember whether a job trains beside the request."""
@@ -171,7 +177,18 @@ class LiveRequest:
         )
 
 
-def _answer(request: RequestBody, begun: BegunAnswer, now_s: float, num_watched: int) -> Sequence:
+def _cadence(request: RequestBody, host: ModelHost, policy: KvPolicy | None) -> KvCadence | None:
+    """When the K/V of its sequences are compressed; the last token of an answer has none."""
+    if policy is None:
+        return None
+    num_prompt_tokens = len(request.prompt_token_ids)
+    most = min(num_prompt_tokens + request.sampling.max_tokens, host.info.max_model_len)
+    return policy.cadence(num_prompt_tokens, most - 1)
+
+
+def _answer(
+    request: RequestBody, begun: BegunAnswer, now_s: float, cadence: KvCadence | None
+) -> Sequence:
     """The lead of the group of sequences that compute one answer."""
     tokens = request.prompt_token_ids + begun.token_ids
     lead, *followers = (
@@ -182,7 +199,7 @@ def _answer(request: RequestBody, begun: BegunAnswer, now_s: float, num_watched:
             now_s,
             member=member,
             weight=part.weight,
-            num_watched_tokens=num_watched,
+            cadence=cadence,
         )
         for member, part in enumerate(request.members)
     )

@@ -25,9 +25,9 @@ from workers.connection import Connection
 from workers.ended_answers import EndedAnswers
 from workers.engine_stats import EngineMeter
 from workers.group import ALONE, Group
+from workers.kv_watch import KvWatch
 from workers.live_request import LiveRequest, WantedAdapter
 from workers.model_host import ModelHost
-from workers.prompt_watch import PromptWatch
 from workers.request_policy import request_policy, with_default
 from workers.sampler import SampledToken
 
@@ -140,7 +140,7 @@ class RequestDesk:
         wanted = self.live[sequence.request.request_id].members[sequence.member]
         return None if wanted is None or wanted.slot is None else wanted.slot.columns
 
-    def watch(self, sequence: Sequence, span: Span) -> PromptWatch | None:
+    def watch(self, sequence: Sequence, span: Span) -> KvWatch | None:
         """What is to see the queries of a running sequence's span."""
         return self.live[sequence.request.request_id].watch(sequence, span)
 

@@ -1,4 +1,4 @@
-"""H2O's score, which several policies share: attention that a token got from all queries."""
+"""H2O's score, which several policies share: attention that a slot got from all queries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from workers.kv_policy import KvPolicy
 
 
 class SumScore(KvPolicy):
-    """A policy that scores by column sums; some of the queries stand for all."""
+    """A policy that scores by column sums; some of the queries stand for all.
+
+    A kept slot's sum goes on growing from one compression to the next.
+    """
 
     class Config(KvPolicy.Config):
         """Options of the score."""
 
         num_queries: int = Field(
-            64, ge=16, le=2**20, description="Queries that are counted, evenly over the prompt."
+            64,
+            ge=16,
+            le=2**20,
+            description="Queries that are counted, evenly over what a compression takes in.",
         )
 
     config: Config
@@ -26,8 +32,8 @@ class SumScore(KvPolicy):
         return max(1, num_tokens // self.config.num_queries)
 
     def num_watched(self, num_tokens: int) -> int:
-        """See KvPolicy: those of the whole prompt, for they are summed."""
-        return 0 if self.keeps_all(num_tokens) else num_tokens
+        """See KvPolicy: those of all tokens, for they are summed."""
+        return num_tokens
 
     def score(self, seen: LayerObservation) -> torch.Tensor:
         """See KvPolicy."""

@@ -114,7 +114,12 @@ class TokenFrame(Report):
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     num_kept_tokens: int | None = Field(
-        None, description="Prompt tokens that a KV head holds, on average; None: no KV policy."
+        None,
+        description="Tokens that a KV head was left with when it was compressed last, on average, "
+        "or the prompt's if it never was; None: no KV policy.",
+    )
+    num_dropped_tokens: int = Field(
+        0, description="Tokens that it did not hold any more then, of prompt and answer."
     )
     error: str | None = None
     error_code: str | None = None

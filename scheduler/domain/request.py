@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.kv_cadence import KvCadence
 from scheduler.domain.service_class import DEFAULT
 
 
@@ -57,7 +58,7 @@ NO_KV_POLICY = "none"  # asks for no compression, also where the worker has a de
 
 
 class KvPolicyChoice(BaseModel):
-    """How a prompt's K/V are compressed once it is computed."""
+    """How the K/V of a request's sequences are compressed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -167,8 +168,9 @@ class Sequence:
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
         layout: where they lie in there once they are compressed; None: side by side.
-        num_dropped_tokens: tokens of its prompt that a KV head does not hold, on average.
-        num_watched_tokens: last tokens of its prompt whose queries a KV policy has to see.
+        num_compressed_tokens: tokens that it had when it was compressed last; 0: never was.
+        num_dropped_tokens: how many of them a KV head does not hold any more, on average.
+        cadence: at which lengths its K/V are compressed; None: at none.
         block_keys: keys of its first full blocks, as far as they have been asked for.
         num_cached_tokens: prompt tokens whose K/V were there when it first ran.
         arrival_s: monotonic time at which the engine took the request in.
@@ -186,8 +188,9 @@ class Sequence:
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     layout: HeadLayout | None = None
+    num_compressed_tokens: int = 0
     num_dropped_tokens: int = 0
-    num_watched_tokens: int = 0
+    cadence: KvCadence | None = None
     block_keys: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
     first_token_s: float | None = None
@@ -229,10 +232,20 @@ class Sequence:
 
     @property
     def num_next_tokens(self) -> int:
-        """Uncomputed tokens that one step may run; a prompt that will be compressed comes first."""
-        if not self.num_watched_tokens or self.num_computed_tokens >= self.num_prompt_tokens:
-            return self.num_uncomputed_tokens
-        return self.num_prompt_tokens - self.num_computed_tokens
+        """Uncomputed tokens that one step may run: those after a compression come after it."""
+        return self.held_until_compressed(len(self.token_ids)) - self.num_computed_tokens
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it has just come to a length at which its K/V are compressed."""
+        if self.cadence is None or self.num_compressed_tokens == self.num_computed_tokens:
+            return False
+        return self.cadence.is_due(self.num_computed_tokens)
+
+    def held_until_compressed(self, num_tokens: int) -> int:
+        """How many of its first `num_tokens` it computes before its K/V are compressed next."""
+        end = None if self.cadence is None else self.cadence.next_after(self.num_computed_tokens)
+        return num_tokens if end is None else min(num_tokens, end)
 
     @property
     def output_token_ids(self) -> list[int]:

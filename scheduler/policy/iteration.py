@@ -143,7 +143,7 @@ class IterationScheduler:
     def lay_out(self, sequence: Sequence, layout: HeadLayout) -> tuple[int, ...] | None:
         """Give a running sequence blocks of its own for `layout`, in place of all it has now.
 
-        It needs no more than it has, and finds too little only where others share what it frees.
+        It finds too little only where others share what it frees, or pages of more heads begin.
 
         Returns:
             The new blocks, which hold what a former owner left; None: it was preempted.
@@ -157,6 +157,7 @@ class IterationScheduler:
                 return None
         sequence.block_table = self.pool.allocate(sequence.id, needed)
         sequence.layout, sequence.num_dropped_tokens = layout, layout.num_dropped
+        sequence.num_compressed_tokens = sequence.num_computed_tokens
         return self.pool.take_fresh()
 
     def commit(self, plan: StepPlan) -> None:
@@ -267,7 +268,7 @@ class IterationScheduler:
         """
         self.prefixes.pin(lead)
         needed = self._blocks_to_begin(lead)
-        if lead.num_watched_tokens:  # once compressed, it keeps nothing that others hold
+        if lead.cadence is not None:  # once compressed, it keeps nothing that others hold
             needed += sum(self.pool.num_shared(member.block_table) for member in lead.group)
         if self._have_free(needed):
             return True
@@ -333,19 +334,21 @@ class IterationScheduler:
             self._lends_from_s, self._is_recalling = now_s + LENDING_PAUSE_S, False
         if now_s < self._lends_from_s:
             return 0
-        growth = sum(self._missing(s, len(s.token_ids) + GROWTH_TOKENS) for s in self.running)
+        ahead = (s.held_until_compressed(len(s.token_ids) + GROWTH_TOKENS) for s in self.running)
+        growth = sum(map(self._missing, self.running, ahead))
         next_in_line = sum(map(self._blocks_to_begin, self.waiting.heads()))
         return max(0, self.pool.num_free - growth - next_in_line)
 
     def _blocks_to_begin(self, lead: Sequence) -> int:
         """Blocks that a waiting group needs beside those it holds."""
-        needed = self.pool.blocks_for(len(lead.token_ids) + 1)
+        needed = self.pool.blocks_for(lead.held_until_compressed(len(lead.token_ids) + 1))
         return (needed - len(lead.block_table)) * len(lead.group)
 
     def _preempt(self, lead: Sequence) -> None:
         self._stop(lead)
         for sequence in lead.group:
-            sequence.num_computed_tokens = sequence.num_dropped_tokens = 0
+            sequence.num_computed_tokens = 0
+            sequence.num_compressed_tokens = sequence.num_dropped_tokens = 0
             sequence.num_preemptions += 1
             self.num_preemptions += 1
         self.waiting.put_back(lead)

@@ -88,8 +88,8 @@ class PrefixCache:
     def _most(self, sequence: Sequence) -> int:
         """Blocks that a sequence may find: some token is computed, and what is to be watched."""
         last = len(sequence.token_ids) - 1
-        if sequence.num_watched_tokens:
-            last = min(last, sequence.num_prompt_tokens - sequence.num_watched_tokens)
+        if sequence.cadence is not None:
+            last = min(last, sequence.cadence.first - sequence.cadence.first_watched)
         return last // self.pool.block_size
 
     def _unpublished(self, sequence: Sequence) -> list[bytes]:

@@ -14,7 +14,7 @@ class PromptTokensDetails(Read):
 
 
 class KvTokens(Read):
-    """What a KV policy left of the prompts: tokens of a KV head, on average."""
+    """What a KV policy has left of what it compressed: tokens of a KV head, on average."""
 
     kept: int
     dropped: int
@@ -30,5 +30,6 @@ class UsageRead(Read):
     kv_tokens: KvTokens | None = Field(
         None,
         exclude_if=lambda tokens: tokens is None,
-        description="Prompt tokens that the KV policy kept and dropped; absent without one.",
+        description="Tokens that the KV policy kept and dropped: the prompt's, and those of the "
+        "answer up to its last compression; absent without one.",
     )

@@ -26,7 +26,8 @@ class AttendedKeys(Structure):
     """The fields of `AttendedKeys` in `compression.h`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("queries", "keys", "positions", "sums", "scratch")),
+        *((name, c_void_p) for name in ("queries", "keys", "positions", "log_counts")),
+        *((name, c_void_p) for name in ("sums", "scratch")),
         *((name, c_int64) for name in ("heads", "kv_heads", "dim", "num_queries", "num_keys")),
         *(("token_stride", c_int64), ("head_stride", c_int64)),
     )
@@ -57,18 +58,31 @@ class CpuCompression:
         for function in (self._attended_keys, self._likest_centres):
             function.restype = None
 
-    def column_sums(self, q_HND: Tensor, k_KTD: Tensor, positions_N: Tensor) -> Tensor:
-        """Attention that each key gets from all queries of a head, (H, T) float32."""
+    def column_sums(
+        self, q_HND: Tensor, k_KTD: Tensor, positions_N: Tensor, log_counts_KT: Tensor | None
+    ) -> Tensor:
+        """Attention that each key gets from all queries of a head, (H, T) float32.
+
+        Args:
+            q_HND: queries.
+            k_KTD: keys.
+            positions_N: the last key that each query sees.
+            log_counts_KT: what is added to logits, float32; None: nothing.
+        """
         q_HND, positions_N = q_HND.contiguous(), positions_N.to(torch.int32)
         if k_KTD.stride(2) != 1:
             k_KTD = k_KTD.contiguous()
+        if log_counts_KT is not None:
+            log_counts_KT = log_counts_KT.contiguous()
         (heads, num_queries, dim), (kv_heads, num_keys, _) = q_HND.shape, k_KTD.shape
         sums, num_threads = torch.empty(heads, num_keys), torch.get_num_threads()
         scratch = torch.empty(num_threads, num_keys, 2 * panel_outputs())
         self._attended_keys(
             byref(
                 AttendedKeys(
-                    *(each.data_ptr() for each in (q_HND, k_KTD, positions_N, sums, scratch)),
+                    *(each.data_ptr() for each in (q_HND, k_KTD, positions_N)),
+                    None if log_counts_KT is None else log_counts_KT.data_ptr(),
+                    *(sums.data_ptr(), scratch.data_ptr()),
                     *(heads, kv_heads, dim, num_queries, num_keys),
                     *(k_KTD.stride(1), k_KTD.stride(0)),
                 )

@@ -73,8 +73,16 @@ def attention(
     return out, lse
 
 
-def column_sums(q_THD: Tensor, k_TKD: Tensor, start: int, window: int | None) -> Tensor:
+def column_sums(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    start: int,
+    window: int | None,
+    log_counts_KT: Tensor | None = None,
+) -> Tensor:
     """Attention weights of the queries, summed over them and the heads of a group: (K, keys).
+
+    Log-counts, where there are any, are added to the logits of each key.
 
     Source: SnapKV's votes, Li et al. 2024, arXiv:2404.14469.
     """
@@ -87,6 +95,8 @@ def column_sums(q_THD: Tensor, k_TKD: Tensor, start: int, window: int | None) ->
         for head in range(num_heads):
             kv_head = head * kv_heads // num_heads
             scores = k_TKD[first:stop, kv_head] @ q_THD[i, head] * head_dim**-0.5
+            if log_counts_KT is not None:
+                scores = scores + log_counts_KT[kv_head, first:stop]
             sums[kv_head, first:stop] += torch.softmax(scores, 0)
     return sums
 

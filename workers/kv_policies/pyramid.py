@@ -23,11 +23,11 @@ class Pyramid(SnapScore):
     config: Config
 
     def layer_budgets(self, scores: list[torch.Tensor], num_free: list[int]) -> list[int]:
-        """The line, rounded down, no flatter than a prompt's length demands."""
-        steps = max(1, len(scores) - 1)
+        """The line, rounded down, no flatter than the longest layer demands."""
+        steps, longest = max(1, len(scores) - 1), max(score.shape[1] for score in scores)
         budgets = []
-        for layer, (score, mean) in enumerate(zip(scores, num_free, strict=True)):
-            reach = min(mean - mean / self.config.beta, score.shape[1] - mean)
+        for layer, mean in enumerate(num_free):
+            reach = min(mean - mean / self.config.beta, longest - mean)
             slope = 1 - 2 * layer / steps if len(scores) > 1 else 0
             budgets.append(int(mean + slope * reach + 1e-9))
         return budgets

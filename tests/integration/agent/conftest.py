@@ -146,8 +146,8 @@ class Stage:
         return [line for line in self.diary.read_text().splitlines() if line.startswith(word)]
 
     async def has_noted(self, line: str) -> bool:
-        """Whether it left this one."""
-        return line in self.diary.read_text().splitlines()
+        """Whether it left this, or a line that begins so."""
+        return line in self.diary.read_text()
 
 
 async def _training_file(database: Database, tenant_id: str) -> str:

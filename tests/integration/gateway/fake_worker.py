@@ -73,6 +73,7 @@ SNAPKV_SCHEMA = {
         "budget": {"anyOf": [{"type": "integer"}, {"type": "number"}]},
         "window": {"type": "integer", "minimum": 1, "maximum": 1024, "default": 32},
         "num_sinks": {"type": "integer", "minimum": 0, "maximum": 64, "default": 0},
+        "decode_interval": {"type": ["integer", "null"], "minimum": 16, "default": None},
     },
     "required": ["budget"],
 }
@@ -311,6 +312,7 @@ def _frame(
         scored = [_score(token, 1, plan.prompt_logprob) for token in request.prompt_token_ids[1:]]
         prompt_scores = (None, *scored)
     num_top = sampling.num_logprobs
+    num_prompt, num_dropped = len(request.prompt_token_ids), _num_dropped(request, seq)
     scores = None if num_top is None or token_id is None else (_score(token_id, num_top),)
     return TokenFrame(
         request_id=request.request_id,
@@ -321,15 +323,14 @@ def _frame(
         prompt_logprobs=prompt_scores,
         finish_reason=finish,
         num_cached_tokens=2,
-        num_kept_tokens=_num_kept(request, seq),
+        num_kept_tokens=None if request.kv_policy is None else num_prompt - num_dropped,
+        num_dropped_tokens=num_dropped,
     )
 
 
-def _num_kept(request: RequestBody, seq: int) -> int | None:
-    """The whole prompt with the first tokens, and all but one of its tokens from then on."""
-    if request.kv_policy is None:
-        return None
-    return len(request.prompt_token_ids) - (seq >= request.n)
+def _num_dropped(request: RequestBody, seq: int) -> int:
+    """Nothing with the first tokens, and one of the prompt's tokens from then on."""
+    return int(request.kv_policy is not None and seq >= request.n)
 
 
 def _score(token_id: int, num_top: int, logprob: float = -0.5) -> TokenLogprobs:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.integration.gateway.fake_worker import FakeWorker
 
 WINDOWED = {"type": "snapkv", "budget": 64, "window": 16}
+DECODE = "kv_policy.decode_interval"
 NESTED = json.loads("[" * 400 + "]" * 400)
 
 
@@ -82,6 +83,9 @@ def test_a_tokens_long_answer_drops_nothing(owner: Caller) -> None:
         (WINDOWED | {"num_sinks": 60}, "invalid_value", "kv_policy.budget", "at least 76"),
         ({"type": "snapkv"}, "invalid_value", "kv_policy", "'budget' is a required"),
         (WINDOWED | {"window": 0}, "invalid_value", "kv_policy.window", "minimum of 1"),
+        (WINDOWED | {"decode_interval": 8}, "invalid_value", DECODE, "minimum of 16"),
+        (WINDOWED | {"decode_interval": 20, "window": 24}, "invalid_value", DECODE, "at least 24"),
+        (WINDOWED | {"decode_interval": "often"}, "invalid_value", DECODE, "not of type"),
         (WINDOWED | {"color": "red"}, "invalid_value", "kv_policy", "'color' was unexpected"),
         ({"budget": 64}, "invalid_value", "kv_policy.type", "missing"),
         ("snapkv", "invalid_value", "kv_policy", "object"),

@@ -37,6 +37,7 @@ def kernels(x: Tensor) -> CpuCompression:
     kv_heads=st.integers(1, 2),
     group=st.integers(1, 3),
     half=st.integers(1, 20),
+    are_counted=st.booleans(),
     data=st.data(),
 )
 @SOME
@@ -47,18 +48,24 @@ def test_a_key_gets_the_attention_of_queries_anywhere_after_it(
     kv_heads: int,
     group: int,
     half: int,
+    are_counted: bool,
     data: st.DataObject,
 ) -> None:
     positions = data.draw(st.lists(st.integers(0, num_tokens - 1), min_size=1, max_size=150))
     queries = 2 * rand(seed, dtype, kv_heads * group, len(positions), 2 * half)
     keys = rand(seed + 1, dtype, kv_heads, num_tokens + 3, 2 * half)[:, :num_tokens]
 
-    sums = kernels(keys).column_sums(queries, keys, torch.tensor(positions))
+    log_counts = None
+    if are_counted:
+        log_counts = 2 * rand(seed + 2, torch.float32, kv_heads, num_tokens)
+        log_counts[:, 1:][log_counts[:, 1:] < -2] = -torch.inf  # padding; some key is always seen
+
+    sums = kernels(keys).column_sums(queries, keys, torch.tensor(positions), log_counts)
 
     wide_q, wide_k = queries.double().transpose(0, 1), keys.double().transpose(0, 1)
     expected = torch.zeros(kv_heads, num_tokens, dtype=torch.float64)
     for query, position in zip(wide_q, positions, strict=True):
-        expected += reference.column_sums(query[None], wide_k, position, None)
+        expected += reference.column_sums(query[None], wide_k, position, None, log_counts)
     by_kv_head = sums.double().view(kv_heads, group, num_tokens).sum(1)
     torch.testing.assert_close(by_kv_head, expected, rtol=1e-4, atol=1e-5)
 

@@ -17,7 +17,8 @@ from workers.attention import Extent, Sinks
 from workers.cpu_attention import CpuSpans
 from workers.head_attention import HeadGroup, HeadSpan
 from workers.head_pages import HeadPages
-from workers.kept_slots import lay_out, store_kept
+from workers.held_slots import HeldSlots
+from workers.kept_slots import lay_out, record_of, store_kept
 from workers.kv_cache import KVCache
 from workers.kv_policy import KeptHead
 from workers.model import DecoderConfig
@@ -129,6 +130,7 @@ class Store:
     def compress(self, sequence: Stored, kept: list[list[KeptHead]]) -> None:
         """Move a sequence into pages of its own, as an engine does."""
         pages = lay_out(kept, sequence.num_tokens, PAGE_TOKENS)
+        pages.record = record_of(kept)
         self.give_up(sequence)
         sequence.blocks = self.pool.allocate(sequence.name, pages.blocks_for(sequence.num_tokens))
         self.cache.clear(list(self.pool.take_fresh()))
@@ -174,14 +176,17 @@ class Store:
 def some_kept(
     store: Store, sequence: Stored, counts: list[int], merges: bool
 ) -> list[list[KeptHead]]:
-    """Random tokens of each head, `counts` of them."""
+    """Random slots of each head, `counts` of them."""
     kept: list[list[KeptHead]] = [[] for _ in range(CONFIG.num_layers)]
     for (layer, head), num in zip(HEADS, counts, strict=True):
-        order = torch.randperm(sequence.num_tokens, generator=store.generator)
-        tokens = order[: max(1, min(num, sequence.num_tokens))].sort().values
-        log_count = torch.rand(len(tokens), generator=store.generator) * 3 * merges
         keys, values = sequence.keys[layer, head], sequence.values[layer, head]
-        kept[layer].append(KeptHead(tokens, keys[tokens], values[tokens], log_count))
+        order = torch.randperm(len(keys), generator=store.generator)
+        slots = order[: max(1, min(num, len(keys)))].sort().values
+        more = torch.rand(len(slots), generator=store.generator) * 3 * merges
+        counted = sequence.counts[layer, head][slots] + more
+        pairs = keys[slots], values[slots]
+        sums = torch.zeros(len(slots))
+        kept[layer].append(KeptHead(slots, slots, *pairs, counted, sums))
     return kept
 
 
@@ -207,15 +212,14 @@ class BothLayouts(RuleBasedStateMachine):
     def grow(self, which: int, num_tokens: int) -> None:
         self.store.grow(self.sequences[which % len(self.sequences)], num_tokens)
 
-    @precondition(lambda self: any(s.pages is None for s in self.sequences))
+    @precondition(lambda self: self.sequences)
     @rule(
         which=st.integers(0, 99),
         counts=st.lists(st.integers(1, 30), min_size=len(HEADS), max_size=len(HEADS)),
         merges=st.booleans(),
     )
     def compress(self, which: int, counts: list[int], merges: bool) -> None:
-        uniform = [s for s in self.sequences if s.pages is None]
-        sequence = uniform[which % len(uniform)]
+        sequence = self.sequences[which % len(self.sequences)]
         num_before = len(sequence.blocks)
         self.store.compress(sequence, some_kept(self.store, sequence, counts, merges))
         assert len(sequence.blocks) <= num_before
@@ -237,6 +241,22 @@ class BothLayouts(RuleBasedStateMachine):
         self.store.pool.check_conserved()
         owned = sum(len(sequence.blocks) for sequence in self.sequences)
         assert self.store.pool.num_free == NUM_BLOCKS - 1 - owned
+
+    @invariant()
+    def each_reads_what_it_holds(self) -> None:
+        for sequence in self.sequences:
+            layer = len(self.sequences) % CONFIG.num_layers
+            held = HeldSlots(
+                self.store.cache, sequence.blocks, sequence.pages, sequence.num_tokens
+            ).read(layer)
+            for head in range(CONFIG.num_kv_heads):
+                is_slot, place = held.positions[head] >= 0, (layer, head)
+                assert torch.equal(held.keys[head, is_slot], sequence.keys[place])
+                assert torch.equal(held.values[head, is_slot], sequence.values[place])
+                if held.log_counts is not None:
+                    assert torch.equal(held.log_counts[head, is_slot], sequence.counts[place])
+                    assert held.log_counts[head, ~is_slot].isneginf().all()
+                assert not held.keys[head, ~is_slot].any()
 
     @invariant()
     def each_attends_to_its_own(self) -> None:

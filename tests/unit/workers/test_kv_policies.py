@@ -16,6 +16,7 @@ import workers.kv_policies  # noqa: F401
 from workers.kernels import reference
 from workers.kv_observation import AttentionSums, LayerObservation
 from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.layer_slots import LayerSlots
 
 NAMES = KV_POLICIES.names()
 NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 3, 4, 2, 8
@@ -35,8 +36,8 @@ def observe(seed: int, num_tokens: int, chunk: int = 1000) -> LayerObservation:
     sums = AttentionSums(WINDOW)
     for start in range(0, num_tokens, chunk):
         end = min(start + chunk, num_tokens)
-        sums.add(queries[:, start:end], keys[:, :end])
-    return sums.observe(keys, values)
+        sums.see(queries[:, start:end], start)
+    return sums.observe(LayerSlots.of_tokens(keys, values))
 
 
 def attention_row(query: torch.Tensor, keys: torch.Tensor) -> list[float]:
@@ -75,7 +76,7 @@ def test_a_budget_of_the_whole_prompt_changes_no_bit(name: str, seed: int, num_t
 
     for seen, heads in zip(layers, make(name, 1.0).compress(layers), strict=True):
         for head, kept in enumerate(heads):
-            assert kept.tokens.tolist() == list(range(num_tokens))
+            assert kept.slots.tolist() == list(range(num_tokens))
             assert torch.equal(kept.keys, seen.keys[head])
             assert torch.equal(kept.values, seen.values[head])
             assert not kept.log_count.any()
@@ -92,12 +93,12 @@ def test_the_budget_is_kept_and_so_are_sinks_and_window(
     kept = [head for heads in make(name, budget).compress(layers) for head in heads]
 
     allowed = min(budget, num_tokens) * NUM_LAYERS * NUM_KV_HEADS
-    assert sum(len(head.tokens) for head in kept) <= allowed
+    assert sum(len(head.slots) for head in kept) <= allowed
     always = {*range(NUM_SINKS), *range(num_tokens - WINDOW, num_tokens)}
     for head in kept:
-        assert head.tokens.tolist() == sorted(set(head.tokens.tolist()))
-        assert always <= set(head.tokens.tolist())
-        assert len(head.tokens) == len(head.keys) == len(head.values) == len(head.log_count)
+        assert head.slots.tolist() == sorted(set(head.slots.tolist()))
+        assert always <= set(head.slots.tolist())
+        assert len(head.slots) == len(head.keys) == len(head.values) == len(head.log_count)
 
 
 @given(seed=st.integers(0, 99), num_tokens=st.integers(5, 40), chunk=st.integers(1, 40))
@@ -126,11 +127,12 @@ def test_column_sums_are_the_attention_of_all_queries() -> None:
     generator = torch.Generator().manual_seed(1)
     queries, keys = torch.randn(2, 1, 9, HEAD_DIM, generator=generator)
     sums = AttentionSums(window=9)
-    sums.add(queries, keys)
+    sums.see(queries, 0)
 
     rows = [attention_row(queries[0, i], keys[0, : i + 1]) for i in range(9)]
     expected = [sum(row[token] for row in rows[token:]) for token in range(9)]
-    torch.testing.assert_close(sums.observe(keys, keys).column_sums[0], torch.tensor(expected))
+    seen = sums.observe(LayerSlots.of_tokens(keys, keys))
+    torch.testing.assert_close(seen.column_sums[0], torch.tensor(expected))
 
 
 @given(seed=st.integers(0, 99), num_tokens=st.integers(6, 24))
@@ -169,8 +171,8 @@ def test_streaming_keeps_the_last_tokens_and_h2o_those_most_looked_at() -> None:
     seen = observe(seed=6, num_tokens=20)
     middle = sorted(range(NUM_SINKS, 20 - WINDOW), key=lambda i: -float(seen.column_sums[1, i]))
 
-    streamed = make("streaming", 9).compress([seen])[0][1].tokens.tolist()
-    heavy = make("h2o", 9).compress([seen])[0][1].tokens.tolist()
+    streamed = make("streaming", 9).compress([seen])[0][1].slots.tolist()
+    heavy = make("h2o", 9).compress([seen])[0][1].slots.tolist()
 
     assert streamed == [0, 1, *range(13, 20)]
     assert heavy == [0, 1, *sorted(middle[:3]), *range(16, 20)]
@@ -187,6 +189,14 @@ def test_adakv_gives_a_head_what_it_has_among_the_best() -> None:
 
     assert make("adakv", 1.0, floor=0).head_budgets(scores, 3) == [6, 0]
     assert make("adakv", 1.0, floor=1).head_budgets(scores, 3) == [3, 3]
+
+
+def test_adakv_gives_to_others_what_a_head_has_no_slots_for() -> None:
+    none = -math.inf
+    scores = torch.tensor([[none, none, none, 3.0, 2, 1], [9, 8, 7, 6, 5, 4]])
+
+    assert make("adakv", 1.0, floor=1).head_budgets(scores, 4) == [3, 5]
+    assert make("adakv", 1.0, floor=0).head_budgets(scores, 4) == [2, 6]
 
 
 def test_prefixkv_keeps_more_where_attention_is_spread() -> None:
@@ -207,8 +217,9 @@ def test_ems_merges_copies_so_that_attention_does_not_change() -> None:
     one = observe(seed=4, num_tokens=6)
     keys, values = one.keys.repeat(1, 4, 1), one.values.repeat(1, 4, 1)
     sums = AttentionSums(WINDOW)
-    sums.add(torch.randn(NUM_HEADS, 24, HEAD_DIM), keys)
-    kept = make("ems", 6, merge_ratio=16).compress([sums.observe(keys, values)])[0][0]
+    sums.see(torch.randn(NUM_HEADS, 24, HEAD_DIM), 0)
+    seen = sums.observe(LayerSlots.of_tokens(keys, values))
+    kept = make("ems", 6, merge_ratio=16).compress([seen])[0][0]
 
     query = torch.randn(HEAD_DIM)
     full = (keys[0] @ query).softmax(0) @ values[0]
@@ -252,7 +263,7 @@ def test_ems_merges_as_its_formulas_say(
     kept = policy.compress([seen])[0]
 
     for head, scores in enumerate(policy.score(seen).tolist()):
-        tokens = kept[head].tokens.tolist()
+        tokens = kept[head].slots.tolist()
         slots = slow_ems_slots(seen, head, scores, tokens, int(ratio * 9))
         for slot, (key, value, joined) in enumerate(slots):
             torch.testing.assert_close(kept[head].keys[slot].double(), key, rtol=1e-4, atol=1e-5)
@@ -266,7 +277,7 @@ def test_ems_above_any_likeness_only_evicts() -> None:
     seen = observe(seed=5, num_tokens=30)
     kept = make("ems", 10, threshold=1.5).compress([seen])[0][1]
 
-    assert torch.equal(kept.keys, seen.keys[1, kept.tokens])
+    assert torch.equal(kept.keys, seen.keys[1, kept.slots])
     assert not kept.log_count.any()
 
 

@@ -24,12 +24,14 @@ struct RowTile {
     }
 };
 
-// Queries (heads, num_queries, dim) at `positions`, keys that lie `token_stride` and `head_stride` apart,
-// and the attention that each key gets from all of a head's queries: sums (heads, num_keys).
+// Queries (heads, num_queries, dim) that see the keys up to `positions`, keys `token_stride` and `head_stride`
+// apart, what is added to their logits, and the attention that each key gets from all of a head's queries:
+// sums (heads, num_keys).
 template <class T>
 struct AttendedKeys {
     const T *queries, *keys;
     const int32_t* positions;
+    const float* log_counts;  // (kv_heads, num_keys), or null: nothing is added
     float *sums, *scratch;  // scratch (threads, num_keys, MAX_TILE)
     int64_t heads, kv_heads, dim, num_queries, num_keys, token_stride, head_stride;
 
@@ -54,7 +56,8 @@ private:
         }
         const T* own = keys + head / (heads / kv_heads) * head_stride;
         tile.products(own, token_stride, stop, dim, scores);
-        for (int64_t l = 0; l < tile.lanes; l += LANES) weigh(stop, at + l, count - l, scores + l);
+        const float* added = log_counts ? log_counts + head / (heads / kv_heads) * num_keys : nullptr;
+        for (int64_t l = 0; l < tile.lanes; l += LANES) weigh(stop, at + l, count - l, added, scores + l);
         for (int64_t i = 0; i < stop; i++) {
             Floats total = splat(0);
             for (int64_t l = 0; l < tile.lanes; l += LANES) total += load(scores + i * MAX_TILE + l);
@@ -63,13 +66,14 @@ private:
     }
 
     // Turns the products of LANES queries with keys 0 .. stop into attention; lanes from `used` on are 0.
-    void weigh(int64_t stop, const int32_t* at, int64_t used, float* scores) const {
+    void weigh(int64_t stop, const int32_t* at, int64_t used, const float* added, float* scores) const {
         Floats scale = splat(1.0f / sqrtf(float(dim))), top = splat(MASKED), mass = splat(0), share;
         Ints position;
         memcpy(&position, at, sizeof position);
         for (int64_t i = 0; i < stop; i++) {
             float* place = scores + i * MAX_TILE;
-            Floats logit = Ints(int32_t(i)) > position ? splat(MASKED) : load(place) * scale;
+            Floats seen = fma(load(place), scale, splat(added ? added[i] : 0.0f));
+            Floats logit = Ints(int32_t(i)) > position ? splat(MASKED) : larger(seen, splat(MASKED));
             store(place, logit);
             top = larger(top, logit);
         }

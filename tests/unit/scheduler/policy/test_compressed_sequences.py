@@ -1,4 +1,4 @@
-"""Random histories in which prompts are compressed: what holds without holds with."""
+"""Random histories in which sequences are compressed: what holds without holds with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import settings
 
+from scheduler.domain.kv_cadence import KvCadence
 from tests.unit.scheduler.policy.test_iteration_machine import BLOCK_SIZE, History, Memory
 
 if TYPE_CHECKING:
@@ -14,17 +15,19 @@ if TYPE_CHECKING:
     from scheduler.domain.request import Sequence
 
 NUM_WATCHED = 3
+INTERVAL = 5
 
 
 @dataclass(frozen=True)
-class HalfLayout:
-    """Every head holds half of the prompt."""
+class KeptLayout:
+    """Every head holds so many slots in place of the first tokens."""
 
-    num_prompt_tokens: int
+    num_tokens: int
+    num_kept: int
 
     @property
     def num_dropped(self) -> int:
-        return self.num_prompt_tokens // 2
+        return self.num_tokens - self.num_kept
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-(num_tokens - self.num_dropped) // BLOCK_SIZE)
@@ -57,7 +60,7 @@ class CompressedMemory(Memory):
 
 
 class CompressedHistory(History):
-    """The engine compresses a prompt after the step that has computed the last of it."""
+    """The engine compresses after the step that has computed the last token before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,21 +68,39 @@ class CompressedHistory(History):
 
     def _step(self, num_training_tokens: int) -> None:
         for sequence in self._sequences():
-            sequence.num_watched_tokens = min(NUM_WATCHED, sequence.num_prompt_tokens)
+            number = int(sequence.request.request_id[1:])
+            sequence.cadence = cadence(sequence.num_prompt_tokens, number)
         super()._step(num_training_tokens)
         for sequence in list(self.scheduler.running):
             self._compress(sequence)
 
     def _compress(self, sequence: Sequence) -> None:
-        if sequence not in self.scheduler.running or sequence.layout is not None:
+        if sequence not in self.scheduler.running:
             return
-        assert sequence.num_computed_tokens <= sequence.num_prompt_tokens
-        if sequence.num_computed_tokens == sequence.num_prompt_tokens:
-            fresh = self.scheduler.lay_out(sequence, HalfLayout(sequence.num_prompt_tokens))
+        assert sequence.cadence is not None
+        end = sequence.cadence.next_after(sequence.num_compressed_tokens)
+        assert end is None or sequence.num_computed_tokens <= end
+        assert sequence.is_due == (sequence.num_computed_tokens == end)
+        if sequence.is_due:
+            num_held = sequence.num_computed_tokens - sequence.num_dropped_tokens
+            layout = KeptLayout(sequence.num_computed_tokens, -(-num_held // 2))
+            fresh = self.scheduler.lay_out(sequence, layout)
             if fresh is None:
                 assert sequence not in self.scheduler.running
             else:
                 self.memory.compress(sequence, fresh)
+
+
+def cadence(num_prompt_tokens: int, kind: int) -> KvCadence:
+    """With the prompt only; again and again after it; or for the first time in the answer."""
+    watched = min(NUM_WATCHED, num_prompt_tokens)
+    match kind % 3:
+        case 0:
+            return KvCadence(num_prompt_tokens, watched)
+        case 1:
+            return KvCadence(num_prompt_tokens, watched, INTERVAL, NUM_WATCHED)
+        case _:
+            return KvCadence(num_prompt_tokens + INTERVAL, NUM_WATCHED, INTERVAL, INTERVAL)
 
 
 TestCompressedHistory = CompressedHistory.TestCase

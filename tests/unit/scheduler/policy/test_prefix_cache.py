@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.domain.adapter import AdapterRef
+from scheduler.domain.kv_cadence import KvCadence
 from scheduler.domain.plan import StepPlan
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence, WeightedModel
 from scheduler.policy.latency import ForwardShape
@@ -293,7 +294,7 @@ def test_a_compressed_prompt_does_not_begin_on_blocks_that_it_cannot_keep() -> N
     first = engine.ask("first", prompt=40, output=20)
     engine.step()
     second = submit(engine, body("second", 44), output=3)
-    second.num_watched_tokens = 2
+    second.cadence = KvCadence(44, 2)
 
     engine.step()
     assert second not in engine.scheduler.running

@@ -10,6 +10,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from scheduler.store.adapter_orders import Orders
 from scheduler.store.adapters import Adapters
 from scheduler.store.board import Board
 from scheduler.store.channels import connect_channel
-from scheduler.store.database import Database, migrate
+from scheduler.store.database import DATABASE_AWAY, Database, migrate
 from scheduler.store.evaluations import Evaluations
 from scheduler.store.files import Files
 from scheduler.store.idempotency import Idempotency
@@ -34,7 +35,7 @@ from service.catalogue import Catalogue
 from service.coded_adapters import CodedAdapters
 from service.dashboard.files import DashboardFiles
 from service.deps import adapter_path
-from service.errors import domain_response, plain_response, validation_response
+from service.errors import domain_response, plain_response, told, validation_response
 from service.evaluator import Evaluator
 from service.event_stream import CLIENT_CLOSED, ClientLeft
 from service.gateway import Gateway
@@ -209,6 +210,13 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_domain_error(request: Request, error: DomainError) -> Response:
         del request
         return domain_response(error)
+
+    async def on_database_away(request: Request, error: SQLAlchemyError) -> Response:
+        log.error("database_away", path=request.url.path, reason=str(error).partition("\n")[0])
+        return domain_response(told(error))
+
+    for kind in DATABASE_AWAY:
+        app.exception_handler(kind)(on_database_away)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:

@@ -25,6 +25,8 @@ from service.encoding import to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sqlalchemy.exc import SQLAlchemyError
+
 _STATUS: dict[type[DomainError], int] = {
     InvalidInput: 400,
     AuthenticationFailed: 401,
@@ -84,6 +86,13 @@ def error_object(
 def describe(error: DomainError) -> dict[str, dict[str, str | None]]:
     """The error object of a domain error, also used inside a stream that already began."""
     return error_object(status_of(error), error.message, code=error.code, param=error.param)
+
+
+def told(error: DomainError | SQLAlchemyError) -> DomainError:
+    """What a caller is told of an error: a database that is away can be asked again."""
+    if isinstance(error, DomainError):
+        return error
+    return Overloaded("The database does not answer; try again in a few seconds.", retry_after_s=2)
 
 
 def _headers_of(error: DomainError) -> dict[str, str]:

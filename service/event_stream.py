@@ -14,8 +14,9 @@ import structlog
 from starlette.responses import Response
 
 from scheduler.domain.errors import DomainError
+from scheduler.store.database import DATABASE_AWAY
 from service.encoding import to_json
-from service.errors import describe, error_object
+from service.errors import describe, error_object, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
@@ -95,7 +96,7 @@ class EventStream(Response):
         """Send until the generator ends, fails, or the client leaves or stalls.
 
         Raises:
-            DomainError: the generator failed before anything was sent.
+            DomainError, SQLAlchemyError: the generator failed before anything was sent.
         """
         del scope
         pump = asyncio.ensure_future(self._pump(send))
@@ -123,11 +124,11 @@ class EventStream(Response):
                 await self._write(send, chunk)
                 if done:
                     upcoming = asyncio.ensure_future(self._next())
-        except DomainError as error:
+        except (DomainError, *DATABASE_AWAY) as error:
             if not self._started:
                 raise
-            log.warning("stream_failed", code=error.code)
-            await self._write(send, event(describe(error)))
+            log.warning("stream_failed", error=type(error).__name__)
+            await self._write(send, event(describe(told(error))))
         except TimeoutError:
             log.warning("slow_client_cut", limit_s=self._slow_client_s)
             return

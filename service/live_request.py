@@ -27,6 +27,7 @@ class LiveRequest:
         num_attempts: workers tried so far.
         next_seq: sequence number of the frame to deliver next.
         last_arrival_s: monotonic time of the last sign of life.
+        is_sent: the worker can be asked about it.
         has_begun: something of this attempt has reached the reader.
     """
 
@@ -39,6 +40,7 @@ class LiveRequest:
         self.start_s = self.last_arrival_s = time.monotonic()
         self.first_token_s: float | None = None
         self.last_replay_s = 0.0
+        self.is_sent = False
         self.has_begun = False
         self._early: dict[int, TokenFrame] = {}
         self._token_ids = {answer.index: list(answer.token_ids) for answer in body.wanted_answers}

@@ -198,6 +198,7 @@ class WorkerPool:
         answers.live.append(live)
         submit = Submit(request=live.body, reply_to=self._stream)
         await self._channel.append(live.inbox, encode(submit))
+        live.is_sent = True
 
     async def _send_commands(self) -> None:
         while True:
@@ -206,6 +207,8 @@ class WorkerPool:
                 await self._channel.append(inbox, encode(message))
             except ChannelDown as error:
                 log.warning("command_failed", inbox=inbox, reason=str(error))
+                if isinstance(message, Abort):  # everything else is said again by itself
+                    self._commands.put_nowait((inbox, message))
             finally:
                 self._commands.task_done()
 
@@ -270,7 +273,8 @@ class WorkerPool:
         if now_s - live.last_replay_s < REPLAY_PAUSE_S:
             return
         live.last_replay_s = now_s
-        self._commands.put_nowait((live.inbox, Replay(request_id=live.id, from_seq=live.next_seq)))
+        replay = Replay(request_id=live.id, reply_to=self._stream, from_seq=live.next_seq)
+        self._commands.put_nowait((live.inbox, replay))
 
     # ---- workers that come and go --------------------------------------------------------
 
@@ -282,11 +286,11 @@ class WorkerPool:
                 self._commands.put_nowait((inbox, Listening(reply_to=self._stream)))
             now_s = time.monotonic()
             for live, answers in list(self._live.values()):
-                silent_s = now_s - live.last_arrival_s
+                silent_s, missed_s = now_s - live.last_arrival_s, now_s - live.last_replay_s
                 if silent_s > self._settings.stall_limit_s:
                     self.abandon(live)
                     answers.fail(WorkerLost("The worker fell silent; send the request again."))
-                elif min(silent_s, now_s - live.last_replay_s) > self._settings.replay_after_s:
+                elif live.is_sent and min(silent_s, missed_s) > self._settings.replay_after_s:
                     self._ask_replay(live)
 
     async def _refresh(self) -> None:

@@ -22,6 +22,7 @@ from workers.adapter_arena import AdapterColumns
 from workers.adapter_loader import AdapterLoader
 from workers.adapter_tiers import ram_tier, slot_tier
 from workers.connection import Connection
+from workers.ended_answers import EndedAnswers
 from workers.engine_stats import EngineMeter
 from workers.group import ALONE, Group
 from workers.kv_watch import KvWatch
@@ -55,6 +56,7 @@ class RequestDesk:
         self._may_copy_s = MIN_COPYING_S
         self._collected_s = self.group.now_s()
         self.live: dict[str, LiveRequest] = {}
+        self.ended = EndedAnswers()
         self.is_closed = False
 
     def generate(self, order: Generate) -> None:
@@ -103,11 +105,10 @@ class RequestDesk:
         self._forget_if_done(live)
 
     def replay(self, order: Replay) -> None:
-        """Send frames of a live request again."""
+        """Send frames of a request again."""
         live = self.live.get(order.request_id)
-        if live is not None and order.from_seq < len(live.frames):
-            frames = tuple(live.frames[order.from_seq :])
-            self.connection.send(Frames(reply_to=live.order.reply_to, frames=frames))
+        frames = self.ended.again(order) if live is None else tuple(live.frames[order.from_seq :])
+        self.connection.send(Frames(reply_to=order.reply_to, frames=frames))
 
     def admit(self, sequence: Sequence) -> bool:
         """Bring a group's adapters into slots; False while there are none, or if it is refused."""
@@ -321,7 +322,7 @@ class RequestDesk:
 
     def _forget_if_done(self, live: LiveRequest) -> None:
         if live.is_done:
-            del self.live[live.order.request.request_id]
+            self.ended.add(self.live.pop(live.order.request.request_id))
             self._leave_loads(live)
             self._let_go(live)
 

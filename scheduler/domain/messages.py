@@ -58,10 +58,14 @@ class Abort(Order):
 
 
 class Replay(Order):
-    """Send the frames of a live request again, from sequence number `from_seq` on."""
+    """Send the frames of a request again, from sequence number `from_seq` on.
+
+    Where they are gone an error comes instead, so that nobody waits for them.
+    """
 
     type: Literal["replay"] = "replay"
     request_id: str
+    reply_to: str
     from_seq: int
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ BUSY_TIMEOUT_S = 5.0
 # jobs over. Ours do nothing but SQL there.
 IDLE_TRANSACTION_S = 5.0
 MIGRATION_LOCK = 7_304_251_119  # any constant: advisory lock of PostgreSQL during migrations
+# It does not answer, has ended the session, or more wait for a connection than there are.
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 _SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
     "PRAGMA synchronous=FULL",  # NORMAL may lose the last commits on power loss

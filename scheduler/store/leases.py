@@ -21,7 +21,7 @@ from scheduler.store.lease_record import CheckpointCommit, CheckpointRef, Leased
 from scheduler.store.outbox import OutboxKind, enqueue
 from scheduler.store.progress import record_step
 from scheduler.store.tables import checkpoints, jobs, tenants
-from scheduler.store.versions import commit_version, newest_version, publish
+from scheduler.store.versions import commit_version, committed_version, newest_version, publish
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -127,6 +127,9 @@ class Leases:
         """
         async with self._db.begin() as conn:
             row = await _fenced_update(conn, job_id, epoch, trained_tokens=commit.trained_tokens)
+            known = await committed_version(conn, row, commit)
+            if known is not None:  # said again, because the answer was lost
+                return known
             before = await _newest_step(conn, job_id)
             ref = await commit_version(conn, row, commit)
             if before is None or commit.step > before:  # progress: earlier crashes are forgiven

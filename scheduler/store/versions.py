@@ -55,18 +55,34 @@ async def commit_version(
             parent_version=newest or None,
         )
     )
-    return AdapterRef(
-        adapter_id=job.adapter_id,
-        version=version,
-        digest=commit.adapter_digest,
-        uri=commit.adapter_uri,
+    return _ref(job, version, commit)
+
+
+async def committed_version(
+    conn: AsyncConnection, job: Row[Any], commit: CheckpointCommit
+) -> AdapterRef | None:
+    """The version that this very commit has made before; its files lie where no other's do."""
+    versions = adapter_versions.c
+    query = select(versions.version).where(
+        versions.adapter_id == job.adapter_id, versions.uri == commit.adapter_uri
     )
+    version = await conn.scalar(query)
+    return None if version is None else _ref(job, version, commit)
 
 
 async def publish(conn: AsyncConnection, ref: AdapterRef) -> None:
     """Let this version answer to the adapter's plain name, unless that is to be earned."""
     is_open = (adapters.c.id == ref.adapter_id) & ~adapters.c.is_gated
     await conn.execute(update(adapters).where(is_open).values(final_version=ref.version))
+
+
+def _ref(job: Row[Any], version: int, commit: CheckpointCommit) -> AdapterRef:
+    return AdapterRef(
+        adapter_id=job.adapter_id,
+        version=version,
+        digest=commit.adapter_digest,
+        uri=commit.adapter_uri,
+    )
 
 
 async def _ensure_adapter(conn: AsyncConnection, job: Row[Any]) -> None:

@@ -28,11 +28,14 @@ def make_celery(broker_url: str) -> Celery:
         task_routes={task: {"queue": queue_of(task)} for task in TASKS},
         # A check may be repeated, and a lost one is hinted again: so late acks, and no counting.
         task_acks_late=True,
+        # Two of one task cannot both write, so one that outlives its Redis is left to end.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # as when Redis is full
         task_soft_time_limit=MAX_TASK_S,
         task_time_limit=MAX_TASK_S + 30,
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
-        worker_cancel_long_running_tasks_on_connection_loss=True,
         worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
         worker_enable_soft_shutdown_on_idle=False,
         worker_hijack_root_logger=False,

@@ -121,10 +121,22 @@ def start_job(
     client: OpenAI, *, examples: int = 8, epochs: int = 2, batch: int = 4, **extras: object
 ) -> FineTuningJob:
     """Upload a data set and begin a job on it."""
-    file = client.files.create(file=("train.jsonl", rows(examples)), purpose="fine-tune")
+    return start_job_on(client, upload(client, examples), epochs=epochs, batch=batch, **extras)
+
+
+def upload(client: OpenAI, examples: int) -> str:
+    """Upload a data set; its id."""
+    content = ("train.jsonl", rows(examples))
+    return client.files.create(file=content, purpose="fine-tune").id
+
+
+def start_job_on(
+    client: OpenAI, file_id: str, *, epochs: int = 1, batch: int = 4, **extras: object
+) -> FineTuningJob:
+    """Begin a job on a data set."""
     return client.fine_tuning.jobs.create(
         model=BASE_MODEL,
-        training_file=file.id,
+        training_file=file_id,
         method={
             "type": "supervised",
             "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": batch}},
@@ -145,9 +157,9 @@ def steps(client: OpenAI, job: FineTuningJob) -> list[int]:
     return [int(event.data["step"]) for event in reversed(events) if event.type == "metrics"]
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
     """Wait for something that must come true."""
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline_s, "It did not happen in time."
         time.sleep(0.1)

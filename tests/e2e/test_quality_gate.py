@@ -1,19 +1,15 @@
-"""A job's adapter answers once an evaluation let it, and no killed gateway loses one."""
+"""A job's adapter answers once an evaluation let it."""
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from openai import NotFoundError
 
 from tests.e2e.service import (
     BASE_MODEL,
     RunningService,
-    descendants,
     finished,
     rows,
     start,
@@ -77,20 +73,6 @@ def validation_loss(client: OpenAI, job: Any) -> float:
     return float([point["valid_loss"] for point in curve if point["valid_loss"] is not None][-1])
 
 
-def kill_gateway(service: RunningService) -> None:
-    """End it without a word; its parent starts another."""
-    (pid,) = [pid for pid, command in descendants(service.process.pid) if "-m service" in command]
-    os.kill(pid, signal.SIGKILL)
-
-
-def is_up(service: RunningService) -> bool:
-    """Whether its gateway answers."""
-    try:
-        return httpx.get(f"{service.url}/readyz").is_success
-    except httpx.TransportError:
-        return False
-
-
 def test_only_what_was_good_enough_answers(service: RunningService) -> None:
     client = service.tenant("maker")
 
@@ -111,21 +93,3 @@ def test_only_what_was_good_enough_answers(service: RunningService) -> None:
     assert say(client, f"{bad.fine_tuned_model}@{shown['version']}")
     (told, *_) = client.fine_tuning.jobs.list_events(bad.id).data
     assert "does not become live" in told.message
-
-
-def test_an_evaluation_outlives_its_gateway(service: RunningService) -> None:
-    client = service.tenant("patient")
-    job = finished(client, start_job(client, epochs=2))
-    file = client.files.create(file=("rows.jsonl", rows(150)), purpose="fine-tune")
-    body = {"model": job.fine_tuned_model, "file": file.id, "graders": GRADERS}
-    ids = [call(client, "POST", "evaluations", json=body).json()["id"] for _ in range(2)]
-    undisturbed = evaluated(client, ids[0])
-    until(lambda: call(client, "GET", f"evaluations/{ids[1]}").json()["status"] == "running")
-
-    kill_gateway(service)
-
-    until(lambda: is_up(service))
-    again = evaluated(client, ids[1])
-    assert again["num_rows"] == undisturbed["num_rows"] == 150
-    for name, reached in undisturbed["contenders"].items():
-        assert again["contenders"][name]["means"] == pytest.approx(reached["means"], rel=1e-3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.asyncio import Redis
 
 from scheduler.domain.messages import WorkerCapabilities, WorkerInfo
 from scheduler.store.channel import START, Channel, ChannelDown
@@ -283,6 +284,23 @@ async def test_a_closed_channel_ends_its_waiting_reads(rig: Rig) -> None:
     async with asyncio.timeout(2):
         with pytest.raises(ChannelDown):
             await reading
+
+
+async def test_a_redis_that_takes_no_writes_is_waited_for(short_dir: Path) -> None:
+    server = await start_redis(short_dir)
+    channel = RedisChannel(f"unix://{short_dir}/redis.sock")
+    async with Redis(unix_socket_path=str(short_dir / "redis.sock")) as operator:
+        await operator.config_set("maxmemory", 1)
+        appending = asyncio.create_task(channel.append("s", b"x"))
+        await asyncio.sleep(0.3)
+        assert not appending.done()
+        await operator.config_set("maxmemory", 0)
+    appended = await appending
+
+    assert await channel.read({"s": START}) == [("s", appended, b"x")]
+    await channel.close()
+    server.kill()
+    await server.wait()
 
 
 class TestOnlyTheLocalBroker:

@@ -22,6 +22,7 @@ from scheduler.domain.messages import (
 from scheduler.domain.request import FinishReason
 from tests.integration.engine_driver import (
     BASE,
+    REPLY_TO,
     Script,
     TinyEngine,
     always,
@@ -202,8 +203,7 @@ def reference_scores(decoder: Any, token_ids: list[int]) -> list[float]:
 def test_a_replay_sends_the_same_frames_again(engine: TinyEngine) -> None:
     script = engine.run(
         (always, [generate("r0", prompt(1, 5), max_tokens=200)]),
-        (lambda s: len(s.tokens("r0")) >= 5, [Replay(request_id="r0", from_seq=2)]),
-        (lambda s: s.is_answered("r0"), [Replay(request_id="r0", from_seq=0)]),
+        (lambda s: len(s.tokens("r0")) >= 5, [replay("r0", 2)]),
     )
 
     frames = script.frames("r0")
@@ -213,6 +213,27 @@ def test_a_replay_sends_the_same_frames_again(engine: TinyEngine) -> None:
     repeated = len(frames) - 200
     assert repeated >= 3
     assert {f.seq for f in frames if frames.count(f) > 1} == set(range(2, 2 + repeated))
+
+
+def replay(request_id: str, from_seq: int) -> Replay:
+    return Replay(request_id=request_id, reply_to=REPLY_TO, from_seq=from_seq)
+
+
+def test_the_end_of_an_answer_can_be_had_again(engine: TinyEngine) -> None:
+    script = engine.run(
+        (always, [generate("r0", prompt(1, 5), max_tokens=20)]),
+        (lambda s: s.is_answered("r0"), [replay("r0", 15)]),
+    )
+
+    frames = script.frames("r0")
+    assert frames[20:] == frames[15:20]
+
+
+def test_who_waits_for_frames_that_are_gone_is_told(engine: TinyEngine) -> None:
+    script = engine.run((always, [replay("unknown", 7)]), (turned(2), []))
+
+    (frame,) = script.frames("unknown")
+    assert (frame.seq, frame.error_code) == (7, "worker_lost")
 
 
 # ---- aborts ----------------------------------------------------------------------------------

@@ -184,6 +184,10 @@ def test_the_image_takes_its_base_as_an_argument_and_does_not_run_as_root() -> N
     assert [line for line in lines if line.startswith("USER")] == ["USER tandem"]
 
 
+def test_the_image_holds_what_a_backup_of_postgresql_runs() -> None:
+    assert " postgresql-client " in (DOCKER / "Dockerfile").read_text()
+
+
 def test_grafana_finds_its_data_source_and_its_dashboard() -> None:
     provisioning = DOCKER / "grafana/provisioning"
     source = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())

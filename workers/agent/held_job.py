@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 Report = JobProgress | CheckpointWritten | JobStopped
 
-SAFETY_MARGIN = 1 / 3  # a lease that cannot be renewed is given up this share before its end
 SQL_RETRY_PAUSE_S = 0.5
 
 log = structlog.get_logger(__name__)
@@ -135,13 +134,13 @@ class HeldJob:
             await self._tell_engine(StopJob(job_id=self.job_id, checkpoint=not wanted.cancel))
 
     async def _persist(self, write: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Repeat a write while SQL does not answer, as long as the lease is certainly ours."""
+        """Repeat a write while SQL does not answer, until the lease may be another's."""
         while True:
             try:
                 return await write()
             except SQLAlchemyError as error:
                 log.warning("sql_failed", job_id=self.job_id, error=type(error).__name__)
-                if time.monotonic() > self._renewed_s + self._lease_s * (1 - SAFETY_MARGIN):
+                if time.monotonic() > self._renewed_s + self._lease_s:
                     raise LostLease(f"SQL did not answer in time for {self.job_id}.") from error
                 await asyncio.sleep(SQL_RETRY_PAUSE_S)
 

@@ -24,6 +24,7 @@ from scheduler.domain.messages import (
     Generate,
     JobHint,
     Listening,
+    Replay,
     Submit,
     decode,
     encode,
@@ -230,6 +231,9 @@ class EngineSession:
             await self._submit(order, group)
         elif isinstance(order, Abort):
             await self._abort(order)
+        elif isinstance(order, Replay):
+            if order.request_id not in self._fetching:  # else all of its frames are yet to come
+                await self._engine.send(order)
         elif isinstance(order, Listening):
             self._live.hear(order.reply_to)
         else:

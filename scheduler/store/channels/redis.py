@@ -20,7 +20,8 @@ T = TypeVar("T")
 RETRY_S = 0.1
 IDLE_STREAM_S = 3600  # names carry boot ids, so streams of dead processes stay behind
 FIELD = b"d"
-BROKEN = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
+# Away, loading, out of memory, out of disk, or a replica that must not be written: all may pass.
+BROKEN = (redis.exceptions.RedisError, OSError)
 
 
 class RedisChannel(Channel):

@@ -119,3 +119,17 @@ async def test_an_adapter_is_deleted_with_all_its_names(world: World) -> None:
     with pytest.raises(NotFound):
         await names.delete(leased.adapter_id)
     assert len(await names.list()) == 0
+
+
+async def test_a_checkpoint_that_is_committed_again_is_no_second_version(world: World) -> None:
+    leased = await world.running()
+    first = await world.leases.commit_checkpoint(leased.job_id, leased.epoch, commit(10))
+    events = await world.jobs.events(leased.job_id)
+
+    again = await world.leases.commit_checkpoint(leased.job_id, leased.epoch, commit(10))
+
+    assert again == first
+    assert await world.jobs.events(leased.job_id) == events
+    assert (
+        await world.leases.commit_checkpoint(leased.job_id, leased.epoch, commit(20))
+    ).version == 2

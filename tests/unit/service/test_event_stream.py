@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from scheduler.domain.errors import Overloaded, WorkerLost
 from service.event_stream import DONE, PING, EventStream
@@ -108,6 +109,16 @@ async def test_an_error_amid_the_events_becomes_the_last_event() -> None:
     await run(Source(b"a", WorkerLost("Gone.")), client)
 
     assert client.bodies[-1].startswith(b'data: {"error":{"message":"Gone."')
+    assert client.complete
+
+
+async def test_a_database_that_goes_away_amid_the_events_may_be_asked_again() -> None:
+    client = Client()
+
+    await run(Source(b"a", OperationalError("SELECT 1", {}, OSError("gone"))), client)
+
+    assert b'"code":"server_overloaded"' in client.bodies[-1]
+    assert b"SELECT" not in client.bodies[-1]
     assert client.complete
 
 

@@ -17,7 +17,6 @@ from workers.kv_policy import KV_POLICIES, KeptHead, KvPolicy, Ranking
 LOG_COUNT_BYTES = 4
 
 
-@KV_POLICIES.register("random")
 class RandomEviction(KvPolicy):
     """The control that knows nothing."""
 

@@ -55,7 +55,7 @@ PARTS = {
     "1024": Part("recall", 1024, PROMPTS),
     "256": Part("recall", 256, PROMPTS, BUDGETS[:-1]),  # 2 % would be five slots, less than WINDOW
     "8192": Part(
-        "long", 8192, {"multikey": 8, "needle": 12}, (0.125, 0.0625, 0.03, 0.02, 0.01), LONG
+        "longest", 8192, {"multikey": 8, "needle": 12}, (0.125, 0.0625, 0.03, 0.02, 0.01), LONG
     ),
     "grammar": Part("grammar", 1024, {"grammar": 20}),
 }

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-import benchmarks.kv_contenders  # noqa: F401
 from benchmarks.codec_tasks import EXAMPLES, Turn
+from benchmarks.kv_contenders import RandomEviction
 from benchmarks.machine import environment
 from scheduler.domain.messages import Frames, FromEngine, Generate, ToEngine
 from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=1024)
     arguments = parser.parse_args()
+    KV_POLICIES.register("random")(RandomEviction)
     result = {"tokens": arguments.tokens, "prompts": arguments.prompts, "window": WINDOW}
     result |= examine(arguments.prompts, arguments.tokens)
     machine = environment("")

@@ -108,6 +108,13 @@ COURSES = {
         warm_up=10,
         after="recall",
     ),
+    "longest": Course(
+        3,
+        (Stage(4096, 2, 20, CROWDED), Stage(8192, 1, 150, CROWDED)),
+        rate=1.5e-3,
+        warm_up=10,
+        after="long",
+    ),
     "grammar": Course(
         1, (Stage(256, 12, 80, ("grammar",)), Stage(1024, 4, 30, ("grammar",))), after="recall"
     ),

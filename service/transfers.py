@@ -23,6 +23,10 @@ class Transfers:
         self._max_at_once = max_at_once
         self._open: Counter[str] = Counter()
 
+    def num_open(self, tenant_id: str) -> int:
+        """How many of the tenant's are on their way."""
+        return self._open[tenant_id]
+
     @contextmanager
     def one_of(self, tenant_id: str) -> Iterator[None]:
         """Count one transfer of the tenant for as long as the block lasts.
@@ -30,7 +34,7 @@ class Transfers:
         Raises:
             QuotaExceeded: the tenant has as many open as it may.
         """
-        if self._open[tenant_id] >= self._max_at_once:
+        if self.num_open(tenant_id) >= self._max_at_once:
             raise QuotaExceeded(
                 f"{self._max_at_once} uploads and exports of yours are open at this gateway, the "
                 "most there may be; wait for one to end.",

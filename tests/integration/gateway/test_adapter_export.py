@@ -11,6 +11,7 @@ import pytest
 
 from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
 from tests.integration.gateway.caller import Caller
+from tests.integration.gateway.conftest import wait_until
 from tests.integration.gateway.tiny_folder import BASE
 from tests.unit.scheduler.artefact.peft_folder import good_files
 
@@ -72,11 +73,12 @@ class TestExport:
         self, service: Service, owner: Caller, borrower: Caller
     ) -> None:
         path = f"/adapters/{owner.imported()['id']}/versions/1/export"
-        most = service.settings.max_transfers
+        most, transfers = service.settings.max_transfers, service.gateway.transfers
+        wait_until(lambda: not transfers.num_open(owner.tenant.id))  # the upload's, too
 
         with ExitStack() as others:
             for _ in range(most):
-                others.enter_context(service.gateway.transfers.one_of(owner.tenant.id))
+                others.enter_context(transfers.one_of(owner.tenant.id))
             error = owner.refused("GET", path, 429)
             owner.refused("POST", "/adapters", 429)
             owner.refused("POST", "/files", 429)

@@ -30,7 +30,7 @@ def test_ranks_that_are_set_up_differently_end_and_say_how() -> None:
 
     said = [rank.communicate(timeout=PATIENCE_S)[1] for rank in ranks]
 
-    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert all(rank.returncode for rank in ranks)  # one that finds its group gone may even abort
     told = [
         own in words
         for words, own in zip(said, ("'max_rank': 8", "'max_rank': 16"), strict=True)

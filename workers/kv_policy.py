@@ -120,21 +120,14 @@ class KvPolicy(ABC):
         """How much each slot matters to each KV head [num_kv_heads, N]."""
 
     def compress(self, layers: Sequence[LayerObservation]) -> list[list[KeptHead]]:
-        """What each layer's KV heads keep when the last token before a compression has run."""
-        scores, middles, num_free = [], [], []
-        for seen in layers:
-            scores.append(self.score(seen))
-            middles.append(self._middle(seen, scores[-1]))
-            num_free.append(self._num_free(seen.num_tokens))
-        budgets = self.layer_budgets(middles, num_free)
-        return [
-            self._compress_layer(seen, score, middle, budget)
-            for seen, score, middle, budget in zip(layers, scores, middles, budgets, strict=True)
-        ]
+        """What each layer's KV heads keep when the last token before a compression has run.
 
-    def layer_budgets(self, scores: list[torch.Tensor], num_free: list[int]) -> list[int]:  # noqa: ARG002
-        """Tokens beside sinks and window that a head of each layer keeps on average."""
-        return num_free
+        Each layer is read from the cache when it is asked for, and here only once.
+        """
+        return [
+            self._compress_layer(seen, self.score(seen), self._num_free(seen.num_tokens))
+            for seen in layers
+        ]
 
     def head_budgets(self, scores: torch.Tensor, budget: int) -> list[int]:
         """Slots that each KV head keeps of those scored [num_kv_heads, n]; -inf: it has none."""
@@ -178,15 +171,41 @@ class KvPolicy(ABC):
         return middle[:, start : max(start, num_slots - self.config.window)]
 
     def _compress_layer(
-        self, seen: LayerObservation, scores: torch.Tensor, middle: torch.Tensor, budget: int
+        self, seen: LayerObservation, scores: torch.Tensor, budget: int
     ) -> list[KeptHead]:
-        counts = self.head_budgets(middle, budget)
+        counts = self.head_budgets(self._middle(seen, scores), budget)
         worth = scores.masked_fill(seen.positions < self.config.num_sinks, torch.inf)
         worth = worth.masked_fill_(seen.positions < 0, -torch.inf)
         worth[:, -self.config.window :] = torch.inf
         order = worth.argsort(dim=1, descending=True, stable=True)
         always = self._num_always(seen.num_tokens)
         return self.keep(seen, Ranking(order, scores), [always + count for count in counts])
+
+
+class LayeredPolicy(KvPolicy):
+    """A policy that shares the budget out among layers: all are scored before any is compressed."""
+
+    def compress(self, layers: Sequence[LayerObservation]) -> list[list[KeptHead]]:
+        """See KvPolicy; each layer is read twice."""
+        scores, middles, num_free = [], [], []
+        for seen in layers:
+            scores.append(self.score(seen))
+            middles.append(self._middle(seen, scores[-1]))
+            num_free.append(self._num_free(seen.num_tokens))
+        budgets = self.layer_budgets(middles, num_free)
+        return [
+            self._compress_layer(seen, score, budget)
+            for seen, score, budget in zip(layers, scores, budgets, strict=True)
+        ]
+
+    @abstractmethod
+    def layer_budgets(self, scores: list[torch.Tensor], num_free: list[int]) -> list[int]:
+        """Tokens beside sinks and window that a head of each layer keeps on average.
+
+        Args:
+            scores: of the slots that may go, by layer [num_kv_heads, n].
+            num_free: what each layer would keep if all were alike.
+        """
 
 
 KV_POLICIES: Registry[KvPolicy] = Registry("KV policy")

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import torch
 
-from workers.kv_policy import KV_POLICIES
+from workers.kv_policy import KV_POLICIES, LayeredPolicy
 from workers.sum_score import SumScore
 
 BISECTIONS = 40
 
 
 @KV_POLICIES.register("prefixkv")
-class PrefixKv(SumScore):
+class PrefixKv(SumScore, LayeredPolicy):
     """Column sums choose the tokens; one threshold on their sum chooses how many."""
 
     def layer_budgets(self, scores: list[torch.Tensor], num_free: list[int]) -> list[int]:
-        """Tokens that reach the largest share which fits, found by bisection."""
+        """See LayeredPolicy: tokens that reach the largest share which fits, found by bisection."""
         reached = [_reached(score.double().mean(0)) for score in scores]
         low, high, total = 0.0, 1.0, sum(num_free)
         for _ in range(BISECTIONS):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from workers.kv_policy import KV_POLICIES
+from workers.kv_policy import KV_POLICIES, LayeredPolicy
 from workers.snap_score import SnapScore
 
 
 @KV_POLICIES.register("pyramid")
-class Pyramid(SnapScore):
+class Pyramid(SnapScore, LayeredPolicy):
     """Budgets fall in a straight line from 2 * budget - budget / beta to budget / beta."""
 
     class Config(SnapScore.Config):
@@ -23,7 +23,7 @@ class Pyramid(SnapScore):
     config: Config
 
     def layer_budgets(self, scores: list[torch.Tensor], num_free: list[int]) -> list[int]:
-        """The line, rounded down, no flatter than the longest layer demands."""
+        """See LayeredPolicy: the line, rounded down, no flatter than the longest layer demands."""
         steps, longest = max(1, len(scores) - 1), max(score.shape[1] for score in scores)
         budgets = []
         for layer, mean in enumerate(num_free):

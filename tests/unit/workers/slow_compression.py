@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scheduler.domain.kv_cadence import KvCadence
 from workers.kernels import reference
-from workers.kv_policy import KvPolicy
+from workers.kv_policy import KvPolicy, LayeredPolicy
 
 
 @dataclass
@@ -90,7 +90,9 @@ class SlowCache:
         total = total if isinstance(total, int) else int(total * self.num_tokens)
         always = self.config.num_sinks + self.config.window
         free = max(0, min(total, self.num_tokens) - always)
-        budgets = self.policy.layer_budgets(middles, [free] * len(middles))
+        budgets = [free] * len(middles)
+        if isinstance(self.policy, LayeredPolicy):
+            budgets = self.policy.layer_budgets(middles, budgets)
         for layer, (middle, budget) in enumerate(zip(middles, budgets, strict=True)):
             counts = self.policy.head_budgets(middle, budget)
             for head, count in enumerate(counts):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,19 +79,6 @@ def cluster(
     folder = tmp_path_factory.mktemp("postgres")
     with running_cluster(folder, WORKERS, **settings, **EXACT) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def client(cluster: Cluster) -> Iterator[OpenAI]:
-    key = asyncio.run(cluster.new_key())
-    with OpenAI(base_url=f"{cluster.url}/v1", api_key=key, max_retries=8) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def ledger(cluster: Cluster) -> Iterator[Ledger]:
-    with closing(Ledger(cluster.stores.database_url)) as one:
-        yield one
 
 
 def _start(client: OpenAI) -> FineTuningJob:

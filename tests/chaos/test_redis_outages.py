@@ -119,19 +119,6 @@ def cluster(
 
 
 @pytest.fixture(scope="module")
-def client(cluster: Cluster) -> Iterator[OpenAI]:
-    key = asyncio.run(cluster.new_key())
-    with OpenAI(base_url=f"{cluster.url}/v1", api_key=key, max_retries=4) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def ledger(cluster: Cluster) -> Iterator[Ledger]:
-    with closing(Ledger(cluster.stores.database_url)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def file_id(client: OpenAI) -> str:
     """A data set of one step."""
     return upload(client, 4)

@@ -78,9 +78,10 @@ class DecodeRunner:
             columns = adapter_columns(place % num_adapters) if num_adapters else None
             span = Span(sequence.id, sequence.num_computed_tokens, 1)
             rows.append(InferenceRow(span, sequence, columns))
-        drawn = self.runner.run(rows, []).sampled
-        for sequence in sequences:
-            sequence.token_ids[-1] = drawn[sequence.id].token_id or 0
+        drawn = self.runner.run(rows, []).drawn
+        assert drawn is not None
+        for lead, token in zip(drawn.leads, drawn.read(), strict=True):
+            lead.read(token.token_id or 0)
 
     def _sequence(self, place: int) -> Sequence:
         body = RequestBody(

@@ -173,7 +173,8 @@ def _law(weights: DecoderWeights, num_threads: int, group: Group) -> LatencyLaw:
     """What steps take on so many threads, as the leader has measured it."""
     costs = measure_row_costs(weights, num_threads)
     shared = RowCosts(costs.rows, tuple(group.tell(costs.ms)))
-    return LatencyLaw(shared, len(weights.layers))
+    is_captured = weights.device.type == "cuda" and group.is_alone
+    return LatencyLaw(shared, len(weights.layers), captures_decode=is_captured)
 
 
 def slo_classes(settings: EngineSettings) -> dict[str, SloTargets]:

@@ -102,7 +102,7 @@ class IterationScheduler:
         is_beside = self._goes_on_beside(now_s)
         spans = tuple(self._decode_only() if is_beside else self._serve(now_s, admit))
         shape = ForwardShape.of(spans, ())
-        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms
+        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms(shape)
         slack_ms = step_slack_ms(self._callers(), self.classes, now_s, inference_ms)
         share = TrainingShare()
         if not self.training.lane_runs:
@@ -218,7 +218,8 @@ class IterationScheduler:
         if count <= 1 or not self._is_best_effort(lead):
             return count
         held = tuple(spans)
-        inference_ms = self.law.forward_ms(ForwardShape.of(held, ())) + self.law.margin_ms
+        shape = ForwardShape.of(held, ())
+        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms(shape)
         slack_ms = step_slack_ms(self._hurried(), self.classes, now_s, inference_ms)
         if slack_ms is None:
             return count

@@ -173,9 +173,12 @@ class History(RuleBasedStateMachine):
         request = body(f"r{self.num_requests}", tokens, tenant_id, n, service_class, size)
         self.num_requests += 1
         for index in range(n):
+            wanted = max(prompt + 1, min(prompt + output, longest))
             lead = group(request, index, size, self.now_s)
+            for member in lead.group:
+                member.most_tokens = wanted + index % 2
             self.alive[lead.id] = lead
-            self.wanted[lead.id] = min(prompt + output, longest)
+            self.wanted[lead.id] = wanted
             self.scheduler.add(lead)
 
     @rule(num_steps=st.integers(1, 8), tokens=st.integers(0, 200), passes_s=st.floats(0, 0.2))
@@ -267,6 +270,8 @@ class History(RuleBasedStateMachine):
             assert span.count > 0
             assert span.start == sequence.num_computed_tokens
             assert span.start + span.count <= len(sequence.token_ids)
+            assert span.start + span.count < sequence.most_tokens
+            assert span.count == 1 or not sequence.has_unread
             needed = (sequence.layout or self.scheduler.pool).blocks_for(span.start + span.count)
             assert len(sequence.block_table) >= needed
         for sequence in self.scheduler.running:
@@ -317,7 +322,6 @@ class LateHistory(History):
         self.scheduler.commit(plan)
         self.unread = [lead for lead in _complete(leads) if self.alive.get(lead.id) is lead]
         for row, lead in enumerate(self.unread):
-            lead.most_tokens = self.wanted[lead.id] + lead.index % 2
             lead.append_unread(row)
 
     @invariant()

@@ -18,10 +18,13 @@ from workers.flight import Flight
 from workers.model import MODULE_PATHS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from scheduler.domain.messages import Generate, ToEngine, TokenFrame
     from scheduler.domain.plan import StepPlan
+    from scheduler.policy.pack_cursor import Unit
+    from workers.active_job import ActiveJob
     from workers.batch_builder import InferenceRow
     from workers.model_host import ModelHost
 
@@ -203,3 +206,33 @@ def test_a_card_is_waited_for_only_where_tokens_are_read(
     engine.finish(loop, script)
 
     assert all(len(script.tokens(name)) == 40 for name in names)
+
+
+@pytest.mark.gpu
+def test_units_of_training_are_issued_without_waiting(tmp_path: Path) -> None:
+    engine = TinyEngine(tmp_path, device="cuda:0")
+    script = Script(
+        [
+            (always, [engine.job("job", engine.data("train", Random(1)))]),
+            (lambda s: s.has_ended("job"), []),
+        ]
+    )
+    loop = engine.start(script)
+    trainer = loop.hosts[BASE].trainer
+
+    def strictly(run: Callable[[ActiveJob, Unit], None]) -> Callable[[ActiveJob, Unit], None]:
+        def run_unit(active: ActiveJob, unit: Unit) -> None:
+            is_warm = len(script.steps("job")) > 2
+            torch.cuda.set_sync_debug_mode("error" if is_warm else "default")
+            try:
+                run(active, unit)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return run_unit
+
+    trainer._run = {direction: strictly(run) for direction, run in trainer._run.items()}
+
+    engine.finish(loop, script)
+
+    assert len(script.steps("job")) == 6

@@ -82,10 +82,7 @@ class CpuBackward:
             setattr(self.range, name, tensor.data_ptr())
 
     def _set_adapter(self, unit: BackwardUnit) -> None:
-        columns, arena = unit.columns, self.decoder.arena
-        self.range.run = Run(
-            0, unit.num_tokens, columns.offset, columns.rank, arena.targets(columns)
-        )
+        self.range.run = Run(0, unit.num_tokens, *self.decoder.arena.run_numbers(unit.columns))
         for index in range(NUM_LINEARS):
             sums = TermSums()
             term = unit.grads.terms.get((unit.layer, index))

@@ -3,7 +3,7 @@
 One copy fills all numbers of a step. Rows that pad a bucket write to no page, and tiles that pad
 its adapters are empty, so that their number never changes.
 
-Shape suffixes: B rows of a bucket, V vocabulary.
+Shape suffixes: B rows of a bucket, F numbers of a run, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from workers.decoder import Decoder
 from workers.device_copy import upload
 from workers.gpu_attention import GpuSpans, head_shape, paged_place
 from workers.kernels.device_kernels import gpu_kernels_for
-from workers.kernels.segments import SMALLEST_TILE, RunTable, tile_places
+from workers.kernels.segments import RUN_FIELDS, SMALLEST_TILE, RunTable, tile_places
 from workers.kernels.span_tiles import SpanTiles
 from workers.kv_cache import KVCache
 
 USUAL_KEYS = 4096  # splits are chosen for contexts of this length
 NO_BLOCK = -1
 NO_ROW = 1 << 40
+ROW_NUMBERS = 4 + 4 + RUN_FIELDS + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,14 @@ class StepInputs:
     tables: Tensor
     rows_B4: Tensor
     spans_B4: Tensor
-    runs_B5: Tensor
+    runs_BF: Tensor
     tiles_B2: Tensor
 
     @classmethod
     def allocate(cls, rows: int, table_entries: int, device: torch.device) -> StepInputs:
         """Inputs of a bucket, all of whose rows pad it."""
-        numbers = torch.zeros(rows * 15, dtype=torch.int64, device=device)
-        parts = numbers.split([rows * 4, rows * 4, rows * 5, rows * 2])
+        numbers = torch.zeros(rows * ROW_NUMBERS, dtype=torch.int64, device=device)
+        parts = numbers.split([rows * 4, rows * 4, rows * RUN_FIELDS, rows * 2])
         tables = torch.zeros(table_entries, dtype=torch.int32, device=device)
         rows_B4, spans, runs, tiles = (part.view(rows, -1) for part in parts)
         return cls(numbers, tables, rows_B4, spans, runs, tiles)
@@ -72,11 +73,12 @@ class PaddedStep:
         inputs.fill(*self.numbers([], bucket))
         return inputs
 
-    def run(self, inputs: StepInputs, rank: int) -> Tensor:
+    def run(self, inputs: StepInputs, rank: int, *, has_middles: bool = False) -> Tensor:
         """Logits (B, V) of what the inputs hold; adapters of up to `rank`, none of 0."""
         token_ids, positions, blocks, offsets = inputs.rows_B4.T.contiguous()
         cos, sin = self.decoder.rotary.at(positions)
-        table = RunTable(inputs.runs_B5, inputs.tiles_B2, SMALLEST_TILE, rank) if rank else None
+        adapters = (inputs.runs_BF, inputs.tiles_B2, SMALLEST_TILE, rank, has_middles)
+        table = RunTable(*adapters) if rank else None
         batch = ForwardBatch(
             token_ids=token_ids,
             cos=cos,
@@ -124,10 +126,8 @@ class PaddedStep:
         tiles = tile_places(starts, stops, SMALLEST_TILE)
         numbers: list[int] = []
         for run in runs:
-            columns = run.columns
-            targets = self.decoder.arena.targets(columns)
-            numbers += (run.start, run.stop, columns.offset, columns.rank, targets)
-        numbers += [0] * (5 * (bucket - len(runs)))
+            numbers += (run.start, run.stop, *self.decoder.arena.run_numbers(run.columns))
+        numbers += [0] * (RUN_FIELDS * (bucket - len(runs)))
         for tile in tiles:
             numbers += tile
         return numbers + [0, NO_ROW] * (bucket - len(tiles))

@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: one launch for all that a batch of single tokens runs.
 
-A graph is captured for each bucket of rows and of ranks when it is first needed. Nothing here runs
-without a card.
+A graph is captured for each bucket of rows and of ranks, with or without middles of adapters, when
+it is first needed. Nothing here runs without a card.
 
 Shape suffixes: B rows of a bucket, V vocabulary.
 """
@@ -37,7 +37,7 @@ class StepGraphs:
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.step = PaddedStep(decoder, cache)
-        self._steps: dict[tuple[int, int], CapturedStep] = {}
+        self._steps: dict[tuple[int, int, bool], CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     @classmethod
@@ -60,8 +60,10 @@ class StepGraphs:
 
     def logits(self, rows: list[InferenceRow]) -> Tensor:
         """Logits of a batch that is covered, (rows, V), until the next step; rows by placement."""
-        ranks = [row.columns.rank for row in rows if row.columns is not None]
-        key = (_at_least(BUCKETS, len(rows)), _at_least(RANKS, max(ranks, default=0)))
+        own = [row.columns for row in rows if row.columns is not None]
+        rank = _at_least(RANKS, max((columns.rank for columns in own), default=0))
+        has_middles = any(columns.middle for columns in own)
+        key = (_at_least(BUCKETS, len(rows)), rank, has_middles)
         if key not in self._steps:
             self._steps[key] = self._capture(*key)
         step = self._steps[key]
@@ -69,16 +71,16 @@ class StepGraphs:
         step.graph.replay()
         return step.logits_BV[: len(rows)]
 
-    def _capture(self, bucket: int, rank: int) -> CapturedStep:
+    def _capture(self, bucket: int, rank: int, has_middles: bool) -> CapturedStep:
         inputs = self.step.inputs(bucket)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled, and libraries set up, before capture
-            self.step.run(inputs, rank)
+            self.step.run(inputs, rank, has_middles=has_middles)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self.step.run(inputs, rank)
+            logits = self.step.run(inputs, rank, has_middles=has_middles)
         return CapturedStep(inputs, graph, logits)
 
 

@@ -11,9 +11,12 @@ NUM_LINEARS = 4
 
 
 class Run(Structure):
-    """Rows [start, stop) with one adapter: its rank columns, and the projections that it has."""
+    """Rows [start, stop) with one adapter: a row of segments' RunTable."""
 
-    _fields_ = tuple((name, c_int64) for name in ("start", "stop", "column", "rank", "targets"))
+    _fields_ = (
+        *((name, c_int64) for name in ("start", "stop", "column", "rank", "targets", "middle")),
+        ("middles", c_void_p),
+    )
 
 
 class TermSums(Structure):

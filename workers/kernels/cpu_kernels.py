@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels.native import cpu_flags, library
-from workers.kernels.segments import RunTable
+from workers.kernels.segments import LinearPlace, RunTable
 
 MAX_PROJECTIONS = 3
 MAX_HEAD_DIM = 256
@@ -331,11 +331,11 @@ class CpuKernels:
         return y
 
     def adapted_linear(
-        self, first_bit: int, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
+        self, place: LinearPlace, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
     ) -> AdaptedLinear:
         """One fused linear's matrices; output columns bounds[j] to bounds[j + 1] are expand j's."""
         described = AdaptedLinear(
-            first_bit // MAX_PROJECTIONS, len(expands), shrink.shape[1], bounds[-1]
+            place.first_bit // MAX_PROJECTIONS, len(expands), shrink.shape[1], bounds[-1]
         )
         described.shrink = shrink.data_ptr()
         for j, expand in enumerate(expands):

@@ -12,6 +12,8 @@ struct Run {
     int64_t start, stop;  // rows of the batch
     int64_t column, rank;
     int64_t targets;  // bit j of linear i: 1 << (MAX_PROJECTIONS * i + j)
+    int64_t middle;   // numbers in a row of a projection's middle: 1 or rank; 0: it has none
+    const void* middles;
 };
 
 struct AdaptedLinear {

@@ -99,7 +99,7 @@ def launch_adapters(rows: int, tile: int, *, has_middles: bool) -> None:
     shrunk = adapters.contract(x, shrink, tiles)
     adapters.expand(shrunk, expand, tiles, bf16(rows, 6144))
     grad = adapters.contract(bf16(rows, 6144), expand, tiles)
-    adapters.expand(grad, shrink, replace(tiles, has_middles=False), x)
+    adapters.expand(grad[:1], shrink, replace(tiles, has_middles=False), x)
     adapters.accumulate(torch.zeros(192, 4096), shrunk[0], 0, x)
     if has_middles:
         for transposed in (False, True):

@@ -69,7 +69,10 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
 
 
 def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) -> None:
-    """Y += shrunk @ middle.T @ rows for each run's own middles and rows of the factor; in place."""
+    """Y += shrunk @ middle.T @ rows for each run's own middles and rows of the factor; in place.
+
+    The shrink matrix, where projections lie together, takes batches without middles: see `join`.
+    """
     width = factor.stacked * batch.max_rank
     _expand[(len(batch.tiles), triton.cdiv(factor.widest, BLOCK_OUTPUTS), len(factor))](
         shrunk_STW,
@@ -107,7 +110,7 @@ def join(
         transposed: whether the middle is taken as it lies, as gradients go back through it.
     """
     result = torch.empty(shrunk_STW.shape[1:], dtype=dtype, device=shrunk_STW.device)
-    _join[(len(batch.tiles),)](
+    _join[(len(batch.tiles), factor.stacked)](
         shrunk_STW,
         result,
         batch.runs,
@@ -116,10 +119,9 @@ def join(
         shrunk_STW.stride(1),
         factor.place.first_middle,
         TRANSPOSED=transposed,
-        STACKED=factor.stacked,
         SPLITS=len(shrunk_STW),
         ROWS=batch.tile_rows,
-        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(factor.stacked * batch.max_rank)),
+        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(batch.max_rank)),
         WIDE=accumulator(dtype),
     )
     return result
@@ -224,44 +226,37 @@ def _joined(
     run,
     row,
     is_row,
+    column,
+    width,
     split_stride,
     row_stride,
-    place,
+    middle_place,
     TRANSPOSED: tl.constexpr,
     HAS_MIDDLES: tl.constexpr,
-    STACKED: tl.constexpr,
     SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
     WIDE: tl.constexpr,
     STORED: tl.constexpr,
 ):
-    """The rows' shrunk columns of projections from `place` on, through the run's middles."""
-    rank = tl.load(run + 3)
-    width = STACKED * rank
-    column = tl.arange(0, BLOCK_W)
+    """Shrunk columns, through the run's middle at a place if they are those of one projection."""
     sums = _summed(shrunk, row, is_row, column, width, split_stride, row_stride, SPLITS)
     if HAS_MIDDLES:
         numbers = tl.load(run + 5)  # in a row of a middle
-        middle = tl.load(run + 6).to(tl.pointer_type(STORED)) + place * rank * numbers
+        middle = tl.load(run + 6).to(tl.pointer_type(STORED)) + middle_place * width * numbers
         if numbers == 1:
             diagonal = tl.load(middle + column, mask=column < width, other=0.0)
             sums = sums * diagonal.to(WIDE)[None, :]
         elif numbers > 1:
-            sums = tl.zeros((ROWS, BLOCK_W), WIDE)
+            sums = tl.zeros_like(sums)
             for first in range(0, width, MIDDLE_COLUMNS):
                 inner = first + tl.arange(0, MIDDLE_COLUMNS)
-                is_inside = (column < width)[:, None] & (inner < width)[None, :]
-                is_inside &= (column // rank)[:, None] == (inner // rank)[None, :]
+                left = _summed(shrunk, row, is_row, inner, width, split_stride, row_stride, SPLITS)
                 if TRANSPOSED:
-                    source = middle + inner[None, :] * rank + (column % rank)[:, None]
+                    source = middle + inner[None, :] * width + column[:, None]
                 else:
-                    source = middle + column[:, None] * rank + (inner % rank)[None, :]
+                    source = middle + column[:, None] * width + inner[None, :]
+                is_inside = (column < width)[:, None] & (inner < width)[None, :]
                 block = tl.load(source, mask=is_inside, other=0.0)
-                left = _summed(
-                    shrunk, row, is_row, inner, width, split_stride, row_stride, SPLITS
-                ).to(STORED)
-                sums = tl.dot(left, tl.trans(block), sums, input_precision="ieee")
+                sums = tl.dot(left.to(STORED), tl.trans(block), sums, input_precision="ieee")
     return sums
 
 
@@ -275,36 +270,34 @@ def _join(
     row_stride,
     first_middle,
     TRANSPOSED: tl.constexpr,
-    STACKED: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    tile = tl.program_id(0)
+    tile, part = tl.program_id(0), tl.program_id(1)
     run = runs + RUN * tl.load(tiles + 2 * tile)
     row = tl.load(tiles + 2 * tile + 1) + tl.arange(0, ROWS)
     is_row = row < tl.load(run + 1)
+    column, rank = tl.arange(0, BLOCK_W), tl.load(run + 3)
     joined = _joined(
-        shrunk,
+        shrunk + part * rank,
         run,
         row,
         is_row,
+        column,
+        rank,
         split_stride,
         row_stride,
-        first_middle,
+        first_middle + part,
         TRANSPOSED,
         True,
-        STACKED,
         SPLITS,
-        ROWS,
-        BLOCK_W,
         WIDE,
         result.dtype.element_ty,
     )
-    column = tl.arange(0, BLOCK_W)
-    inside = is_row[:, None] & (column < STACKED * tl.load(run + 3))[None, :]
-    target = result + row[:, None] * row_stride + column[None, :]
+    target = result + row[:, None] * row_stride + part * rank + column[None, :]
+    inside = is_row[:, None] & (column < rank)[None, :]
     tl.store(target, joined.to(result.dtype.element_ty), mask=inside)
 
 
@@ -352,15 +345,14 @@ def _expand(
             run,
             row,
             is_row,
+            column,
+            width,
             split_stride,
             row_stride,
             first_middle + part,
             False,
             HAS_MIDDLES,
-            STACKED,
             SPLITS,
-            ROWS,
-            BLOCK_W,
             WIDE,
             y.dtype.element_ty,
         )

@@ -31,6 +31,7 @@ class AdaptedLinear(Structure):
 
     _fields_ = (
         ("index", c_int64),
+        ("first_middle", c_int64),
         ("num_projections", c_int64),
         ("in_features", c_int64),
         ("out_features", c_int64),
@@ -335,7 +336,8 @@ class CpuKernels:
     ) -> AdaptedLinear:
         """One fused linear's matrices; output columns bounds[j] to bounds[j + 1] are expand j's."""
         described = AdaptedLinear(
-            place.first_bit // MAX_PROJECTIONS, len(expands), shrink.shape[1], bounds[-1]
+            *(place.first_bit // MAX_PROJECTIONS, place.first_middle),
+            *(len(expands), shrink.shape[1], bounds[-1]),
         )
         described.shrink = shrink.data_ptr()
         for j, expand in enumerate(expands):

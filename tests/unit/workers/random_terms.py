@@ -18,14 +18,14 @@ def fill_columns(arena: AdapterArena, columns: AdapterColumns, seed: int) -> Non
             shrink = term.shrink_CI[j * columns.rank : (j + 1) * columns.rank]
             for matrix in (shrink, term.expand_RO[j], *term.middle_RM[j : j + 1]):
                 drawn = torch.randn(matrix.shape, generator=generator, dtype=torch.float64)
-                matrix.copy_(drawn)
+                matrix.copy_(drawn * matrix.shape[-1] ** -0.5)
 
 
 def row_term(term: Term) -> RowTerm:
-    """A term whose projections lie in one block-diagonal expand, and one such middle."""
-    expand = torch.block_diag(*term.expand_RO)
+    """In float64: the projections in one block-diagonal expand, their middles likewise."""
+    shrink, expand = term.shrink_CI.double(), torch.block_diag(*term.expand_RO).double()
     if not term.middle_RM:
-        return RowTerm(term.shrink_CI, expand)
+        return RowTerm(shrink, expand)
     if term.middle_RM[0].shape[1] == 1:
-        return RowTerm(term.shrink_CI, expand, torch.cat(term.middle_RM)[:, 0])
-    return RowTerm(term.shrink_CI, expand, torch.block_diag(*term.middle_RM))
+        return RowTerm(shrink, expand, torch.cat(term.middle_RM)[:, 0].double())
+    return RowTerm(shrink, expand, torch.block_diag(*term.middle_RM).double())

@@ -1,7 +1,8 @@
 """Decode steps as CUDA graphs: one launch for all that a batch of single tokens runs.
 
 A graph is captured for each shape of step when it is first needed: a bucket of rows and of ranks,
-with or without compressed sequences and policies that watch. Nothing here runs without a card.
+with or without middles of adapters, compressed sequences and policies that watch. Nothing here runs
+without a card.
 
 Shape suffixes: B rows of a bucket, V vocabulary.
 """
@@ -83,10 +84,11 @@ class StepGraphs:
 
 def shape_of(rows: list[InferenceRow]) -> StepShape:
     """The captured step that a batch takes."""
-    ranks = [row.columns.rank for row in rows if row.columns is not None]
+    own = [row.columns for row in rows if row.columns is not None]
     return StepShape(
         _at_least(BUCKETS, len(rows)),
-        _at_least(RANKS, max(ranks, default=0)),
+        _at_least(RANKS, max((columns.rank for columns in own), default=0)),
+        has_middles=any(columns.middle for columns in own),
         has_heads=any(row.sequence.layout is not None for row in rows),
         is_watched=any(row.watch is not None for row in rows),
     )

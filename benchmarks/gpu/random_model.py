@@ -17,6 +17,7 @@ from workers.model import (
     fused_linears,
 )
 
+BASE = "random"
 SCALE = 0.02
 RANK = 16
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.gpu.__main__ import BUDGET_S, LEAST_S, failure_of
 from benchmarks.gpu.part import PARTS, measure
 from benchmarks.gpu.setting import SHAPES, Setting, linear_parameters, llama_config
 from benchmarks.gpu.table import table
@@ -29,10 +31,33 @@ def test_kernels_of_this_machine_equal_plain_torch() -> None:
     assert measure("kernel_checks", TINY)["wrong"] == []
 
 
-def test_a_part_that_failed_is_one_line_of_the_table() -> None:
-    assert table({"parts": {"decode": {"error": "Traceback\nRuntimeError: no"}}}) == (
-        "decode: RuntimeError: no"
-    )
+def test_a_part_that_failed_shows_what_it_had_measured_before() -> None:
+    part = {"tiny": {"step_ms": 2.0}, "error": "Traceback\nRuntimeError: no"}
+
+    assert table({"parts": {"decode": part}}).splitlines() == [
+        "decode, tiny: step_ms 2",
+        "decode: RuntimeError: no",
+    ]
+
+
+def test_all_parts_together_may_take_less_than_nine_minutes() -> None:
+    assert sum(part.limit_s for part in PARTS.values()) <= BUDGET_S < 540
+    assert min(part.limit_s for part in PARTS.values()) >= LEAST_S
+
+
+def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    grandchild = f"import time; time.sleep(2); open({str(alive)!r}, 'w')"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+
+    assert failure_of([sys.executable, "-c", child], 0.5) == "took longer than 0 s"
+    time.sleep(2)
+    assert not alive.exists()
+
+
+def test_a_program_that_fails_is_quoted() -> None:
+    assert failure_of([sys.executable, "-c", "raise SystemExit('no card')"], 60) == "no card"
+    assert failure_of([sys.executable, "-c", "print('fine')"], 60) is None
 
 
 def test_the_large_shape_has_the_parameters_of_an_8b_model() -> None:

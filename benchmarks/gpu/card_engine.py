@@ -29,7 +29,7 @@ from scheduler.domain.messages import (
     StopJob,
     ToEngine,
 )
-from scheduler.domain.request import RequestBody, SamplingParams
+from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from scheduler.policy.fairness import FairShare
 from workers.adapter_file import BaseIdentity
 from workers.engine import EngineLoop
@@ -106,19 +106,27 @@ class Arrivals:
             if frame.finish_reason is not None:
                 self.done.append(self.requests.pop(frame.request_id))
 
-    def ask(self, output_tokens: int | None = None) -> None:
-        """One more request."""
+    def ask(
+        self,
+        output_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        kv_policy: KvPolicyChoice | None = None,
+    ) -> RequestTimes:
+        """One more request; lengths that are not given are drawn."""
         request_id = f"r{next(self._ids)}"
-        tokens = self._length("output") if output_tokens is None else output_tokens
+        prompt = self._length("prompt") if prompt_tokens is None else prompt_tokens
+        output = self._length("output") if output_tokens is None else output_tokens
         body = RequestBody(
             request_id=request_id,
             tenant_id="callers",
             base_model=BASE,
-            prompt_token_ids=tuple(self.random.integers(2, 500, self._length("prompt")).tolist()),
-            sampling=SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True),
+            prompt_token_ids=tuple(self.random.integers(2, 500, prompt).tolist()),
+            sampling=SamplingParams(max_tokens=output, temperature=0, ignore_eos=True),
+            kv_policy=kv_policy,
         )
-        self.requests[request_id] = RequestTimes(time.perf_counter())
         self.orders.append(Generate(request=body, reply_to="callers"))
+        times = self.requests[request_id] = RequestTimes(time.perf_counter())
+        return times
 
     def _length(self, kind: str) -> int:
         if self.is_tiny:

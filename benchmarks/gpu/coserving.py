@@ -98,9 +98,7 @@ def saturated(bench: CardEngine, setting: Setting, alone: CardPhase) -> Iterator
 
 def decode_phase(bench: CardEngine, streams: int, seconds: float) -> CardPhase:
     """Streams that decode from before the phase until after it."""
-    for _ in range(streams):
-        bench.connection.ask(output_tokens=MOST_TOKENS)
-    asked = list(bench.connection.requests.values())
+    asked = [bench.connection.ask(output_tokens=MOST_TOKENS) for _ in range(streams)]
     bench.drive(lambda: all(times.token_s for times in asked))
     phase = bench.measure(seconds)
     bench.stop()

@@ -10,9 +10,15 @@ import itertools
 from collections.abc import Iterator
 
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.random_model import adapter_bytes, adapter_columns, random_decoder
+from benchmarks.gpu.random_model import (
+    adapter_bytes,
+    adapter_columns,
+    random_decoder,
+    token_bytes,
+    weight_bytes,
+)
 from benchmarks.gpu.sequences import PAGE, decode_step, sequence_of
-from benchmarks.gpu.setting import Figures, Setting, linear_parameters
+from benchmarks.gpu.setting import Figures, Setting
 from scheduler.domain.request import Sequence
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
@@ -75,10 +81,9 @@ class DecodeRunner:
         return sequence_of(place, self.context, blocks, num_computed=self.context - 1)
 
     def _roofline_s(self, batch: int, num_adapters: int, ceilings: Ceilings) -> float:
-        config, item = self.decoder.config, self.setting.dtype.itemsize
-        parameters = linear_parameters(config) + config.vocab_size * config.hidden_size
-        cached = 2 * config.num_layers * config.kv_size * self.context * batch
-        num_bytes = (parameters + cached) * item
+        config, setting = self.decoder.config, self.setting
+        num_bytes = weight_bytes(config, setting)
+        flop = 2 * num_bytes / setting.dtype.itemsize * batch
+        num_bytes += token_bytes(config, setting) * self.context * batch
         num_bytes += min(batch, num_adapters) * adapter_bytes(self.decoder)
-        flop = 2 * parameters * batch
         return ceilings.seconds(num_bytes, flop)

@@ -35,6 +35,8 @@ PARTS = {
     "training": Part("training:measure", 25),
     "coserving": Part("coserving:measure", 130),
     "prefill": Part("prefill:measure", 20),
+    "contexts": Part("contexts:measure", 45),
+    "memory": Part("memory:measure", 45),
     "peft": Part("peers:training", 25),
     "transformers": Part("peers:serving", 35),
 }

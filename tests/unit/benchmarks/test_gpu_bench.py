@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.__main__ import BUDGET_S, LEAST_S, failure_of
+from benchmarks.gpu.contexts import dominated_batch
 from benchmarks.gpu.part import PARTS, measure
 from benchmarks.gpu.setting import SHAPES, Setting, linear_parameters, llama_config
 from benchmarks.gpu.table import table
@@ -19,7 +20,7 @@ from benchmarks.gpu.table import table
 TINY = Setting(torch.device("cpu"), is_tiny=True)
 
 
-@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill"])
+@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill", "contexts"])
 def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
     figures = measure(name, TINY)
 
@@ -66,6 +67,14 @@ def test_the_large_shape_has_the_parameters_of_an_8b_model() -> None:
     vocabulary = 2 * config.vocab_size * config.hidden_size
     assert 8.0e9 < linear_parameters(config) + vocabulary < 8.1e9
     assert set(SHAPES) >= set(TINY.models)
+
+
+def test_k_and_v_are_twice_the_weights_of_an_8b_model_at_16_callers_of_16k() -> None:
+    card, config = Setting(torch.device("cuda"), is_tiny=False), llama_config("8b")
+
+    # 15.0 GB of weights; 131,072 bytes of K/V a token: 2.1 GB at 16k, 8.6 GB at 64k
+    assert dominated_batch(config, card, 16_384) == 16
+    assert dominated_batch(config, card, 65_536) == 4
 
 
 @pytest.mark.e2e

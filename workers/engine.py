@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +48,7 @@ from workers.inline_executor import InlineExecutor
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
 from workers.kv_policy import KV_POLICIES
+from workers.lane_device import serve_before_lanes
 from workers.merge import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizer import OPTIMIZERS
@@ -73,7 +72,9 @@ class EngineLoop:
         self.settings = settings
         self.group = group
         self.connection = connection
-        machine = fingerprint(torch.device(settings.device), compute_dtype(settings))
+        device = torch.device(settings.device)
+        serve_before_lanes(device)
+        machine = fingerprint(device, compute_dtype(settings))
         machine["tensor_parallel"] = group.shard.size
         group.check_same([machine, settings.common()])
         writer_type = CheckpointWriter if group.is_leader else FollowersWriter
@@ -94,7 +95,6 @@ class EngineLoop:
         self.jobs = JobDesk(self.hosts, self.writer, group)
         self.pending: list[ToEngine] = []
         self.is_draining = False
-        self.num_threads = torch.get_num_threads()
         sys.setswitchinterval(LANE_SWITCH_S)
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection needs to walk it again
@@ -147,8 +147,7 @@ class EngineLoop:
         began_s = time.perf_counter()
         self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:
-            share = self.num_threads // 2 if plan.is_beside else 0
-            with threads(self.num_threads - share):
+            with host.trainer.side.device.step(is_beside=plan.is_beside):
                 self._forward(host, plan)
         else:
             self._land(host)
@@ -232,14 +231,3 @@ class EngineLoop:
 def _schemas(registry: Registry[Any]) -> dict[str, dict[str, Any]]:
     """Name -> JSON Schema of the plug-in's options."""
     return {name: registry[name].Config.model_json_schema() for name in registry.names()}
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Give this thread's kernels `count` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -133,16 +133,14 @@ def make_host(
     )
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
-    num_threads = torch.get_num_threads()
-    law = _law(weights, num_threads, group)
-    beside = None
-    if device.type == "cpu" and num_threads > 1 and group.is_alone:  # ranks meet on one thread
-        beside = _law(weights, num_threads - num_threads // 2, group)
     pool = BlockPool(num_blocks, settings.page_tokens)
     memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
     limits = TrainerLimits(settings.max_jobs, **TRAINING_SHAPES[device.type])
     identity = base.identity
     trainer = Trainer(decoder, adapters, identity, limits, memory, writer, report, fair)
+    lanes, law, beside = trainer.side.device, _law(weights, torch.get_num_threads(), group), None
+    if lanes.can_share and group.is_alone:  # ranks meet on one thread
+        beside = _law(weights, lanes.step_threads, group)
     return ModelHost(
         info=BaseModelInfo(
             id=base.identity.model,

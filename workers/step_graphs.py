@@ -18,6 +18,7 @@ from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kv_cache import KVCache
+from workers.lane_device import step_stream
 from workers.newest_draw import NewestDraw
 from workers.padded_step import PaddedStep, StepInputs, StepOutputs, StepShape
 
@@ -41,6 +42,8 @@ class StepGraphs:
         self.step = PaddedStep(decoder, cache, newest_draw)
         self._steps: dict[StepShape, CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        # A replayed kernel has the priority of the stream that it was captured on.
+        self._stream = step_stream(cache.keys.device)
 
     @classmethod
     def try_of(cls, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> StepGraphs | None:
@@ -71,13 +74,12 @@ class StepGraphs:
 
     def _capture(self, shape: StepShape) -> CapturedStep:
         inputs = self.step.inputs(shape)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled, and libraries set up, before capture
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # kernels are compiled, and libraries set up
             self.step.run(inputs, shape)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             outputs = self.step.run(inputs, shape)
         return CapturedStep(inputs, graph, outputs)
 

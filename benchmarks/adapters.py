@@ -39,9 +39,9 @@ from workers.adapter_archive import pack_archive
 from workers.adapter_file import BaseIdentity, read_adapter
 from workers.adapter_loader import Load as AdapterLoad
 from workers.adapter_shelf import AdapterShelf
+from workers.architecture import decoder_config
 from workers.codecs.compeft import Compeft
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 
 NUM_ADAPTERS, NUM_CONTENTS = 1000, 8
 STREAMS, RANK, SLOTS = 64, 8, 32  # a slot is counted at rank 16: twice as many of rank 8 fit

@@ -28,11 +28,13 @@ from benchmarks.result_file import RESULTS, ResultFile
 from scheduler.domain.adapter import AdapterManifest
 from workers.adapter_archive import Archive, pack_archive, read_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_adapter
-from workers.codec import CODECS, Codec
+from workers.architecture import decoder_config
+from workers.codec import Codec
+from workers.codec_search import Ladder, search
+from workers.codecs import CODECS
 from workers.codecs.compeft import Compeft
-from workers.codecs.search import Ladder, search
 from workers.hf_config import read_hf_config
-from workers.model import DecoderConfig, decoder_config
+from workers.model import DecoderConfig
 from workers.peft_method import Params
 from workers.rice import entropy_bits
 

@@ -26,7 +26,7 @@ from scheduler.domain.messages import Frames, FromEngine, Generate, ToEngine
 from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from scheduler.text.tokenizer import load_tokenizer
 from workers.engine import EngineLoop
-from workers.kv_policy import KV_POLICIES
+from workers.kv_policies import KV_POLICIES
 from workers.settings import EngineSettings
 
 MODEL = EXAMPLES / "base_model" / "tandem-tiny"

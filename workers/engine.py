@@ -40,7 +40,7 @@ from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter, FollowersWriter
 from workers.codec import CODECS
-from workers.codecs.search import Ladder
+from workers.codec_search import Ladder
 from workers.compaction import compress_due
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter

@@ -32,9 +32,9 @@ from scheduler.text import dataset
 from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import VOCAB_SIZE, save_oracle
 from workers.adapter_file import BaseIdentity, write_adapter
+from workers.architecture import decoder_config
 from workers.engine import EngineLoop
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 from workers.settings import EngineSettings
 
 if TYPE_CHECKING:

@@ -7,15 +7,13 @@ from random import Random
 
 import torch
 
-import workers.codecs
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.messages import CheckpointWritten
 from tests.integration.engine_driver import TinyEngine
 from workers.adapter_archive import initial_params, pack_archive, read_archive
 from workers.adapter_file import BaseIdentity, read_adapter
-from workers.codec import CODECS
+from workers.codecs import CODECS
 
-assert workers.codecs
 UNMOVED = 1e-12  # a learning rate that leaves A, in float32, where it began
 
 

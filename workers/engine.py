@@ -12,12 +12,6 @@ from typing import Any
 
 import torch
 
-import workers.codecs
-import workers.kv_policies
-import workers.merges
-import workers.models
-import workers.optimizers
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.messages import (
     Abort,
     Drain,
@@ -37,8 +31,8 @@ from workers.adapter_loader import AdapterLoader
 from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter, FollowersWriter
-from workers.codec import CODECS
-from workers.codecs.search import Ladder
+from workers.codec_search import Ladder
+from workers.codecs import CODECS
 from workers.compaction import compress_due
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
@@ -47,12 +41,12 @@ from workers.group import ALONE, Group
 from workers.inline_executor import InlineExecutor
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
-from workers.kv_policy import KV_POLICIES
+from workers.kv_policies import KV_POLICIES
 from workers.lane_device import serve_before_lanes
-from workers.merge import MERGES
+from workers.merges import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
-from workers.optimizer import OPTIMIZERS
-from workers.peft_method import PEFT_METHODS
+from workers.optimizers import OPTIMIZERS
+from workers.peft_methods import PEFT_METHODS
 from workers.request_desk import RequestDesk
 from workers.request_policy import default_policy
 from workers.settings import EngineSettings

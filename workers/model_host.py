@@ -19,6 +19,7 @@ from scheduler.text.model_files import read_model_files
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
@@ -27,7 +28,7 @@ from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
-from workers.model import DecoderConfig, DecoderWeights, decoder_config
+from workers.model import DecoderConfig, DecoderWeights
 from workers.model_runner import ModelRunner
 from workers.pack_placement import TrainerLimits
 from workers.row_costs import measure_row_costs

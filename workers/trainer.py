@@ -33,10 +33,11 @@ from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.lane_device import lane_device
 from workers.loss import window_loss
-from workers.optimizer import OPTIMIZERS
+from workers.optimizers import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.param_shard import ParamShard
-from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.peft_method import PeftMethod
+from workers.peft_methods import PEFT_METHODS
 from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
 from workers.term_grads import TermGrads

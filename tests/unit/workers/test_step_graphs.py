@@ -18,7 +18,6 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.decoder import Decoder
 from workers.padded_step import adapter_runs
-from workers.step_graphs import StepGraphs
 from workers.unit_clock import EventClock, HostClock
 
 UNIT = Unit(Direction.FORWARD, 0, 0, 4)
@@ -79,7 +78,8 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
     adapter = {name: tensor.to("cuda") for name, tensor in params.items()}
     columns = make_resident(pool, "a", method, adapter)
     streams = [run.add([5 + i] * (6 + i), own) for i, own in enumerate((None, columns, columns))]
-    graphs = StepGraphs(decoder, run.runner.cache, run.runner.newest_draw)
+    graphs = run.runner.graphs
+    assert graphs is not None
 
     for _ in range(2):
         rows = []

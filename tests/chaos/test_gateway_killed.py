@@ -93,7 +93,7 @@ def test_a_killed_gateway_ends_its_streams_and_no_job(
     for repeat in range(repeats):
         threading.Event().wait(PAUSE_S if repeat else 0)
         job = start_job(patient, examples=100, epochs=2, batch=1, checkpoint_every_steps=20)
-        until(lambda job=job: len(steps(patient, job)) > 2)  # type: ignore[misc]
+        until(lambda job=job: len(steps(patient, job)) > 2)
         began, endings = threading.Barrier(NUM_STREAMS + 1), list[str]()
         streams = [
             threading.Thread(target=_stream, args=(client, began, endings))

@@ -66,12 +66,14 @@ class Scale:
     patience_s: float
 
 
-def _empty(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:  # noqa: ARG001
+def _empty(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:
+    del scale
     server.flush()
     meanwhile()
 
 
-def _kill(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:  # noqa: ARG001
+def _kill(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:
+    del scale
     server.kill()
     server.start()
     meanwhile()

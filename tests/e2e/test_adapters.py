@@ -46,7 +46,7 @@ def say(client: OpenAI, model: str, **extras: Any) -> str:
         model=model,
         messages=QUESTION,
         max_tokens=12,
-        temperature=0,  # type: ignore[arg-type]
+        temperature=0,
         extra_body=extras,
     )
     text: str = answer.choices[0].message.content

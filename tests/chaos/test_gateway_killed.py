@@ -16,7 +16,9 @@ from openai import OpenAI
 
 from scheduler.store.tables import adapter_promotions, evaluations
 from tests.chaos.ledger import Ledger
+from tests.e2e.calls import call
 from tests.e2e.cluster import running_cluster
+from tests.e2e.evaluations import GRADERS, evaluated
 from tests.e2e.service import (
     BASE_MODEL,
     PATIENCE_S,
@@ -29,8 +31,6 @@ from tests.e2e.service import (
     until,
     upload,
 )
-from tests.e2e.test_adapters import call
-from tests.e2e.test_quality_gate import GRADERS, evaluated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,10 +26,10 @@ from scheduler.tasks.celery_queue import make_celery
 from scheduler.tasks.registry import ADAPTER_ORDER, TASKS, TaskQueue
 from tests.chaos.ledger import Ledger
 from tests.chaos.streams import EXACT, NUM_TOKENS, ask_all
+from tests.e2e.calls import call
 from tests.e2e.cluster import running_cluster
 from tests.e2e.load import answer
 from tests.e2e.service import finished, start_job_on, until, upload
-from tests.e2e.test_adapters import call
 from tests.servers.redis import LEAST_BYTES
 
 if TYPE_CHECKING:

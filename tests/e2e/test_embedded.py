@@ -12,6 +12,7 @@ import httpx
 import pytest
 from openai import BadRequestError, NotFoundError
 
+from tests.e2e.calls import QUESTION
 from tests.e2e.service import (
     BASE_MODEL,
     RunningService,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 PAGE_TOKENS = 32  # the default
-QUESTION = [{"role": "user", "content": "question 1"}]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from tests.integration.gateway.caller import HELLO
 from tests.integration.gateway.conftest import run_service, wait_until
 from tests.integration.gateway.fake_worker import Plan
 from tests.integration.gateway.tiny_folder import BASE
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
-
-HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")

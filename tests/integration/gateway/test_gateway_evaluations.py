@@ -17,12 +17,11 @@ from scheduler.gradebook import Gradebook, Grades
 from scheduler.text.exercise import Exercise
 from service.evaluation_run import ROWS_AT_ONCE, EvaluationRun
 from tests.integration.gateway import training
-from tests.integration.gateway.caller import Caller
+from tests.integration.gateway.caller import HELLO, Caller
 from tests.integration.gateway.conftest import ANSWER, wait_until
 from tests.integration.gateway.fake_worker import Plan
-from tests.integration.gateway.test_gateway_files import upload
-from tests.integration.gateway.test_gateway_jobs import HELLO, create
 from tests.integration.gateway.tiny_folder import BASE
+from tests.integration.gateway.training import create, upload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,7 +25,7 @@ UNIT = Unit(Direction.FORWARD, 0, 0, 4)
 
 def rows_of(columns: list[AdapterColumns | None]) -> list[InferenceRow]:
     span = Span("s", 0, 1)
-    return [InferenceRow(span, None, own) for own in columns]  # type: ignore[arg-type]
+    return [InferenceRow(span, None, own) for own in columns]
 
 
 def test_rows_of_one_adapter_are_one_run() -> None:

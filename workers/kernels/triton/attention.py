@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import (
+    BLOCK_KEYS,
+    LARGEST_TILE,
+    SMALLEST_TILE,
+    HeadShape,
+    KeyPlace,
+    SpanTiles,
+)
 from workers.kernels.triton.accumulator import accumulator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -59,6 +66,7 @@ def attend(
         SPLITS=splits,
         BLOCK_N=BLOCK_KEYS,
         WIDE=accumulator(q_THD.dtype),
+        num_warps=4 if sizes["BLOCK_M"] <= LARGEST_TILE else 8,
         **sizes,
     )
     if splits > 1:
@@ -170,18 +178,20 @@ def _walk(
         inside = is_dim if IS_WHOLE else is_dim & is_key[:, None]
         key = tl.load(keys + offset, mask=inside, other=0.0)
         scores = tl.zeros((query_rows.shape[0], BLOCK_N), total.dtype)
-        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee") * scale
+        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee")
+        factor = scale
         if HAS_HEADS:
             bias = tl.load(counts + slot, mask=slot < num_counts, other=0.0)
-            scores += bias.to(total.dtype)[None, :] * LOG2_E
+            scores = scores * scale + bias.to(total.dtype)[None, :] * LOG2_E
+            factor = 1.0
         if not IS_WHOLE:
             visible = slot[None, :] < limit[:, None]
             if WINDOW > 0:
                 visible = visible & (slot[None, :] >= limit[:, None] - WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1))
+        higher = tl.maximum(peak, tl.max(scores, 1) * factor)
         level = higher if IS_WHOLE else tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - level[:, None])
+        weights = tl.exp2(scores * factor - level[:, None])
         shrunk = tl.exp2(peak - level)
         total = total * shrunk + tl.sum(weights, 1)
         value = tl.load(values + offset, mask=inside, other=0.0)

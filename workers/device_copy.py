@@ -1,4 +1,4 @@
-"""Numbers from the host to a device, without waiting for what the device is doing."""
+"""Numbers between the host and a device, without waiting for what the device is doing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,25 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Download:
+    """Numbers on their way from a device, in stream order; only who reads them waits."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._has_come: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._has_come = torch.cuda.Event()
+            self._has_come.record()
+
+    def read(self) -> Tensor:
+        """The numbers, on the host."""
+        if self._has_come is not None:
+            self._has_come.synchronize()
+        return self._values
 
 
 def making_on(device: torch.device) -> AbstractContextManager[Any]:

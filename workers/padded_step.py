@@ -4,7 +4,7 @@ One copy fills all numbers of a step. Rows that pad a bucket read a block of zer
 page, and tiles that pad its adapters are empty, so that their number never changes. Rows of
 compressed sequences bring the addresses of their tables; all rows still attend in one launch.
 
-Shape suffixes: B rows of a bucket, V vocabulary.
+Shape suffixes: B rows of a bucket, F numbers of a run, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from workers.gpu_heads import GpuHeadRows, heads_place
 from workers.head_pages import HeadPages
 from workers.held_slots import HeldSlots
 from workers.kernels.device_kernels import gpu_kernels_for
-from workers.kernels.segments import SMALLEST_TILE, RunTable, tile_places
+from workers.kernels.segments import RUN_FIELDS, SMALLEST_TILE, RunTable, tile_places
 from workers.kernels.span_tiles import KeyPlace, SpanTiles
 from workers.kv_cache import NULL_BLOCK, KVCache
+from workers.newest_draw import NewestDraw
 
 USUAL_KEYS = 4096  # splits are chosen for contexts of this length
 NO_BLOCK = -1
@@ -43,12 +44,14 @@ class StepShape:
     Attributes:
         bucket: rows; some may pad it.
         rank: of the largest adapter; 0: there is none.
+        has_middles: whether some of the adapters have one.
         has_heads: whether some of the sequences are compressed.
         is_watched: whether KV policies want to see queries.
     """
 
     bucket: int
     rank: int = 0
+    has_middles: bool = False
     has_heads: bool = False
     is_watched: bool = False
 
@@ -62,13 +65,13 @@ class StepInputs:
     rows_B4: Tensor
     spans_B4: Tensor
     heads_B5: Tensor
-    runs_B5: Tensor
+    runs_BF: Tensor
     tiles_B2: Tensor
 
     @classmethod
     def allocate(cls, rows: int, table_entries: int, device: torch.device) -> StepInputs:
         """Inputs of a bucket, with numbers yet to be filled in."""
-        widths = (4, 4, 5, 5, 2)
+        widths = (4, 4, len(UNIFORM), RUN_FIELDS, 2)
         numbers = torch.zeros(rows * sum(widths), dtype=torch.int64, device=device)
         tables = torch.zeros(table_entries, dtype=torch.int32, device=device)
         parts = numbers.split([rows * width for width in widths])
@@ -108,9 +111,10 @@ class KeptQueries:
 class PaddedStep:
     """Fills and runs the steps of one decoder over one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> None:
         self.decoder = decoder
         self.cache = cache
+        self.newest_draw = newest_draw
 
     def inputs(self, shape: StepShape) -> StepInputs:
         """Fresh inputs, all of whose rows pad the bucket."""
@@ -123,13 +127,13 @@ class PaddedStep:
         """Run what the inputs hold."""
         token_ids, positions, blocks, offsets = inputs.rows_B4.T.contiguous()
         cos, sin = self.decoder.rotary.at(positions)
-        runs = RunTable(inputs.runs_B5, inputs.tiles_B2, SMALLEST_TILE, shape.rank)
+        adapters = (inputs.runs_BF, inputs.tiles_B2, SMALLEST_TILE, shape.rank, shape.has_middles)
         queries = KeptQueries([])
         batch = ForwardBatch(
-            token_ids=token_ids,
+            token_ids=self.newest_draw.resolve(token_ids),
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([], runs if shape.rank else None),
+            adapters=AdapterRows([], RunTable(*adapters) if shape.rank else None),
             windows=[],
             groups=[],
             cache=self.cache,
@@ -212,10 +216,8 @@ class PaddedStep:
         tiles = tile_places(starts, stops, SMALLEST_TILE)
         numbers: list[int] = []
         for run in runs:
-            columns = run.columns
-            targets = self.decoder.arena.targets(columns)
-            numbers += (run.start, run.stop, columns.offset, columns.rank, targets)
-        numbers += [0] * (5 * (bucket - len(runs)))
+            numbers += (run.start, run.stop, *self.decoder.arena.run_numbers(run.columns))
+        numbers += [0] * (RUN_FIELDS * (bucket - len(runs)))
         for tile in tiles:
             numbers += tile
         return numbers + [0, NO_ROW] * (bucket - len(tiles))

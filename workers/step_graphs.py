@@ -1,7 +1,8 @@
 """Decode steps as CUDA graphs: one launch for all that a batch of single tokens runs.
 
 A graph is captured for each shape of step when it is first needed: a bucket of rows and of ranks,
-with or without compressed sequences and policies that watch. Nothing here runs without a card.
+with or without middles of adapters, compressed sequences and policies that watch. Nothing here runs
+without a card.
 
 Shape suffixes: B rows of a bucket, V vocabulary.
 """
@@ -17,6 +18,8 @@ from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kv_cache import KVCache
+from workers.lane_device import step_stream
+from workers.newest_draw import NewestDraw
 from workers.padded_step import PaddedStep, StepInputs, StepOutputs, StepShape
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -35,16 +38,18 @@ class CapturedStep:
 class StepGraphs:
     """Captured decode steps of one decoder over one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self.step = PaddedStep(decoder, cache)
+    def __init__(self, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> None:
+        self.step = PaddedStep(decoder, cache, newest_draw)
         self._steps: dict[StepShape, CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        # A replayed kernel has the priority of the stream that it was captured on.
+        self._stream = step_stream(cache.keys.device)
 
     @classmethod
-    def try_of(cls, decoder: Decoder, cache: KVCache) -> StepGraphs | None:
+    def try_of(cls, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> StepGraphs | None:
         """Graphs for a decoder; None where it does not run on CUDA with kernels."""
         has_kernels = gpu_kernels_for(cache.keys) is not None
-        return cls(decoder, cache) if cache.keys.is_cuda and has_kernels else None
+        return cls(decoder, cache, newest_draw) if cache.keys.is_cuda and has_kernels else None
 
     def covers(self, rows: list[InferenceRow]) -> bool:
         """Whether a batch is single tokens only, few enough, of ranks that are captured."""
@@ -69,23 +74,23 @@ class StepGraphs:
 
     def _capture(self, shape: StepShape) -> CapturedStep:
         inputs = self.step.inputs(shape)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled, and libraries set up, before capture
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # kernels are compiled, and libraries set up
             self.step.run(inputs, shape)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             outputs = self.step.run(inputs, shape)
         return CapturedStep(inputs, graph, outputs)
 
 
 def shape_of(rows: list[InferenceRow]) -> StepShape:
     """The captured step that a batch takes."""
-    ranks = [row.columns.rank for row in rows if row.columns is not None]
+    own = [row.columns for row in rows if row.columns is not None]
     return StepShape(
         _at_least(BUCKETS, len(rows)),
-        _at_least(RANKS, max(ranks, default=0)),
+        _at_least(RANKS, max((columns.rank for columns in own), default=0)),
+        has_middles=any(columns.middle for columns in own),
         has_heads=any(row.sequence.layout is not None for row in rows),
         is_watched=any(row.watch is not None for row in rows),
     )

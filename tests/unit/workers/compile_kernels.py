@@ -6,6 +6,7 @@ Run as a program, without TRITON_INTERPRET; prints the names of the kernels.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,18 +87,24 @@ def launch_rows() -> None:
     sample(torch.zeros(4, 128256), torch.zeros(4), torch.zeros(4))
 
 
-def launch_adapters(rows: int, tile: int) -> None:
-    table = torch.zeros(1, 5, dtype=torch.int64)
-    tiles = segments.RunTable(table, torch.zeros(rows // tile, 2, dtype=torch.int64), tile, 64)
+def launch_adapters(rows: int, tile: int, *, has_middles: bool) -> None:
+    table = torch.zeros(1, segments.RUN_FIELDS, dtype=torch.int64)
+    places = torch.zeros(rows // tile, 2, dtype=torch.int64)
+    tiles = segments.RunTable(table, places, tile, 64, has_middles)
     matrices, bounds = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
-    shrink = segments.Factor(matrices[:1], bounds[:2], 3, 4096, 0, True)
-    expand = segments.Factor(matrices, bounds, 1, 4096, 0, True)
+    place = segments.LinearPlace(0, 7)
+    shrink = segments.Factor(matrices[:1], bounds[:2], 3, 4096, place, True)
+    expand = segments.Factor(matrices, bounds, 1, 4096, place, True)
     x = bf16(rows, 4096)
     shrunk = adapters.contract(x, shrink, tiles)
     adapters.expand(shrunk, expand, tiles, bf16(rows, 6144))
     grad = adapters.contract(bf16(rows, 6144), expand, tiles)
-    adapters.expand(grad, shrink, tiles, x)
+    adapters.expand(grad[:1], shrink, replace(tiles, has_middles=False), x)
     adapters.accumulate(torch.zeros(192, 4096), shrunk[0], 0, x)
+    if has_middles:
+        for transposed in (False, True):
+            adapters.join(grad, shrink, tiles, torch.bfloat16, transposed=transposed)
+        adapters.accumulate(torch.zeros(64, 64), shrunk[0], 0, shrunk[0][:, :64])
 
 
 def launch_attention(window: int, queries: int, splits: int, *, has_heads: bool) -> None:
@@ -128,8 +135,9 @@ def launch_column_sums(counts: Tensor | None) -> None:
 if __name__ == "__main__":
     JITFunction.run = compile_only
     launch_rows()
-    launch_adapters(16, 16)
-    launch_adapters(256, 64)
+    for has_middles in (False, True):
+        launch_adapters(16, 16, has_middles=has_middles)
+        launch_adapters(256, 64, has_middles=has_middles)
     launch_attention(0, 1, 8, has_heads=False)
     launch_attention(4096, 64, 1, has_heads=False)
     launch_attention(0, 1, 8, has_heads=True)

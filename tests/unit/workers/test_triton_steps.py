@@ -62,7 +62,7 @@ class Decoding:
             if is_compressed:
                 self._compress(stream)
         self.cache.storage[1:].normal_(generator=torch.Generator().manual_seed(seed))
-        self.step = PaddedStep(decoder, self.cache)
+        self.step = PaddedStep(decoder, self.cache, self.run.runner.newest_draw)
 
     def padded(self, inputs: StepInputs, rows: list[InferenceRow], shape: StepShape) -> StepOutputs:
         with interpreted():

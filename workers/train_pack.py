@@ -9,6 +9,7 @@ A token attends within its own example only, so the gradient is that of the exam
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -32,6 +33,7 @@ class PackTokens:
         targets: (T,) the token to predict from each token; 0 at an example's last.
         weights: (T,) float32 loss weight of that prediction; 0 at an example's last.
         bounds: starts of the examples, and T at the end.
+        trained: tokens whose prediction has weight, ascending; always on the host.
     """
 
     token_ids: Tensor
@@ -39,6 +41,7 @@ class PackTokens:
     targets: Tensor
     weights: Tensor
     bounds: tuple[int, ...]
+    trained: tuple[int, ...]
 
     @classmethod
     def of(cls, examples: list[tuple[list[int], list[float]]]) -> PackTokens:
@@ -60,6 +63,7 @@ class PackTokens:
             torch.tensor(targets),
             torch.tensor(weights, dtype=torch.float32),
             tuple(bounds),
+            tuple(i for i, weight in enumerate(weights) if weight),
         )
 
     def to(self, device: torch.device) -> PackTokens:
@@ -70,6 +74,7 @@ class PackTokens:
             self.targets.to(device),
             self.weights.to(device),
             self.bounds,
+            self.trained,
         )
 
     @property
@@ -81,6 +86,11 @@ class PackTokens:
     def total_weight(self) -> float:
         """Sum of the loss weights."""
         return float(self.weights.sum())
+
+    def trained_within(self, start: int, stop: int) -> list[int]:
+        """Which of the tokens [start, stop) are trained, counted from `start`."""
+        first, last = bisect_left(self.trained, start), bisect_left(self.trained, stop)
+        return [token - start for token in self.trained[first:last]]
 
     def extents(self, start: int, stop: int) -> list[Extent]:
         """The pieces of examples inside tokens [start, stop); rows count from `start`."""
@@ -115,6 +125,12 @@ class LossSums:
     weight: float = 0.0
     tokens: int = 0
 
+    @classmethod
+    def read(cls, sums: Tensor, num_tokens: int) -> LossSums:
+        """Loss, correct and weight, (3,), from their device, which is waited for."""
+        loss, correct, weight = sums.tolist()
+        return cls(loss, correct, weight, num_tokens)
+
     def add(self, other: LossSums) -> None:
         """Add another's sums."""
         self.loss += other.loss
@@ -135,6 +151,8 @@ class TrainPack:
             down in place; before the loss is taken, the rows after the last layer.
         grad_kv: by layer, sums of key and value gradients, while token ranges add to them.
         range_layers: all activations of the range in work of a window-outer pack, by layer.
+        loss_sums: (3,) float64 sums of loss, correct and weight of the loss units so far.
+        num_summed: tokens of those units.
     """
 
     tokens: PackTokens
@@ -143,10 +161,11 @@ class TrainPack:
     loan: Loan
     layers: list[LayerActivations]
     grad_out: Tensor
+    loss_sums: Tensor
+    num_summed: int = 0
     hidden: Tensor | None = None
     grad_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     range_layers: list[LayerActivations] = field(default_factory=list)
-    sums: LossSums = field(default_factory=LossSums)
 
     @classmethod
     def within(
@@ -162,6 +181,7 @@ class TrainPack:
             loan=loan,
             layers=layers,
             grad_out=grad_out,
+            loss_sums=torch.zeros(3, dtype=torch.float64, device=memory.device),
         )
 
     @property

@@ -316,15 +316,11 @@ class Trainer:
     def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:
         """The loss of tokens whose hidden rows are there; their gradient takes its place."""
         pack, tokens = active.running_pack(), slice(unit.start, unit.stop)
-        sums, grad = window_loss(
-            self.decoder,
-            pack.grad_out[tokens],
-            pack.tokens.targets[tokens],
-            pack.tokens.weights[tokens],
-            wants_grad=pack.cursor.trains,
-        )
-        pack.sums.add(sums)
-        if pack.cursor.trains:
+        rows, trains = pack.grad_out[tokens], pack.cursor.trains
+        sums, grad = window_loss(self.decoder, rows, pack.tokens, unit.start, wants_grad=trains)
+        pack.loss_sums += sums
+        pack.num_summed += unit.num_tokens
+        if trains:
             pack.grad_out[tokens] = grad
 
     def _count(self, active: ActiveJob, tokens: int) -> None:

@@ -109,11 +109,9 @@ class ValidationLoss:
             groups=pack_attention(window, config),
         )
         hidden = self._decoder.forward(batch)
-        sums, _ = window_loss(
-            self._decoder, hidden, tokens.targets, tokens.weights, wants_grad=False
-        )
+        sums, _ = window_loss(self._decoder, hidden, tokens, 0, wants_grad=False)
         loan.end()
-        return sums
+        return LossSums.read(sums, n)
 
 
 def first_packs(data: Path, config: DecoderConfig) -> list[PackTokens]:

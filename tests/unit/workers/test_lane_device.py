@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,7 +19,7 @@ from tests.unit.workers.tiny_models import CPU, make_model
 from tests.unit.workers.train_bench import NUM_BLOCKS, Bench, random_examples
 from workers.activations import SaveLevel
 from workers.job_desk import timed_units
-from workers.lane_device import StreamLane, ThreadLane
+from workers.lane_device import StreamLane, ThreadLane, lane_device, step_stream
 from workers.side_lane import SideLane
 from workers.trainer import Trainer
 from workers.unit_clock import MAX_QUEUED
@@ -130,6 +131,21 @@ def test_a_turn_that_raises_is_waited_for_too(bench: Bench, diary: list[str]) ->
     assert diary == ["training waits for engine", "engine waits for training"]
 
 
+@pytest.mark.gpu
+def test_a_lane_on_a_card_finds_what_was_given_before_it_and_is_done_when_it_ends() -> None:
+    device = torch.device("cuda")
+    lanes, thread = StreamLane(device), ThreadPoolExecutor(1)
+    with torch.cuda.stream(step_stream(device)):
+        x = torch.zeros(1 << 26, device=device)
+        for _ in range(100):
+            x += 1
+
+        lanes.begin()
+        total = thread.submit(lanes.run, lambda: x.double().sum()).result()
+
+        assert total.item() == 100 * x.numel()
+
+
 def test_a_step_beside_a_lane_has_the_threads_that_the_lane_leaves_it() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -162,3 +178,10 @@ def test_a_lane_that_is_waited_for_ends_with_its_unit_in_work(bench: Bench) -> N
     ((_, future),) = trainer.side.take_ended()
     assert len(future.result()) == 1
     assert trainer.side.may_go_on()
+
+
+def test_nothing_runs_beside_steps_on_a_single_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda().install(monkeypatch)
+
+    assert not lane_device(CPU).can_share  # tests have one
+    assert lane_device(torch.device("cuda")).can_share

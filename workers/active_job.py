@@ -52,8 +52,7 @@ class ActiveJob:
 
     def next_work(self) -> bool:
         """Hand the finished pack's sums to the stream; False when the job has ended."""
-        pack = self.running_pack()
-        sums = LossSums.read(pack.loss_sums, pack.num_summed)
+        sums = self.running_pack().read_sums()
         self.release()
         try:
             self.work = self.stream.send(sums)

@@ -20,23 +20,23 @@ MAX_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}  # of one chunk; 16 MiB in float3
 def window_loss(
     decoder: Decoder, x: Tensor, tokens: PackTokens, start: int, *, wants_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sums over the rows of tokens [start, ...), and the gradient of the summed loss.
+    """Weighted loss sums of a pack's tokens from `start` on, and the gradient of the summed loss.
 
-    Nothing here waits for the device.
+    Nothing is read from the device.
 
     Shapes:
         x: (T, hidden), before the final norm.
-        returns: (3,) float64 sums of loss, correct and weight, and (T, hidden) in the dtype of x
-            (empty without `wants_grad`).
+        returns: (3,) float64, the sums of loss, correct and weight; and (T, hidden) in the dtype
+            of x (empty without `wants_grad`).
     """
+    stop = start + len(x)
+    targets, weights = tokens.targets[start:stop], tokens.weights[start:stop]
     sums = torch.zeros(3, dtype=torch.float64, device=x.device)
     grad = torch.zeros_like(x) if wants_grad else x.new_empty(0)
-    trained = tokens.trained_within(start, start + len(x))
+    trained = upload(tokens.trained_rows(start, stop), torch.int64, x.device)
     chunk = max(1, MAX_LOGITS[x.device.type] // decoder.config.vocab_size)
-    for first in range(0, len(trained), chunk):
-        rows = upload(trained[first : first + chunk], torch.int64, x.device)
-        targets, weights = tokens.targets[start + rows], tokens.weights[start + rows]
-        part, grad_rows = _chunk(decoder, x[rows], targets, weights, wants_grad)
+    for rows in trained.split(chunk):
+        part, grad_rows = _chunk(decoder, x[rows], targets[rows], weights[rows], wants_grad)
         sums += part
         if wants_grad:
             grad[rows] = grad_rows
@@ -53,8 +53,7 @@ def _chunk(
     correct = (logits.argmax(-1) == targets).to(wide)
     logprobs = torch.log_softmax(logits, dim=-1)
     loss = -logprobs.gather(1, targets[:, None])[:, 0]
-    parts = ((loss * weights).sum(), (correct * weights).sum(), weights.sum())
-    sums = torch.stack(parts)
+    sums = torch.stack(((loss * weights).sum(), (correct * weights).sum(), weights.sum()))
     if not wants_grad:
         return sums, x
     grad = logprobs.exp_()

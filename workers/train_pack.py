@@ -19,6 +19,7 @@ from torch import Tensor
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import LayerActivations, SaveLevel
 from workers.attention import Extent
+from workers.device_copy import copy_to
 from workers.pack_layout import PackLayout
 from workers.training_memory import Loan
 
@@ -33,7 +34,7 @@ class PackTokens:
         targets: (T,) the token to predict from each token; 0 at an example's last.
         weights: (T,) float32 loss weight of that prediction; 0 at an example's last.
         bounds: starts of the examples, and T at the end.
-        trained: tokens whose prediction has weight, ascending; always on the host.
+        trained: tokens whose weight is not 0, ascending; known without asking a device.
     """
 
     token_ids: Tensor
@@ -63,18 +64,17 @@ class PackTokens:
             torch.tensor(targets),
             torch.tensor(weights, dtype=torch.float32),
             tuple(bounds),
-            tuple(i for i, weight in enumerate(weights) if weight),
+            tuple(place for place, weight in enumerate(weights) if weight),
         )
 
     def to(self, device: torch.device) -> PackTokens:
         """The same on `device`."""
-        return PackTokens(
-            self.token_ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
-            self.weights.to(device),
-            self.bounds,
-            self.trained,
+        return replace(
+            self,
+            token_ids=copy_to(self.token_ids, device),
+            positions=copy_to(self.positions, device),
+            targets=copy_to(self.targets, device),
+            weights=copy_to(self.weights, device),
         )
 
     @property
@@ -87,8 +87,8 @@ class PackTokens:
         """Sum of the loss weights."""
         return float(self.weights.sum())
 
-    def trained_within(self, start: int, stop: int) -> list[int]:
-        """Which of the tokens [start, stop) are trained, counted from `start`."""
+    def trained_rows(self, start: int, stop: int) -> list[int]:
+        """The trained tokens inside [start, stop), counted from `start`."""
         first, last = bisect_left(self.trained, start), bisect_left(self.trained, stop)
         return [token - start for token in self.trained[first:last]]
 
@@ -125,12 +125,6 @@ class LossSums:
     weight: float = 0.0
     tokens: int = 0
 
-    @classmethod
-    def read(cls, sums: Tensor, num_tokens: int) -> LossSums:
-        """Loss, correct and weight, (3,), from their device, which is waited for."""
-        loss, correct, weight = sums.tolist()
-        return cls(loss, correct, weight, num_tokens)
-
     def add(self, other: LossSums) -> None:
         """Add another's sums."""
         self.loss += other.loss
@@ -149,10 +143,9 @@ class TrainPack:
         hidden: rows of a window between two layers, forward or again.
         grad_out: (T, hidden) gradient at the output of the layer that is next in backward, carried
             down in place; before the loss is taken, the rows after the last layer.
+        loss_sums: (3,) float64: loss, correct and weight of the tokens whose loss has been taken.
         grad_kv: by layer, sums of key and value gradients, while token ranges add to them.
         range_layers: all activations of the range in work of a window-outer pack, by layer.
-        loss_sums: (3,) float64 sums of loss, correct and weight of the loss units so far.
-        num_summed: tokens of those units.
     """
 
     tokens: PackTokens
@@ -162,7 +155,6 @@ class TrainPack:
     layers: list[LayerActivations]
     grad_out: Tensor
     loss_sums: Tensor
-    num_summed: int = 0
     hidden: Tensor | None = None
     grad_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     range_layers: list[LayerActivations] = field(default_factory=list)
@@ -200,6 +192,11 @@ class TrainPack:
     def num_tokens(self) -> int:
         """Tokens of all examples."""
         return self.tokens.num_tokens
+
+    def read_sums(self) -> LossSums:
+        """Sums of a pack all of whose losses have been taken; waits for its device."""
+        loss, correct, weight = self.loss_sums.tolist()
+        return LossSums(loss, correct, weight, self.num_tokens)
 
     def keep_hidden(self, start: int, rows: Tensor) -> None:
         """Keep rows after the last layer until their loss is taken."""

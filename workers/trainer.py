@@ -33,10 +33,11 @@ from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.lane_device import lane_device
 from workers.loss import window_loss
-from workers.optimizer import OPTIMIZERS
+from workers.optimizers import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.param_shard import ParamShard
-from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.peft_method import PeftMethod
+from workers.peft_methods import PEFT_METHODS
 from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
 from workers.term_grads import TermGrads
@@ -316,11 +317,15 @@ class Trainer:
     def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:
         """The loss of tokens whose hidden rows are there; their gradient takes its place."""
         pack, tokens = active.running_pack(), slice(unit.start, unit.stop)
-        rows, trains = pack.grad_out[tokens], pack.cursor.trains
-        sums, grad = window_loss(self.decoder, rows, pack.tokens, unit.start, wants_grad=trains)
+        sums, grad = window_loss(
+            self.decoder,
+            pack.grad_out[tokens],
+            pack.tokens,
+            unit.start,
+            wants_grad=pack.cursor.trains,
+        )
         pack.loss_sums += sums
-        pack.num_summed += unit.num_tokens
-        if trains:
+        if pack.cursor.trains:
             pack.grad_out[tokens] = grad
 
     def _count(self, active: ActiveJob, tokens: int) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from scheduler.domain.messages import JobStopped, StartJob, StopJob
+from scheduler.domain.messages import JobStopped, StopJob
 from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
-from tests.integration.engine_driver import BASE, Script, TinyEngine, always, generate
+from tests.integration.engine_driver import BASE, Script, TinyEngine, always, ended, generate
 from tests.unit.workers.fake_cuda import FakeCuda
 from tests.unit.workers.tiny_models import CPU, VOCAB_SIZE
 from workers.decoder_backward import DecoderBackward
@@ -66,13 +66,7 @@ def run(
     later: Sequence[tuple[Callable[[Script], bool], list[ToEngine]]] = (),
     device: LaneDevice | None = None,
 ) -> Script:
-    names = [f"r{i}" for i in range(6)]
-    jobs = [order.job_id for order in orders if isinstance(order, StartJob)]
-
-    def is_over(script: Script) -> bool:
-        return all(map(script.has_ended, jobs)) and all(map(script.is_answered, names))
-
-    script = Script([(always, orders), *later, (is_over, [])])
+    script = Script([(always, orders), *later, (ended(*orders), [])])
     loop = engine.start(script)
     host = loop.hosts[BASE]
     host.scheduler.planner.beside = law

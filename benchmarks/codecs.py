@@ -214,7 +214,7 @@ def sizes(archive: Archive) -> dict[str, float]:
     }
     if archive.header.codec == "compeft":
         ternary: TernaryParams = archive.codec.unpack(  # type: ignore[attr-defined]
-            archive.payload, archive.method.shapes()
+            archive.payload, archive.method.file_shapes()
         )
         bound = sum(
             32 + entropy_bits(g.signs.num_nonzero, g.signs.size) for g in ternary.groups.values()

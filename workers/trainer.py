@@ -38,6 +38,7 @@ from workers.param_shard import ParamShard
 from workers.peft_method import PEFT_METHODS, PeftMethod
 from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
+from workers.site_weights import SiteWeights
 from workers.term_grads import TermGrads
 from workers.train_data import TrainData
 from workers.train_job import TrainJob
@@ -350,8 +351,10 @@ class Trainer:
         optimizer_type = OPTIMIZERS[spec.optimizer]
         optimizer = optimizer_type(optimizer_type.Config.model_validate(spec.optimizer_config))
         wide = self.spec.wide_dtype
-        params = FlatParams(shard.own.shapes(), wide, self.device)
-        shard.init(params, spec.seed)
+        params = FlatParams(shard.own.file_shapes(), wide, self.device)
+        if order.resume_from is None:
+            shard.init(params, spec.seed, SiteWeights(self.decoder))
+        grads = FlatParams(shard.own.shapes(), wide, self.device)
         return TrainJob(
             order=order,
             shard=shard,
@@ -361,9 +364,11 @@ class Trainer:
             data=self._data(order.train_path, order),
             valid=self._data(order.valid_path, order) if order.valid_path else None,
             params=params,
-            grads=FlatParams(shard.own.shapes(), wide, self.device),
-            term_grads=TermGrads(self.decoder.config, slot.columns, wide, self.device),
-            optimizer_state=optimizer.init_state(params.flat),
+            grads=grads,
+            term_grads=TermGrads(
+                self.decoder.config, slot.columns, wide, self.device, shard.own.trained_parts
+            ),
+            optimizer_state=optimizer.init_state(params.flat[: len(grads.flat)]),
             report=self.report,
             checkpoint=self._write,
         )
@@ -402,7 +407,7 @@ class Trainer:
                 method=job.shard.whole,
                 data=data,
                 base=self.base,
-                seed=job.order.spec.seed,
+                seed=None if job.method.fixed_shapes() else job.order.spec.seed,
                 is_final=is_final,
             )
         )

@@ -64,9 +64,16 @@ def shrink_expand(x_TI: Tensor, terms: list[RowTerm | None]) -> Tensor:
 
 
 def attention(
-    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, start: int, window: int | None
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    start: int,
+    window: int | None,
+    log_counts_KT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the queries at positions start, start+1, ... over keys from position 0.
+
+    Log-counts, where there are any, are added to the logits of each key.
 
     Returns:
         Output (queries, H, D) and log-sum-exp (queries, H).
@@ -81,6 +88,8 @@ def attention(
         for head in range(num_heads):
             keys = k_TKD[first:stop, head // group_size]
             scores = keys @ q_THD[i, head] * head_dim**-0.5
+            if log_counts_KT is not None:
+                scores = scores + log_counts_KT[head // group_size, first:stop]
             lse[i, head] = torch.logsumexp(scores, 0)
             out[i, head] = torch.softmax(scores, 0) @ v_TKD[first:stop, head // group_size]
     return out, lse

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-import workers.codecs
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_arena import Term, empty_terms
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_folder import read_folder
 from workers.adapter_sites import sites
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder
 from workers.hf_config import read_hf_config
-from workers.model import MODULE_PATHS, DecoderConfig, decoder_config
+from workers.model import MODULE_PATHS, DecoderConfig
 from workers.tasks.program import run_program
 from workers.tasks.shard_writer import DTYPE_NAMES, TensorSpec, plan_shards, write_shards
 

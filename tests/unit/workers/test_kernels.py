@@ -16,6 +16,7 @@ from tests.unit.workers.tiny_models import CPU, FAMILIES
 from workers import attention as attention_module
 from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.architecture import decoder_config
 from workers.attention import Extent, SpanGroup, attend, attend_backward, split_by_size
 from workers.decoder import RotaryTable
 from workers.hf_config import HfConfig
@@ -28,7 +29,7 @@ from workers.layers import (
     silu_mul,
     silu_mul_backward,
 )
-from workers.model import MODULE_PATHS, DecoderConfig, decoder_config
+from workers.model import MODULE_PATHS, DecoderConfig
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None)

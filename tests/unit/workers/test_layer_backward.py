@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tests.unit.workers.tiny_models  # noqa: F401  (one thread)
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import ActivationSpec, SaveLevel

@@ -12,7 +12,7 @@ from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton import attention, attention_backward, gate, norm
 from workers.kernels.triton.adapters import accumulate, contract, expand, join
 from workers.kernels.triton.attention_backward import AttentionSaved
-from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.pages import store_heads, store_pages
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 from workers.kernels.triton.snapkv import column_sums
@@ -35,6 +35,7 @@ class GpuKernels:
     silu_mul = staticmethod(gate.silu_mul)
     silu_mul_backward = staticmethod(gate.silu_mul_backward)
     store_pages = staticmethod(store_pages)
+    store_heads = staticmethod(store_heads)
     sample = staticmethod(sample)
     column_sums = staticmethod(column_sums)
 

@@ -32,17 +32,21 @@ class ParamShard:
         own_shapes = own.file_shapes()
         self._cuts = {n: _cut(shape, own_shapes[n]) for n, shape in whole.file_shapes().items()}
 
-    def init(self, into: FlatParams, seed: int, weight_of: SiteWeight) -> None:
-        """Fill this rank's part of a fresh adapter: the numbers are those of the whole.
+    def init(self, into: FlatParams, seed: int) -> None:
+        """Fill this rank's part of fresh parameters: the numbers are those of the whole."""
+        drawn = FlatParams(self._shapes, into.flat.dtype, into.flat.device)
+        self.whole.init(drawn.views, seed)
+        self._copy_part(drawn, into)
+
+    def make_fixed(self, into: FlatParams, weight_of: SiteWeight) -> None:
+        """Fill this rank's part of what is never trained, likewise.
 
         Raises:
             InvalidInput: the method cannot be used on this base model.
         """
-        drawn = FlatParams(self.whole.file_shapes(), into.flat.dtype, into.flat.device)
-        self.whole.init(drawn.views, seed)
-        self.whole.make_fixed(drawn.views, weight_of)
-        for name, part in self.part(drawn.views).items():
-            into.views[name].copy_(part)
+        made = FlatParams(self.whole.fixed_shapes(), into.flat.dtype, into.flat.device)
+        self.whole.make_fixed(made.views, weight_of)
+        self._copy_part(made, into)
 
     def part(self, params: Params) -> Params:
         """This rank's part of whole parameters."""
@@ -82,6 +86,10 @@ class ParamShard:
         common = sum(s for name, s in squares.items() if self._cuts[name] is None)
         total = self.group.sum(torch.as_tensor(cut, dtype=grads.flat.dtype)) + common
         return float(total**0.5)
+
+    def _copy_part(self, whole: FlatParams, into: FlatParams) -> None:
+        for name, part in self.part(whole.views).items():
+            into.views[name].copy_(part)
 
     def _part(self, whole: Tensor, cut: int | None) -> Tensor:
         return whole if cut is None else self.group.shard.part(whole, cut)

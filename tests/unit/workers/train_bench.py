@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -152,7 +153,11 @@ class Bench:
             checkpoint_root=str(self.folder / name),
         )
         self.trainer.start(order)
-        job = self.trainer.active[name].job
+        active = self.trainer.active[name]
+        if active.preparing is not None:
+            wait([active.preparing])
+            self.trainer.advance(name)
+        job = active.job
         params = random_params(job.shard.whole, rank, self.dtype)
         for key, tensor in job.shard.part(params).items():
             job.params.views[key].copy_(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from workers.attention import AttendsBack
@@ -18,7 +19,8 @@ class ActiveJob:
     """A job, the stream that it is in the middle of, and what it does next.
 
     Attributes:
-        work: the stream's current piece of work.
+        preparing: what a thread still does before the stream begins.
+        work: the stream's current piece of work, once it has begun.
         tokens_before: tokens that were trained before it came here.
         pack: that work in memory; None while it waits for memory.
         window: a forward window that stands between two layers.
@@ -27,18 +29,42 @@ class ActiveJob:
 
     job: TrainJob
     stream: Generator[PackWork, LossSums]
-    work: PackWork
     tokens_before: int
+    preparing: Future[None] | None = None
+    work: PackWork = field(init=False)
     pack: TrainPack | None = None
     window: ForwardBatch | None = None
     groups: dict[tuple[int, int], Sequence[AttendsBack]] = field(default_factory=dict)
 
     @classmethod
-    def try_begin(cls, job: TrainJob) -> ActiveJob | None:
-        """The job at its first piece of work; None when nothing is left to do."""
-        stream = job.stream()
-        work = next(stream, None)
-        return None if work is None else cls(job, stream, work, job.trained_tokens)
+    def of(cls, job: TrainJob, preparing: Future[None] | None) -> ActiveJob:
+        """A job whose stream has not begun."""
+        return cls(job, job.stream(), job.trained_tokens, preparing)
+
+    @property
+    def waits_for_work(self) -> bool:
+        """Whether `advance` would give it something to do."""
+        if self.preparing is not None:
+            return self.preparing.done()
+        return self.pack is not None and self.pack.cursor.is_done
+
+    def advance(self) -> bool:
+        """Go to the first or next piece of work; False when the job has ended.
+
+        Raises:
+            DomainError: it could not be prepared, or its optimizer step failed.
+        """
+        return self.begin() if self.preparing is not None else self.next_work()
+
+    def begin(self) -> bool:
+        """Go to the first piece of work; False when nothing is left to do."""
+        if self.preparing is not None:
+            self.preparing.result()
+            self.preparing = None
+        work = next(self.stream, None)
+        if work is not None:
+            self.work = work
+        return work is not None
 
     @property
     def trained_tokens(self) -> int:
@@ -82,6 +108,8 @@ class ActiveJob:
 
     def close(self) -> None:
         """Let go of everything."""
+        if self.preparing is not None:
+            self.preparing.cancel()
         self.stream.close()
         self.release()
 

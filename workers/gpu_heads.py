@@ -76,7 +76,9 @@ def try_head_spans(
         return None
     placed, shape = [PlacedHeads.of(span, device) for span in spans], head_shape(config, None)
     return [
-        GpuSpans(kernels, config, inference_tiles(members, shape, device), _own_pages(members, cache))
+        GpuSpans(
+            kernels, config, inference_tiles(members, shape, device), _own_pages(members, cache)
+        )
         for members in by_length(placed, shape)
     ]
 

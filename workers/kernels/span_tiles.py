@@ -94,7 +94,7 @@ class HeadShape:
         return max(1, rows // self.stacked)
 
     def largest_tile(self, num_queries: int) -> int:
-        """Rows of a tile of so many queries: each tile reads its keys, but all are to fill a card."""
+        """Rows of a tile of so many queries: few, where fewer tiles would not fill a card."""
         programs = num_queries * self.stacked // WIDEST_TILE * self.kv_heads
         return WIDEST_TILE if programs >= ENOUGH_PROGRAMS // 2 else LARGEST_TILE
 

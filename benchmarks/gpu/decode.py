@@ -7,7 +7,8 @@ roofline  the larger of bytes that a step must read (weights, adapters in use, K
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.random_model import (
@@ -53,8 +54,7 @@ class DecodeRunner:
 
     def figures(self, batch: int, num_adapters: int, ceilings: Ceilings) -> Figures:
         """A step's time beside its roofline."""
-        sequences = [self._sequence(place) for place in range(batch)]
-        step_s = self.setting.time_s(lambda: self._step(sequences, num_adapters))
+        step_s = self.setting.time_s(self.step_of(batch, num_adapters))
         bound_s = self._roofline_s(batch, num_adapters, ceilings)
         return {
             "batch": batch,
@@ -65,15 +65,13 @@ class DecodeRunner:
             "times_roofline": step_s / bound_s,
         }
 
-    def _step(self, sequences: list[Sequence], num_adapters: int) -> None:
-        decode_step(
-            self.runner,
-            sequences,
-            [
-                adapter_columns(i % num_adapters) if num_adapters else None
-                for i in range(len(sequences))
-            ],
-        )
+    def step_of(self, batch: int, num_adapters: int) -> Callable[[], None]:
+        """A step of so many sequences, which take turns with the adapters."""
+        sequences = [self._sequence(place) for place in range(batch)]
+        columns = [
+            adapter_columns(i % num_adapters) if num_adapters else None for i in range(batch)
+        ]
+        return partial(decode_step, self.runner, sequences, columns)
 
     def _sequence(self, place: int) -> Sequence:
         first = 1 + place * self.blocks

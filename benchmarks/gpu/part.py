@@ -36,7 +36,10 @@ PARTS = {
     "coserving": Part("coserving:measure", 130),
     "prefill": Part("prefill:measure", 20),
     "contexts": Part("contexts:measure", 45),
+    "kernel_times": Part("kernel_times:measure", 30),
     "memory": Part("memory:measure", 45),
+    "service": Part("service:measure", 45),
+    "attention_peers": Part("attention_peers:measure", 20),
     "peft": Part("peers:training", 25),
     "transformers": Part("peers:serving", 35),
 }

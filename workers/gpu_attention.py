@@ -16,14 +16,7 @@ from workers.attention import Attends, AttendsBack, Extent, SavedAttention, Sink
 from workers.batch import TrainWindow
 from workers.device_copy import upload
 from workers.kernels.device_kernels import gpu_kernels_for
-from workers.kernels.span_tiles import (
-    BLOCK_KEYS,
-    LARGEST_TILE,
-    SMALLEST_TILE,
-    HeadShape,
-    KeyPlace,
-    SpanTiles,
-)
+from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kv_cache import KVCache
 from workers.model import DecoderConfig
 
@@ -142,7 +135,7 @@ def try_paged_spans(
     place = paged_place(cache, upload(blocks, torch.int32, device))
     shape = head_shape(config, None)
     return [
-        GpuSpans(kernels, config, inference_tiles(members, shape, device), place)
+        GpuSpans(kernels, config, span_tiles(members, shape, device), place)
         for members in by_length(spans, shape)
     ]
 
@@ -166,28 +159,15 @@ def by_length(spans: list[Placed], shape: HeadShape) -> list[list[Placed]]:
     return [members for members in (short, long) if members]
 
 
-def inference_tiles(
-    spans: Sequence[PlacedSpan], shape: HeadShape, device: torch.device
-) -> SpanTiles:
-    """Tiles of spans whose keys get no gradients."""
-    largest = shape.largest_tile(sum(span.extent.num_queries for span in spans))
-    return span_tiles(spans, shape, device, largest)
-
-
-def span_tiles(
-    spans: Sequence[PlacedSpan],
-    shape: HeadShape,
-    device: torch.device,
-    largest: int = LARGEST_TILE,
-) -> SpanTiles:
-    """Cut spans of like length into tiles, those of most keys first: they take longest."""
-    queries = shape.tile_queries(max(span.extent.num_queries for span in spans), largest)
+def span_tiles(spans: Sequence[PlacedSpan], shape: HeadShape, device: torch.device) -> SpanTiles:
+    """Cut spans of like length into tiles."""
+    queries = shape.tile_queries(max(span.extent.num_queries for span in spans))
     tiles = [
         (i, query)
         for i, span in enumerate(spans)
         for query in range(0, span.extent.num_queries, queries)
     ]
-    tiles.sort(key=lambda tile: spans[tile[0]].extent.start + tile[1], reverse=True)
+    tiles.sort(key=lambda tile: -spans[tile[0]].extent.start - tile[1])  # the longest walk first
     most_keys = max(span.extent.num_keys - span.dropped for span in spans)
     return SpanTiles(
         upload([span.line for span in spans], torch.int64, device),

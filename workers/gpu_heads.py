@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.attention import Attends
 from workers.device_copy import upload
-from workers.gpu_attention import GpuSpans, PlacedSpan, by_length, head_shape, inference_tiles
+from workers.gpu_attention import GpuSpans, PlacedSpan, by_length, head_shape, span_tiles
 from workers.head_attention import HeadSpan
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kernels.span_tiles import HeadLines, KeyPlace
@@ -76,9 +76,7 @@ def try_head_spans(
         return None
     placed, shape = [PlacedHeads.of(span, device) for span in spans], head_shape(config, None)
     return [
-        GpuSpans(
-            kernels, config, inference_tiles(members, shape, device), _own_pages(members, cache)
-        )
+        GpuSpans(kernels, config, span_tiles(members, shape, device), _own_pages(members, cache))
         for members in by_length(placed, shape)
     ]
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 SMALLEST_TILE = 16  # a side of Triton's matrix product
-LARGEST_TILE = 64  # stacked rows of a tile of long spans, whose backward reads as much again
-WIDEST_TILE = 128  # the same where there is no backward
+LARGEST_TILE = 64  # stacked rows of a tile of long spans
 BLOCK_KEYS = 64
 KEYS_PER_SPLIT = 256
 ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
@@ -88,15 +87,10 @@ class HeadShape:
         """Rows that one query takes in a tile."""
         return 1 << (self.group - 1).bit_length()
 
-    def tile_queries(self, longest: int, largest: int = LARGEST_TILE) -> int:
+    def tile_queries(self, longest: int) -> int:
         """Queries of a tile for spans of up to `longest` queries."""
-        rows = SMALLEST_TILE if longest * self.stacked <= SMALLEST_TILE else largest
+        rows = SMALLEST_TILE if longest * self.stacked <= SMALLEST_TILE else LARGEST_TILE
         return max(1, rows // self.stacked)
-
-    def largest_tile(self, num_queries: int) -> int:
-        """Rows of a tile of so many queries: few, where fewer tiles would not fill a card."""
-        programs = num_queries * self.stacked // WIDEST_TILE * self.kv_heads
-        return WIDEST_TILE if programs >= ENOUGH_PROGRAMS // 2 else LARGEST_TILE
 
     def splits(self, num_tiles: int, queries: int, most_keys: int) -> int:
         """Pieces to cut the keys of short tiles into, so that the card is full."""

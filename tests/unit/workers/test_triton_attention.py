@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
 from workers.attention import attend_backward as padded_backward
 from workers.kernels import reference
-from workers.kernels.span_tiles import LARGEST_TILE, WIDEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.attention import attend
 from workers.kernels.triton.attention_backward import AttentionSaved, attend_backward
 
@@ -73,8 +73,8 @@ class Spans:
             first += length
         return KeyPlace(keys, values, 0, DIM, keys.stride(0))
 
-    def tiles(self, splits: int = 1, largest: int = LARGEST_TILE) -> SpanTiles:
-        queries = self.shape.tile_queries(max(self.counts), largest)
+    def tiles(self, splits: int = 1) -> SpanTiles:
+        queries = self.shape.tile_queries(max(self.counts))
         tiles = [(i, q) for i, n in enumerate(self.counts) for q in range(0, n, queries)]
         return SpanTiles(self.table, torch.tensor(tiles, device=DEVICE), queries, splits)
 
@@ -82,10 +82,10 @@ class Spans:
         tiles = [(i, key) for i, n in enumerate(self.lengths) for key in range(0, n, 64)]
         return torch.tensor(tiles, device=DEVICE)
 
-    def attend(self, splits: int = 1, largest: int = LARGEST_TILE) -> tuple[Tensor, Tensor]:
+    def attend(self, splits: int = 1) -> tuple[Tensor, Tensor]:
         out = torch.empty(self.q.shape, dtype=DTYPE, device=DEVICE)
         lse = torch.empty(self.q.shape[:2], dtype=DTYPE, device=DEVICE)
-        attend(self.q, self.place, self.tiles(splits, largest), self.shape, out, lse)
+        attend(self.q, self.place, self.tiles(splits), self.shape, out, lse)
         return out, lse
 
     def each(self) -> list[tuple[slice, Tensor, Tensor, int]]:
@@ -118,19 +118,6 @@ def test_spans_of_every_kind_attend(shape: HeadShape, paged: bool, longest: int,
         want, want_lse = reference.attention(spans.q[rows], k, v, start, spans.window)
         assert_close(out[rows], want)
         assert_close(lse[rows], want_lse)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@FEW
-@given(seed=SEEDS)
-def test_wide_tiles_give_what_narrow_ones_give(shape: HeadShape, seed: int) -> None:
-    spans = Spans(seed, shape, 150, paged=True)
-
-    out, lse = spans.attend(largest=WIDEST_TILE)
-
-    want, want_lse = spans.attend()
-    assert_close(out, want)
-    assert_close(lse, want_lse)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

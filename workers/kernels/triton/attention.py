@@ -17,14 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import (
-    BLOCK_KEYS,
-    LARGEST_TILE,
-    SMALLEST_TILE,
-    HeadShape,
-    KeyPlace,
-    SpanTiles,
-)
+from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.accumulator import accumulator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -66,7 +59,6 @@ def attend(
         SPLITS=splits,
         BLOCK_N=BLOCK_KEYS,
         WIDE=accumulator(q_THD.dtype),
-        num_warps=4 if sizes["BLOCK_M"] <= LARGEST_TILE else 8,
         **sizes,
     )
     if splits > 1:
@@ -163,7 +155,8 @@ def _walk(
 ):
     """Take in blocks of keys from `begin` on; all queries see all of them where IS_WHOLE.
 
-    The state is the queries' peaks in powers of two, and the sums of weights and of values.
+    The state is each query's peak, and its sums of weights and of values; `scale` is that of the
+    scores as exponents of two, and so are the peaks.
     """
     peak, total, sums = state
     entries, first, page, offset_of_head = table
@@ -179,19 +172,17 @@ def _walk(
         key = tl.load(keys + offset, mask=inside, other=0.0)
         scores = tl.zeros((query_rows.shape[0], BLOCK_N), total.dtype)
         scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee")
-        factor = scale
         if HAS_HEADS:
             bias = tl.load(counts + slot, mask=slot < num_counts, other=0.0)
-            scores = scores * scale + bias.to(total.dtype)[None, :] * LOG2_E
-            factor = 1.0
+            scores += bias.to(total.dtype)[None, :] * (LOG2_E / scale)
         if not IS_WHOLE:
             visible = slot[None, :] < limit[:, None]
             if WINDOW > 0:
                 visible = visible & (slot[None, :] >= limit[:, None] - WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1) * factor)
+        higher = tl.maximum(peak, tl.max(scores, 1) * scale)
         level = higher if IS_WHOLE else tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores * factor - level[:, None])
+        weights = tl.exp2(scores * scale - level[:, None])
         shrunk = tl.exp2(peak - level)
         total = total * shrunk + tl.sum(weights, 1)
         value = tl.load(values + offset, mask=inside, other=0.0)

@@ -80,7 +80,7 @@ def needs_of(asked: Requirement) -> list[Requirement] | None:
 def pinned(names: Iterable[str], constraints: str) -> list[str]:
     """NAME==VERSION of each, as constraints.txt has it."""
     lines = re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)
-    versions = {canonicalize_name(name): version for name, version in lines}
+    versions: dict[str, str] = {canonicalize_name(name): version for name, version in lines}
     return [f"{name}=={versions[name]}" for name in sorted(names)]
 
 

@@ -9,7 +9,6 @@ engine: until the second token of a prompt that is, and of one that is not compr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from math import ceil
 
 import torch
@@ -18,7 +17,7 @@ from benchmarks.gpu.card_engine import CardEngine, card_engine
 from benchmarks.gpu.card_memory import release
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.random_model import random_decoder, token_bytes, weight_bytes
-from benchmarks.gpu.sequences import PAGE, decode_step, sequence_of
+from benchmarks.gpu.sequences import PAGE, DecodeSteps, sequence_of
 from benchmarks.gpu.setting import Figures, Setting
 from scheduler.domain.request import KvPolicyChoice, Sequence
 from workers.decoder import Decoder
@@ -39,7 +38,7 @@ def measure(setting: Setting) -> Iterator[Figures]:
     """Steps of every shape, context, batch and policy; then a prompt's compression."""
     ceilings = Ceilings.of(setting)
     contexts = TINY_CONTEXTS if setting.is_tiny else CONTEXTS
-    for shape in reversed(setting.models):
+    for shape in setting.models:
         steps = ContextSteps(random_decoder(shape, setting, 0), setting, contexts)
         lines: list[Figures] = []
         for context in contexts:
@@ -72,8 +71,8 @@ class ContextSteps:
     def figures(self, policy: str, context: int, batch: int, ceilings: Ceilings) -> Figures:
         """One case."""
         sequences = [self._sequence(policy, place, context) for place in range(batch)]
-        columns = [None] * batch
-        step_s = self.setting.time_s(partial(decode_step, self.runner, sequences, columns))
+        steps = DecodeSteps(self.runner, sequences, [None] * batch)
+        step_s = self.setting.time_s(steps.run)
         kv_bytes, weights = batch * self._kv_bytes(policy, context), self._weight_bytes
         flop = 2 * batch * weights / self.setting.dtype.itemsize
         bound_s = ceilings.seconds(weights + kv_bytes, flop)

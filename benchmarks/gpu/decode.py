@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.random_model import (
@@ -18,7 +17,7 @@ from benchmarks.gpu.random_model import (
     token_bytes,
     weight_bytes,
 )
-from benchmarks.gpu.sequences import PAGE, decode_step, sequence_of
+from benchmarks.gpu.sequences import PAGE, DecodeSteps, sequence_of
 from benchmarks.gpu.setting import Figures, Setting
 from scheduler.domain.request import Sequence
 from workers.decoder import Decoder
@@ -71,7 +70,7 @@ class DecodeRunner:
         columns = [
             adapter_columns(i % num_adapters) if num_adapters else None for i in range(batch)
         ]
-        return partial(decode_step, self.runner, sequences, columns)
+        return DecodeSteps(self.runner, sequences, columns).run
 
     def _sequence(self, place: int) -> Sequence:
         first = 1 + place * self.blocks

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 
 from scheduler.domain.plan import Span
-from scheduler.domain.request import RequestBody, SamplingParams, Sequence
+from scheduler.domain.request import RequestBody, SamplingParams, Sequence, unread_token
 from workers.adapter_arena import AdapterColumns
 from workers.batch_builder import InferenceRow
+from workers.drawn_tokens import DrawnTokens
 from workers.model_runner import ModelRunner
 
 PAGE = 32
@@ -28,14 +29,32 @@ def sequence_of(place: int, tokens: int, blocks: list[int], num_computed: int = 
     return sequence
 
 
-def decode_step(
-    runner: ModelRunner, sequences: list[Sequence], columns: Many[AdapterColumns | None]
-) -> None:
-    """The last token of every sequence, again and again: what is drawn takes its place."""
-    rows = [
-        InferenceRow(Span(sequence.id, sequence.num_computed_tokens, 1), sequence, adapter)
-        for sequence, adapter in zip(sequences, columns, strict=True)
-    ]
-    drawn = runner.run(rows, []).sampled
-    for sequence in sequences:
-        sequence.token_ids[-1] = drawn[sequence.id].token_id or 0
+class DecodeSteps:
+    """The last token of every sequence, again and again: what is drawn takes its place.
+
+    As in the engine, a step is issued before the tokens of the one before are read.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        sequences: list[Sequence],
+        columns: Many[AdapterColumns | None],
+    ) -> None:
+        self.runner = runner
+        self.sequences = sequences
+        self.columns = columns
+        self._unread: DrawnTokens | None = None
+
+    def run(self) -> None:
+        """One step."""
+        rows = [
+            InferenceRow(Span(sequence.id, sequence.num_computed_tokens, 1), sequence, adapter)
+            for sequence, adapter in zip(self.sequences, self.columns, strict=True)
+        ]
+        before, self._unread = self._unread, self.runner.run(rows, []).drawn
+        assert self._unread is not None
+        for row, sequence in enumerate(self._unread.leads):
+            sequence.token_ids[-1] = unread_token(row)
+        if before is not None:
+            before.read()

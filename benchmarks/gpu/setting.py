@@ -63,13 +63,13 @@ class Setting:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Shapes that are measured, the smaller first."""
-        return ("tiny",) if self.is_tiny else ("1b", "8b")
+        """Shapes that are measured, the larger first."""
+        return ("tiny",) if self.is_tiny else ("8b", "1b")
 
     @property
     def largest(self) -> str:
         """The shape of parts that take one."""
-        return self.models[-1]
+        return self.models[0]
 
     @property
     def seconds(self) -> float:

@@ -20,7 +20,7 @@ from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.kernels.device_kernels import KERNELS, gpu_kernels
 from workers.model import MODULE_PATHS
 from workers.pack_placement import TrainerLimits
-from workers.padded_step import PaddedStep
+from workers.padded_step import PaddedStep, StepShape
 
 
 @pytest.fixture
@@ -73,11 +73,12 @@ def test_a_padded_step_gives_the_logits_of_a_plain_one() -> None:
         builder.add_row(row)
     want = decoder.logits(decoder.forward(builder.build()))
     before = cache.storage.clone()
-    step = PaddedStep(decoder, cache)
-    inputs = step.inputs(4)
+    step = PaddedStep(decoder, cache, run.runner.newest_draw)
+    shape = StepShape(4, rank=16)
+    inputs = step.inputs(shape)
 
-    inputs.fill(*step.numbers(rows, 4))
-    got = step.run(inputs, rank=16)
+    inputs.fill(*step.numbers(rows, shape.bucket))
+    got = step.run(inputs, shape).logits_BV
 
     assert torch.allclose(got[:3], want, atol=1e-10)
     assert torch.allclose(cache.storage, before, atol=1e-10)

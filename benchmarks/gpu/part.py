@@ -42,6 +42,7 @@ PARTS = {
     "transformers": Part("peers:serving", 30),
     "service": Part("service:measure", 40),
     "attention_peers": Part("attention_peers:measure", 15),
+    "tuning": Part("tuning:measure", 30),
 }
 
 

@@ -54,9 +54,22 @@ def measure(setting: Setting) -> Iterator[Figures]:
     yield from training_figures(setting, decoder, 48 if setting.is_tiny else 4096)
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The same attention by us and by torch."""
+
+    ours: Callable[[], Tensor]
+    theirs: Callable[[], Tensor]
+
+
 @torch.inference_mode()
 def span_figures(setting: Setting, decoder: Decoder, spans: Spans) -> Figures:
     """One shape of inference."""
+    return compared(setting, spans_attention(setting, decoder, spans))
+
+
+def spans_attention(setting: Setting, decoder: Decoder, spans: Spans) -> Contest:
+    """Spans over random keys, which torch has side by side."""
     config, size = decoder.config, -(-spans.keys // PAGE)
     cache = KVCache(config, 1 + spans.count * size, PAGE, setting.dtype, setting.device)
     cache.storage.normal_()
@@ -68,8 +81,7 @@ def span_figures(setting: Setting, decoder: Decoder, spans: Spans) -> Figures:
     keys, values = cache.gather(0, torch.tensor(tables, device=setting.device))
     k, v = (side[:, :, : spans.keys].contiguous() for side in (keys, values))
     stacked = q.unflatten(0, (spans.count, many)).transpose(1, 2)
-    return compared(
-        setting,
+    return Contest(
         lambda: attend(groups, q)[0],
         lambda: torch_attention(stacked, k, v).transpose(1, 2).flatten(0, 1),
     )
@@ -94,16 +106,10 @@ def training_figures(setting: Setting, decoder: Decoder, tokens: int) -> Iterato
         grads = torch.autograd.grad(out, read, grad.transpose(0, 1)[None])
         return torch.cat([each[0].transpose(0, 1).float().flatten() for each in grads])
 
-    yield {
-        f"training on {tokens}, forward": compared(
-            setting, lambda: attend(pack_attention(window, config), q)[0], torch_forward
-        )
-    }
-    yield {
-        f"training on {tokens}, forward and back": compared(
-            setting, lambda: backward(window, decoder, q, grad), torch_backward
-        )
-    }
+    forward = Contest(lambda: attend(pack_attention(window, config), q)[0], torch_forward)
+    yield {f"training on {tokens}, forward": compared(setting, forward)}
+    both = Contest(lambda: backward(window, decoder, q, grad), torch_backward)
+    yield {f"training on {tokens}, forward and back": compared(setting, both)}
 
 
 def torch_attention(q_BHMD: Tensor, k_BKND: Tensor, v_BKND: Tensor) -> Tensor:
@@ -113,12 +119,12 @@ def torch_attention(q_BHMD: Tensor, k_BKND: Tensor, v_BKND: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_BHMD, k_BKND, v_BKND, attn_mask=bias, enable_gqa=True)
 
 
-def compared(setting: Setting, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> Figures:
+def compared(setting: Setting, contest: Contest) -> Figures:
     """Both times, and how far the outcomes are apart."""
-    got, want = ours().float(), theirs().float()
+    got, want = contest.ours().float(), contest.theirs().float()
     return {
-        "us": setting.time_s(ours) * 1e6,
-        "torch_us": setting.time_s(theirs) * 1e6,
+        "us": setting.time_s(contest.ours) * 1e6,
+        "torch_us": setting.time_s(contest.theirs) * 1e6,
         "difference": float((got - want).abs().max() / want.abs().max()),
     }
 

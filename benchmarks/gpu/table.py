@@ -51,7 +51,15 @@ def _kernel_times(part: dict[str, Any]) -> Iterator[str]:
             yield from _lines(f"kernel_times, {name}, ms", families | {"gap": step["gap_ms"]})
 
 
+def _tuning(part: dict[str, Any]) -> Iterator[str]:
+    for name, sweep in part.items():
+        if isinstance(sweep, dict) and sweep["best"]:
+            share = sweep["best"]["share_of_present"]
+            yield f"tuning, {name}: {sweep['best']['value']} takes {_number(share)} of the present"
+
+
 SHORT: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "kernel_checks": _checks,
     "kernel_times": _kernel_times,
+    "tuning": _tuning,
 }

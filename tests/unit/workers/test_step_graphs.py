@@ -10,7 +10,7 @@ import torch
 
 from scheduler.domain.plan import Span
 from scheduler.policy.pack_cursor import Direction, Unit
-from tests.unit.workers.packed_run import PackedRun, Stream, make_resident, random_lora
+from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
 from tests.unit.workers.tiny_models import make_model
 from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_pool import AdapterPool
@@ -94,12 +94,6 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
         want = decoder.logits(decoder.forward(builder.build()))
 
         assert torch.allclose(graphs.logits(rows), want, atol=1e-3)
-
-
-def last_token(stream: Stream) -> InferenceRow:
-    """A decode step of a stream."""
-    last = len(stream.sequence.token_ids) - 1
-    return InferenceRow(Span(stream.sequence.id, last, 1), stream.sequence, stream.columns)
 
 
 def on_card(decoder: Decoder, folder: Path) -> Decoder:

@@ -38,11 +38,14 @@ class LaneDevice(Protocol):
     def begin(self) -> None:
         """Let lanes that run from now on find all that the calling thread has told the device."""
 
-    def clock(self) -> UnitClock:
-        """What times units, of a lane or in turn."""
+    def enter_thread(self) -> None:
+        """Set up the thread that lanes run on."""
 
     def run(self, lane: Callable[[], ResultT]) -> ResultT:
         """Run a lane on its thread; returns, or raises, once the device is done with it."""
+
+    def clock(self) -> UnitClock:
+        """What times units, of a lane or in turn."""
 
     def turn(self) -> AbstractContextManager[None]:
         """Units within run in turn with the calling thread's other work."""
@@ -63,14 +66,17 @@ class ThreadLane:
     def begin(self) -> None:
         """See LaneDevice."""
 
-    def clock(self) -> UnitClock:
+    def enter_thread(self) -> None:
         """See LaneDevice."""
-        return HostClock()
+        torch.set_num_threads(self.lane_threads)
 
     def run(self, lane: Callable[[], ResultT]) -> ResultT:
         """See LaneDevice."""
-        torch.set_num_threads(self.lane_threads)
         return lane()
+
+    def clock(self) -> UnitClock:
+        """See LaneDevice."""
+        return HostClock()
 
     def turn(self) -> AbstractContextManager[None]:
         """See LaneDevice."""
@@ -95,9 +101,8 @@ class StreamLane:
         """See LaneDevice."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
-    def clock(self) -> UnitClock:
+    def enter_thread(self) -> None:
         """See LaneDevice."""
-        return EventClock()
 
     def run(self, lane: Callable[[], ResultT]) -> ResultT:
         """See LaneDevice."""
@@ -106,6 +111,10 @@ class StreamLane:
                 return lane()
             finally:
                 self._stream.synchronize()
+
+    def clock(self) -> UnitClock:
+        """See LaneDevice."""
+        return EventClock()
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -29,10 +29,12 @@ class LaneDevice(Protocol):
 
     Attributes:
         can_share: whether anything is left for steps beside a lane.
+        share_idles: whether nobody has a lane's share from its end to that of the step beside it.
         step_threads: CPU threads that a step beside a lane has.
     """
 
     can_share: bool
+    share_idles: bool
     step_threads: int
 
     def begin(self) -> None:
@@ -56,6 +58,8 @@ class LaneDevice(Protocol):
 
 class ThreadLane:
     """A CPU: one half of the threads for lanes, the other for the steps beside them."""
+
+    share_idles = True
 
     def __init__(self) -> None:
         num_threads = torch.get_num_threads()
@@ -90,7 +94,7 @@ class ThreadLane:
 class StreamLane:
     """CUDA: a stream of the lowest priority."""
 
-    can_share = True
+    can_share, share_idles = True, False
 
     def __init__(self, device: torch.device) -> None:
         self.step_threads = torch.get_num_threads()

@@ -109,11 +109,11 @@ class JobDesk:
         return done
 
     def advance(self, host: ModelHost) -> None:
-        """Give jobs whose pack is done their next one; optimizer steps happen here."""
+        """Give jobs that wait for work their next pack; optimizer steps happen here."""
         for job_id, active in list(host.trainer.active.items()):
             if host.trainer.side.runs(job_id):
                 continue
-            if active.pack is not None and active.pack.cursor.is_done:
+            if active.waits_for_work:
                 with self._boundary(job_id, active.job.order.epoch):
                     host.trainer.advance(job_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.training import can_ride
 from scheduler.text import dataset
-from tests.unit.workers.packed_run import PackedRun, random_lora
+from tests.unit.workers.packed_run import PackedRun, random_params
 from tests.unit.workers.tiny_models import CPU, VOCAB_SIZE
 from workers.activations import SaveLevel
 from workers.adapter_file import BaseIdentity
@@ -28,6 +29,7 @@ from workers.job_checkpoint import fingerprint
 from workers.job_desk import units_beside
 from workers.kv_cache import KVCache
 from workers.pack_placement import PackPlacement, TrainerLimits
+from workers.peft_methods import PEFT_METHODS
 from workers.trainer import Trainer
 from workers.training_memory import TrainingMemory
 
@@ -52,11 +54,16 @@ Example = tuple[list[int], list[float]]
 
 @dataclass
 class Job:
-    """A job of one optimizer step, what it trains on, and the parameters it starts from."""
+    """A job of one optimizer step, what it trains on, and the parameters it starts from.
+
+    Attributes:
+        scale: of the method's update.
+    """
 
     job: TrainJob
     examples: list[Example]
     params: dict[str, Tensor]
+    scale: float
 
     @property
     def gradient(self) -> dict[str, Tensor]:
@@ -121,13 +128,22 @@ class Bench:
             trainer.decoder, trainer.spec, trainer.limits, self.memory
         )
 
-    def start_job(self, rank: int, modules: tuple[str, ...], examples: list[Example]) -> Job:
+    def start_job(
+        self,
+        rank: int,
+        modules: tuple[str, ...],
+        examples: list[Example],
+        method: str = "lora",
+    ) -> Job:
         name = f"job{len(self.jobs)}"
         path = self.folder / f"{name}.bin"
         dataset.write(path, encode(examples))
+        options: dict[str, object] = {"rank": rank, "target_modules": modules}
+        is_scaled = "alpha" in PEFT_METHODS[method].Config.model_fields
         spec = FinetuneSpec(
             base_model="m",
-            method_config={"rank": rank, "alpha": 2 * rank, "target_modules": modules},
+            method=method,
+            method_config=options | ({"alpha": 2 * rank} if is_scaled else {}),
             n_epochs=1,
             batch_size=len(examples),
             max_grad_norm=1e30,
@@ -141,13 +157,16 @@ class Bench:
             checkpoint_root=str(self.folder / name),
         )
         self.trainer.start(order)
-        job = self.trainer.active[name].job
-        model = self.trainer.decoder.arena.model
-        _, params = random_lora(model, rank, rank, modules, self.dtype)
+        active = self.trainer.active[name]
+        if active.preparing is not None:
+            wait([active.preparing])
+            self.trainer.advance(name)
+        job = active.job
+        params = random_params(job.shard.whole, rank, self.dtype)
         for key, tensor in job.shard.part(params).items():
             job.params.views[key].copy_(tensor)
         job.method.lower(job.params.views, job.term_views)
-        self.jobs.append(Job(job, examples, params))
+        self.jobs.append(Job(job, examples, params, 2.0 if is_scaled else 1.0))
         return self.jobs[-1]
 
     def finish(self, num_recalls: int = 0) -> None:

@@ -21,7 +21,7 @@ class SideLane:
 
     def __init__(self, device: LaneDevice) -> None:
         self.device = device
-        self._thread = ThreadPoolExecutor(1, "side-lane")
+        self._thread = ThreadPoolExecutor(1, "side-lane", device.enter_thread)
         self._lanes: list[EndedLane] = []
         self._is_ending = False
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from workers.attention import AttendsBack
-from workers.batch import ForwardBatch, TrainWindow
+from workers.batch import ForwardBatch
 from workers.model import DecoderConfig
-from workers.span_attention import pack_attention
+from workers.pack_range import PackRange
 from workers.train_job import TrainJob
 from workers.train_pack import LossSums, PackWork, TrainPack
 
@@ -24,7 +23,7 @@ class ActiveJob:
         tokens_before: tokens that were trained before it came here.
         pack: that work in memory; None while it waits for memory.
         window: a forward window that stands between two layers.
-        groups: attention groups of the pack's token ranges, shared by all layers.
+        ranges: the pack's token ranges, by first token and end.
     """
 
     job: TrainJob
@@ -34,7 +33,7 @@ class ActiveJob:
     work: PackWork = field(init=False)
     pack: TrainPack | None = None
     window: ForwardBatch | None = None
-    groups: dict[tuple[int, int], Sequence[AttendsBack]] = field(default_factory=dict)
+    ranges: dict[tuple[int, int], PackRange] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: TrainJob, preparing: Future[None] | None) -> ActiveJob:
@@ -103,7 +102,7 @@ class ActiveJob:
             return 0
         freed = self.pack.loan.end()
         self.pack = self.window = None
-        self.groups.clear()
+        self.ranges.clear()
         return freed
 
     def close(self) -> None:
@@ -113,10 +112,9 @@ class ActiveJob:
         self.stream.close()
         self.release()
 
-    def range_groups(self, start: int, stop: int, config: DecoderConfig) -> Sequence[AttendsBack]:
-        """Attention groups of tokens [start, stop) of the pack, rows counted from `start`."""
-        if (start, stop) not in self.groups:
-            pack = self.running_pack()
-            window = TrainWindow(pack, start, stop, 0, pack.layers)
-            self.groups[start, stop] = pack_attention(window, config)
-        return self.groups[start, stop]
+    def range(self, start: int, stop: int, config: DecoderConfig) -> PackRange:
+        """Tokens [start, stop) of the pack."""
+        if (start, stop) not in self.ranges:
+            pack, columns = self.running_pack(), self.job.slot.columns
+            self.ranges[start, stop] = PackRange.of(pack, start, stop, columns, config)
+        return self.ranges[start, stop]

@@ -167,6 +167,7 @@ def span_tiles(spans: Sequence[PlacedSpan], shape: HeadShape, device: torch.devi
         for i, span in enumerate(spans)
         for query in range(0, span.extent.num_queries, queries)
     ]
+    tiles.sort(key=lambda tile: -spans[tile[0]].extent.start - tile[1])  # the longest walk first
     most_keys = max(span.extent.num_keys - span.dropped for span in spans)
     return SpanTiles(
         upload([span.line for span in spans], torch.int64, device),

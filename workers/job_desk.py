@@ -95,7 +95,7 @@ class JobDesk:
     def begin_beside(self, host: ModelHost, plan: StepPlan) -> None:
         """Start the units that run beside this packed forward and those that follow."""
         for lane in plan.beside:
-            host.trainer.side.begin(lane, partial(whole_lane, host.trainer, lane))
+            host.trainer.side.begin(lane, partial(units_beside, host.trainer, lane))
 
     def take_beside(self, host: ModelHost) -> list[Unit]:
         """Units of lanes that have ended; a job that raised fails here, on the engine's thread."""
@@ -154,6 +154,6 @@ def timed_units(
     yield from clock.finish()
 
 
-def whole_lane(trainer: Trainer, lane: LaneUnits) -> list[TimedUnit]:
-    """Run all units of a lane."""
-    return list(timed_units(trainer, lane, lambda: True))
+def units_beside(trainer: Trainer, lane: LaneUnits) -> list[TimedUnit]:
+    """Run the units of a lane until somebody waits for its end."""
+    return list(timed_units(trainer, lane, trainer.side.may_go_on))

@@ -20,7 +20,6 @@ from workers.activations import ActivationSpec, SaveLevel
 from workers.active_job import ActiveJob
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import JOB_PREFIX, AdapterPool, AdapterSlot
-from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
@@ -294,14 +293,15 @@ class Trainer:
     def _unit_batch(self, active: ActiveJob, unit: Unit) -> ForwardBatch:
         pack = active.running_pack()
         window = TrainWindow(pack, unit.start, unit.stop, 0, pack.layers)
+        shared = active.range(unit.start, unit.stop, self.decoder.config)
         cos, sin = self.decoder.rotary.at(pack.tokens.positions[unit.start : unit.stop])
         return ForwardBatch(
             token_ids=pack.tokens.token_ids[unit.start : unit.stop],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, active.job.slot.columns)]),
+            adapters=shared.adapters,
             windows=[window],
-            groups=active.range_groups(unit.start, unit.stop, self.decoder.config),
+            groups=shared.groups,
         )
 
     def _backward_unit(self, active: ActiveJob, unit: Unit) -> None:
@@ -318,7 +318,7 @@ class Trainer:
             unit.stop,
             active.job.slot.columns,
             active.job.term_grads,
-            active.range_groups(unit.start, unit.stop, self.decoder.config),
+            active.range(unit.start, unit.stop, self.decoder.config),
         )
 
     def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
@@ -20,6 +20,7 @@ from tests.unit.workers.packed_run import make_resident, random_lora, random_par
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
 from tests.unit.workers.train_bench import NUM_BLOCKS, Bench, Job, random_examples
 from workers.activations import SaveLevel
+from workers.job_desk import units_beside
 from workers.model import MODULE_PATHS
 from workers.pack_placement import TrainerLimits
 from workers.peft_method import PEFT_METHODS
@@ -131,6 +132,46 @@ def test_memory_that_is_recalled_at_any_moment_changes_no_gradient(family: str, 
 
     for job in bench.jobs:
         assert_same(job.gradient, autograd(family, job))
+    assert bench.memory.num_left == bench.memory.max_blocks
+
+
+@pytest.mark.parametrize("level", SaveLevel)
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_lanes_beside_inference_that_are_ended_and_recalled_change_no_gradient(
+    level: SaveLevel, seed: int
+) -> None:
+    random = Random(seed)
+    bench = Bench(model("qwen3").decoder, random, level)
+    served = bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(60)], None)
+    bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
+    bench.start_job(3, ("k_proj", "down_proj"), random_examples(random))
+
+    bench.finish_beside(num_recalls=4)
+
+    for job in bench.jobs:
+        assert_same(job.gradient, autograd("qwen3", job))
+    assert bench.memory.num_left == bench.memory.max_blocks
+    want = oracle("qwen3").logits(served.sequence.token_ids, {}, 1.0)
+    assert (torch.cat(served.logits) - want).abs().max() < TOLERANCE[torch.float64]
+
+
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_a_job_that_is_dropped_from_its_lane_changes_no_other_gradient(seed: int) -> None:
+    random = Random(seed)
+    bench = Bench(model("llama").decoder, random, random.choice(list(SaveLevel)))
+    first = bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
+    bench.start_job(3, ("k_proj", "down_proj"), random_examples(random))
+    bench.trainer.demands(NUM_BLOCKS)
+
+    for job_id in bench.trainer.active:
+        lane = LaneUnits(job_id, 60)
+        bench.trainer.side.begin(lane, partial(units_beside, bench.trainer, lane))
+    bench.trainer.drop("job1")
+    bench.finish_beside()
+
+    assert_same(first.gradient, autograd("llama", first))
     assert bench.memory.num_left == bench.memory.max_blocks
 
 

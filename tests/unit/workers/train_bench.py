@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
@@ -24,9 +26,10 @@ from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool
 from workers.checkpoint_writer import CheckpointWriter
 from workers.job_checkpoint import fingerprint
+from workers.job_desk import units_beside
 from workers.kv_cache import KVCache
 from workers.pack_placement import PackPlacement, TrainerLimits
-from workers.peft_method import PEFT_METHODS
+from workers.peft_methods import PEFT_METHODS
 from workers.trainer import Trainer
 from workers.training_memory import TrainingMemory
 
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from workers.train_pack import PackWork
 
 NUM_BLOCKS = 1024
+POLL_S = 1e-3  # between two looks at a lane: whoever spins keeps the interpreter from it
 WEIGHTS = (0.0, 0.0, 1.0, 1.0, 0.5, 0.3, 2.0)
 Example = tuple[list[int], list[float]]
 
@@ -184,6 +188,41 @@ class Bench:
                 if self._cursor(job_id).is_done:
                     self.trainer.advance(job_id)
         self.writer.close()
+
+    def finish_beside(self, num_recalls: int = 0) -> None:
+        """Run everything to the end in lanes beside inference, as the engine does.
+
+        Some are waited for, some are recalled in mid-way, and some end by themselves.
+        """
+        trainer = self.trainer
+        while trainer.active or not self.run.is_done:
+            if not trainer.lane_runs:
+                self.take_ended()
+                self._begin_lanes()
+            if not self.run.is_done:
+                self.run.step()
+            time.sleep(POLL_S)
+            act = self.random.randrange(8)
+            if act == 0 and num_recalls:
+                num_recalls -= 1
+                trainer.give_back(self.random.randint(1, 40))
+            elif act == 1:
+                trainer.finish_lane()
+        self.writer.close()
+
+    def take_ended(self) -> None:
+        """Raise what lanes have raised; jobs whose packs are done go on."""
+        for _, future in self.trainer.side.take_ended():
+            future.result()
+        for job_id, active in list(self.trainer.active.items()):
+            if active.pack is not None and active.pack.cursor.is_done:
+                self.trainer.advance(job_id)
+
+    def _begin_lanes(self) -> None:
+        demands = self.trainer.demands(self.random.choice((40, NUM_BLOCKS)))
+        for demand in self.random.sample(demands, self.random.randint(0, len(demands))):
+            lane = LaneUnits(demand.job_id, self.random.randint(1, 20))
+            self.trainer.side.begin(lane, partial(units_beside, self.trainer, lane))
 
     def _windows(self) -> list[WindowSpan]:
         riders = [demand.job_id for demand in self.trainer.demands(0) if can_ride(demand)]

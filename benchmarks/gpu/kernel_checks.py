@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.attention_checks import attention_checks
-from benchmarks.gpu.random_model import adapter_columns, random_decoder
+from benchmarks.gpu.random_model import RANK, adapter_columns, random_decoder
 from benchmarks.gpu.setting import Figures, Setting
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.decoder import Decoder
@@ -25,6 +25,7 @@ from workers.layers import (
     silu_mul,
     silu_mul_backward,
 )
+from workers.model import QKV
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # shares of the largest number
 Check = Callable[[], Tensor]
@@ -84,22 +85,38 @@ def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
 
 def adapter_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
     """Four adapters in one launch, for decode rows and for long windows."""
-
-    def check(index: int, count: int) -> Check:
-        linear = decoder.arena.linears[index]
-        x = torch.randn(4 * count, linear.in_features, device=setting.device).to(setting.dtype)
-        runs = [AdapterRun(i * count, (i + 1) * count, adapter_columns(i)) for i in range(4)]
-        rows = AdapterRows(runs)
-
-        def run() -> Tensor:
-            y = x.new_zeros(4 * count, linear.out_features)
-            rows.add(decoder.arena, 0, index, x, y)
-            return y
-
-        return run
-
-    return {
-        f"adapters {linear.name}, {count} rows each": check(index, count)
+    counts = (1,) if setting.is_tiny else (1, 512)
+    middles = {"r x r": RANK, "diagonal": 1}
+    plain = {
+        f"adapters {linear.name}, {count} rows each": adapter_check(setting, decoder, index, count)
         for index, linear in enumerate(decoder.arena.linears)
-        for count in ((1,) if setting.is_tiny else (1, 512))
+        for count in counts
     }
+    return plain | {
+        f"{kind} adapters qkv, {count} rows each": adapter_check(
+            setting, decoder, QKV, count, middle
+        )
+        for kind, middle in middles.items()
+        for count in counts
+    }
+
+
+def adapter_check(
+    setting: Setting, decoder: Decoder, index: int, count: int, middle: int = 0
+) -> Check:
+    """`count` rows each through a linear's part of adapters of one kind."""
+    arena = decoder.arena
+    x = torch.randn(4 * count, arena.linears[index].in_features, device=setting.device)
+    x = x.to(setting.dtype)
+    runs = [AdapterRun(i * count, (i + 1) * count, adapter_columns(i, middle)) for i in range(4)]
+    for run in runs:
+        for matrix in arena.terms(run.columns)[0, index].middle_RM:
+            matrix.normal_(0.0, RANK**-0.5)
+    rows = AdapterRows(runs)
+
+    def check() -> Tensor:
+        y = x.new_zeros(4 * count, arena.linears[index].out_features)
+        rows.add(arena, 0, index, x, y)
+        return y
+
+    return check

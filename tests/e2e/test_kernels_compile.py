@@ -18,6 +18,7 @@ KERNELS = {
         "_grad_keys",
         "_grad_queries",
         "_join",
+        "_join_middles",
         "_log_sums",
         "_rotate",
         "_sample",

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from workers.kernels import segments, span_tiles
-from workers.kernels.triton import adapters, attention, attention_backward, snapkv
+from workers.kernels.triton import adapters, attention, attention_backward, middles, snapkv
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_heads, store_pages
@@ -103,7 +103,7 @@ def launch_adapters(rows: int, tile: int, *, has_middles: bool) -> None:
     adapters.accumulate(torch.zeros(192, 4096), shrunk[0], 0, x)
     if has_middles:
         for transposed in (False, True):
-            adapters.join(grad, shrink, tiles, torch.bfloat16, transposed=transposed)
+            middles.join(grad, shrink, tiles, torch.bfloat16, transposed=transposed)
         adapters.accumulate(torch.zeros(64, 64), shrunk[0], 0, shrunk[0][:, :64])
 
 

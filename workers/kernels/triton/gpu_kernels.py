@@ -10,8 +10,9 @@ from torch import Tensor
 from workers.kernels.segments import ALIGNMENT, Factor, LinearPlace, RunTable
 from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton import attention, attention_backward, gate, norm
-from workers.kernels.triton.adapters import accumulate, contract, expand, join
+from workers.kernels.triton.adapters import accumulate, contract, expand
 from workers.kernels.triton.attention_backward import AttentionSaved
+from workers.kernels.triton.middles import join
 from workers.kernels.triton.pages import store_heads, store_pages
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample

@@ -16,7 +16,7 @@ from workers.attention import Attends, AttendsBack, Extent, SavedAttention, Sink
 from workers.batch import TrainWindow
 from workers.device_copy import upload
 from workers.kernels.device_kernels import gpu_kernels_for
-from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import GRAD_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kv_cache import KVCache
 from workers.model import DecoderConfig
 
@@ -106,7 +106,7 @@ def try_pack_spans(window: TrainWindow, config: DecoderConfig) -> Sequence[Atten
     key_tiles = [
         (i, key)
         for i, span in enumerate(spans)
-        for key in range(0, span.extent.num_keys, BLOCK_KEYS)
+        for key in range(0, span.extent.num_keys, GRAD_KEYS)
     ]
     tiles = span_tiles(spans, head_shape(config, None), device)
     return [GpuSpans(kernels, config, tiles, place, upload(key_tiles, torch.int64, device))]
@@ -159,6 +159,7 @@ def span_tiles(spans: list[PlacedSpan], shape: HeadShape, device: torch.device) 
         for i, span in enumerate(spans)
         for query in range(0, span.extent.num_queries, queries)
     ]
+    tiles.sort(key=lambda tile: -spans[tile[0]].extent.start - tile[1])  # the longest walk first
     most_keys = max(span.extent.num_keys for span in spans)
     return SpanTiles(
         upload([span.line for span in spans], torch.int64, device),

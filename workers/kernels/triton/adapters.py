@@ -211,7 +211,7 @@ def _expand(
         source = shrunk + row[:, None] * row_stride + part * width + column[None, :]
         inside = is_row[:, None] & is_column[None, :]
         left = tl.load(source, mask=inside, other=0.0)
-        for split in tl.static_range(1, SPLITS):
+        for split in range(1, SPLITS):
             left += tl.load(source + split * split_stride, mask=inside, other=0.0)
         matrix = tl.load(addresses + part).to(tl.pointer_type(y.dtype.element_ty))
         if IS_ALIGNED:

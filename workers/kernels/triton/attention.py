@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import (
+    BLOCK_KEYS,
+    LARGEST_TILE,
+    SMALLEST_TILE,
+    HeadShape,
+    KeyPlace,
+    SpanTiles,
+)
 from workers.kernels.triton.accumulator import accumulator
 
 
@@ -73,14 +80,16 @@ def attend(
 
 
 def tile_sizes(queries: int, shape: HeadShape) -> dict[str, int]:
-    """Constants of a tile that every kernel of attention takes."""
+    """Constants of a tile that every kernel of attention takes, and the warps that share it."""
+    rows = max(SMALLEST_TILE, queries * shape.stacked)
     return {
         "KV_HEADS": shape.kv_heads,
         "GROUP": shape.group,
         "STACKED": shape.stacked,
-        "BLOCK_M": max(SMALLEST_TILE, queries * shape.stacked),
+        "BLOCK_M": rows,
         "DIM": shape.dim,
         "BLOCK_D": max(SMALLEST_TILE, triton.next_power_of_2(shape.dim)),
+        "num_warps": 8 if rows >= LARGEST_TILE else 4,
     }
 
 

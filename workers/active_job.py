@@ -52,10 +52,10 @@ class ActiveJob:
 
     def next_work(self) -> bool:
         """Hand the finished pack's sums to the stream; False when the job has ended."""
-        pack = self.running_pack()
+        sums = self.running_pack().read_sums()
         self.release()
         try:
-            self.work = self.stream.send(pack.sums)
+            self.work = self.stream.send(sums)
         except StopIteration:
             return False
         return True

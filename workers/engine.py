@@ -44,6 +44,7 @@ from workers.codecs.search import Ladder
 from workers.compaction import compress_due
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
+from workers.flight import Flight
 from workers.group import ALONE, Group
 from workers.inline_executor import InlineExecutor
 from workers.job_checkpoint import fingerprint
@@ -148,30 +149,49 @@ class EngineLoop:
         if plan.spans or plan.windows:
             share = self.num_threads // 2 if plan.is_beside else 0
             with threads(self.num_threads - share):
-                compress_due(host, self._forward(host, plan))
+                self._forward(host, plan)
+        else:
+            self._land(host)
         beside = self.jobs.take_beside(host)
         units = self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)
         self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3, beside)
 
-    def _forward(self, host: ModelHost, plan: StepPlan) -> list[InferenceRow]:
+    def _forward(self, host: ModelHost, plan: StepPlan) -> None:
         """The packed forward; tokens leave before any backward begins."""
+        flight = self._launch(host, plan)
+        self._land(host)
+        host.scheduler.commit(plan)
+        flight.reserve()
+        host.flight = flight
+        if plan.windows:
+            host.trainer.finish_windows(plan.windows, flight.result.hidden)
+        if flight.needs_reading or not host.runner.reads_late:
+            self._land(host)
+        compress_due(host, flight.rows)
+
+    def _launch(self, host: ModelHost, plan: StepPlan) -> Flight:
+        """Issue the packed forward and the draw; nothing is waited for on a device of its own."""
         began_s = time.perf_counter()
         by_id = {sequence.id: sequence for sequence in host.scheduler.running}
         rows = [self._row(span, by_id[span.sequence_id]) for span in plan.spans]
         host.runner.cache.clear(list(plan.fresh_blocks))
         result = host.runner.run(rows, host.trainer.pack_windows(plan.windows))
-        host.scheduler.commit(plan)
         for row in rows:
             if row.span.sequence_id in result.prompt_logprobs:
                 scores = result.prompt_logprobs[row.span.sequence_id]
                 self.requests.keep_prompt_scores(row.sequence, row.span.start, scores)
-        self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
-        if plan.windows:
-            host.trainer.finish_windows(plan.windows, result.hidden)
-        elapsed_ms = self.group.tell((time.perf_counter() - began_s) * 1e3)
-        host.scheduler.observe_forward(plan, elapsed_ms)
-        return rows
+        return Flight(plan, rows, result, began_s)
+
+    def _land(self, host: ModelHost) -> None:
+        """Read the tokens of the packed forward that is on its way, and send them."""
+        flight, host.flight = host.flight, None
+        if flight is None:
+            return
+        self.requests.emit(host, flight.leads, flight.read())
+        since_s, host.landed_s = max(flight.began_s, host.landed_s), time.perf_counter()
+        elapsed_ms = self.group.tell((host.landed_s - since_s) * 1e3)
+        host.scheduler.observe_forward(flight.plan, elapsed_ms)
 
     def _row(self, span: Span, sequence: Sequence) -> InferenceRow:
         columns = self.requests.columns(sequence)

@@ -22,6 +22,7 @@ from workers.adapter_pool import AdapterPool
 from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
+from workers.flight import Flight
 from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.kernels.cpu_kernels import cpu_kernels
@@ -58,7 +59,12 @@ class LoadedBase:
 
 @dataclass(slots=True)
 class ModelHost:
-    """Everything that belongs to one base model."""
+    """Everything that belongs to one base model.
+
+    Attributes:
+        flight: its newest packed forward, until its tokens are read.
+        landed_s: when tokens were read last, on the host's clock.
+    """
 
     info: BaseModelInfo
     eos_ids: frozenset[int]
@@ -66,11 +72,20 @@ class ModelHost:
     adapters: AdapterPool
     scheduler: IterationScheduler
     trainer: Trainer
+    flight: Flight | None = None
+    landed_s: float = 0.0
 
     @property
     def has_work(self) -> bool:
-        """Whether anybody runs, waits or trains."""
-        return bool(self.scheduler.running or self.scheduler.waiting or self.trainer.active)
+        """Whether anybody runs, waits or trains, or tokens are to be read."""
+        queued = self.scheduler.running or self.scheduler.waiting or self.flight
+        return bool(queued or self.trainer.active)
+
+    def most_tokens(self, num_members: int) -> int:
+        """Longest sequence that the model's positions hold, and the cache once for each member."""
+        pool = self.scheduler.pool
+        most = pool.num_blocks // num_members * pool.block_size - 1
+        return min(self.info.max_model_len, most)
 
 
 def load_host(
@@ -138,7 +153,7 @@ def make_host(
             dtype=str(dtype).removeprefix("torch."),
         ),
         eos_ids=base.eos_ids,
-        runner=ModelRunner(decoder, cache),
+        runner=ModelRunner(decoder, cache, settings.max_num_sequences),
         adapters=adapters,
         scheduler=IterationScheduler(
             pool,
@@ -158,7 +173,8 @@ def _law(weights: DecoderWeights, num_threads: int, group: Group) -> LatencyLaw:
     """What steps take on so many threads, as the leader has measured it."""
     costs = measure_row_costs(weights, num_threads)
     shared = RowCosts(costs.rows, tuple(group.tell(costs.ms)))
-    return LatencyLaw(shared, len(weights.layers))
+    is_captured = weights.device.type == "cuda" and group.is_alone
+    return LatencyLaw(shared, len(weights.layers), captures_decode=is_captured)
 
 
 def slo_classes(settings: EngineSettings) -> dict[str, SloTargets]:

@@ -25,6 +25,7 @@ from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kernels.segments import SMALLEST_TILE, RunTable, tile_places
 from workers.kernels.span_tiles import SpanTiles
 from workers.kv_cache import KVCache
+from workers.newest_draw import NewestDraw
 
 USUAL_KEYS = 4096  # splits are chosen for contexts of this length
 NO_BLOCK = -1
@@ -61,9 +62,10 @@ class StepInputs:
 class PaddedStep:
     """Fills and runs the steps of one decoder over one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> None:
         self.decoder = decoder
         self.cache = cache
+        self.newest_draw = newest_draw
 
     def inputs(self, bucket: int) -> StepInputs:
         """Fresh inputs of a bucket, all of whose rows pad it."""
@@ -78,7 +80,7 @@ class PaddedStep:
         cos, sin = self.decoder.rotary.at(positions)
         table = RunTable(inputs.runs_B5, inputs.tiles_B2, SMALLEST_TILE, rank) if rank else None
         batch = ForwardBatch(
-            token_ids=token_ids,
+            token_ids=self.newest_draw.resolve(token_ids),
             cos=cos,
             sin=sin,
             adapters=AdapterRows([], table),

@@ -8,14 +8,13 @@ Log-probabilities are those of the unmodified logits.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scheduler.domain.messages import TokenLogprobs
 from scheduler.domain.request import SamplingParams, Sequence
 from workers.device_copy import upload
+from workers.drawn_tokens import DrawnTokens
 from workers.group import ALONE, Group
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.penalties import penalise
@@ -24,46 +23,44 @@ from workers.truncation import truncate, truncates
 MIN_TEMPERATURE = 1e-5  # below this, scaled logits overflow and the best token is certain
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """One drawn token; `token_id` is None where the logits were not finite."""
-
-    token_id: int | None
-    logprobs: TokenLogprobs | None
-
-
 class Sampler:
     """Sampling over rows of logits, one row a sequence; a group's leader draws for all."""
 
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
 
-    def sample(self, logits_RV: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
-        """Draw one token for each row.
+    def sample(self, logits_RV: Tensor, leads: list[Sequence]) -> DrawnTokens:
+        """Begin to draw one token for each row.
 
         Shapes:
             logits_RV: (rows, vocab); not changed.
         """
         wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-        shaped = penalise(wide, sequences)
+        token_ids, is_finite = self._on_all_ranks(*self._choose(wide, leads))
+        return DrawnTokens(leads, wide, token_ids, is_finite)
+
+    def _choose(self, wide: Tensor, leads: list[Sequence]) -> tuple[Tensor, Tensor]:
+        """A token for each row, and whether its logits are finite."""
+        shaped = penalise(wide, leads)
         kernels = gpu_kernels_for(wide)
         if kernels is None:
             is_finite = torch.isfinite(wide.sum(-1))
             token_ids = shaped.argmax(-1)
-            drawn = [i for i, s in enumerate(sequences) if not _is_greedy(s.request.sampling)]
+            drawn = [i for i, s in enumerate(leads) if not _is_greedy(s.request.sampling)]
         else:
-            token_ids, is_finite = kernels.sample(shaped, *_marks(sequences, wide.device))
-            drawn = [i for i, s in enumerate(sequences) if _is_truncated(s.request.sampling)]
+            token_ids, is_finite = kernels.sample(shaped, *_marks(leads, wide.device))
+            drawn = [i for i, s in enumerate(leads) if _is_truncated(s.request.sampling)]
         if drawn:
             rows = upload(drawn, torch.int64, wide.device)
-            token_ids[rows] = self._draw(shaped[rows], [sequences[i] for i in drawn])
-        drawn_here = torch.stack((token_ids, is_finite.to(token_ids.dtype))).tolist()
-        chosen, finite_rows = self.group.tell(drawn_here)
-        logprobs = score_rows(wide, chosen, sequences)
-        return [
-            SampledToken(token if finite else None, scored)
-            for token, finite, scored in zip(chosen, finite_rows, logprobs, strict=True)
-        ]
+            token_ids[rows] = self._draw(shaped[rows], [leads[i] for i in drawn])
+        return token_ids, is_finite
+
+    def _on_all_ranks(self, token_ids: Tensor, is_finite: Tensor) -> tuple[Tensor, Tensor]:
+        """What the leader has drawn."""
+        if self.group.is_alone:
+            return token_ids, is_finite
+        told = torch.tensor(self.group.tell([token_ids.tolist(), is_finite.tolist()]))
+        return told[0].to(token_ids), told[1].to(is_finite)
 
     def _draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Inverse-CDF sampling of temperature-scaled, truncated rows."""
@@ -100,6 +97,45 @@ def _marks(sequences: list[Sequence], device: torch.device) -> tuple[Tensor, Ten
     return first, second
 
 
+def _reshapes(params: SamplingParams) -> bool:
+    return params.counts_tokens or bool(params.logit_bias)
+
+
+def apply_penalties(row: Tensor, sequence: Sequence) -> None:
+    """Repetition over prompt and output, presence and frequency over the output; in place."""
+    params = sequence.request.sampling
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
+        values = row[seen]
+        factor = params.repetition_penalty
+        row[seen] = torch.where(values > 0, values / factor, values * factor)
+    output = sequence.output_token_ids
+    if output and (params.presence_penalty or params.frequency_penalty):
+        tokens, counts = torch.tensor(output, device=row.device).unique(return_counts=True)
+        row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(row.dtype)
+    for token, bias in params.logit_bias.items():
+        row[token] += bias
+
+
+def truncate(probs: Tensor, params: SamplingParams) -> None:
+    """Zero what top_k, top_p and min_p cut off; in place, the most likely token always stays.
+
+    Source: Holtzman et al. 2019, arXiv:1904.09751 (top_p); arXiv:2407.01082 (min_p).
+    """
+    values, order = probs.sort(descending=True, stable=True)
+    keep = torch.ones_like(values, dtype=torch.bool)
+    if params.top_k:
+        keep[params.top_k :] = False
+    if params.min_p > 0:
+        keep &= values >= params.min_p * values[0]
+    if params.top_p < 1:
+        kept = values * keep
+        before = kept.cumsum(0) - kept
+        keep &= before < params.top_p * kept.sum()
+    keep[0] = True
+    probs[order[~keep]] = 0
+
+
 def uniform(sequence: Sequence) -> float:
     """The number in [0, 1) that picks this sequence's next token."""
     seed = sequence.request.sampling.seed
@@ -107,27 +143,3 @@ def uniform(sequence: Sequence) -> float:
     text = f"{name}:{sequence.index}:{sequence.num_output_tokens}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 40) / (1 << 24)  # exact in float32, below 1
-
-
-def score_rows(
-    logits: Tensor, token_ids: list[int], sequences: list[Sequence]
-) -> list[TokenLogprobs | None]:
-    """Log-probabilities of the chosen tokens, for the rows that ask for them."""
-    asked = [i for i, s in enumerate(sequences) if s.request.sampling.num_logprobs is not None]
-    result: list[TokenLogprobs | None] = [None] * len(sequences)
-    for i in asked:
-        count = sequences[i].request.sampling.num_logprobs or 0
-        result[i] = score(torch.log_softmax(logits[i], dim=-1), token_ids[i], count)
-    return result
-
-
-def score(logprobs: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """One token's log-probability and rank, with the `count` best alternatives."""
-    chosen = logprobs[token_id]
-    top = logprobs.topk(min(count, len(logprobs)))
-    return TokenLogprobs(
-        logprob=float(chosen),
-        rank=int((logprobs > chosen).sum()) + 1,
-        top_ids=tuple(top.indices.tolist()),
-        top_logprobs=tuple(top.values.tolist()),
-    )

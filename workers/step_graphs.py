@@ -17,6 +17,7 @@ from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kv_cache import KVCache
+from workers.newest_draw import NewestDraw
 from workers.padded_step import PaddedStep, StepInputs
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -35,16 +36,16 @@ class CapturedStep:
 class StepGraphs:
     """Captured decode steps of one decoder over one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self.step = PaddedStep(decoder, cache)
+    def __init__(self, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> None:
+        self.step = PaddedStep(decoder, cache, newest_draw)
         self._steps: dict[tuple[int, int], CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     @classmethod
-    def try_of(cls, decoder: Decoder, cache: KVCache) -> StepGraphs | None:
+    def try_of(cls, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> StepGraphs | None:
         """Graphs for a decoder; None where it does not run on CUDA with kernels."""
         has_kernels = gpu_kernels_for(cache.keys) is not None
-        return cls(decoder, cache) if cache.keys.is_cuda and has_kernels else None
+        return cls(decoder, cache, newest_draw) if cache.keys.is_cuda and has_kernels else None
 
     def covers(self, rows: list[InferenceRow]) -> bool:
         """Whether a batch is single tokens only, few enough, of ranks that are captured."""

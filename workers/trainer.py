@@ -318,11 +318,11 @@ class Trainer:
         sums, grad = window_loss(
             self.decoder,
             pack.grad_out[tokens],
-            pack.tokens.targets[tokens],
-            pack.tokens.weights[tokens],
+            pack.tokens,
+            unit.start,
             wants_grad=pack.cursor.trains,
         )
-        pack.sums.add(sums)
+        pack.loss_sums += sums
         if pack.cursor.trains:
             pack.grad_out[tokens] = grad
 

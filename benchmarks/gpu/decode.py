@@ -1,5 +1,7 @@
 """Decode steps of the model runner against the roofline of the same run.
 
+A step is issued before the tokens of the one before are read, as the engine does it.
+
 roofline  the larger of bytes that a step must read (weights, adapters in use, K/V) at the copy
           bandwidth, and products at the GEMM rate
 """
@@ -13,9 +15,10 @@ from benchmarks.gpu.ceilings import copy_bytes_per_s, gemm_flop_per_s
 from benchmarks.gpu.random_model import adapter_bytes, adapter_columns, random_decoder
 from benchmarks.gpu.setting import Figures, Setting, linear_parameters
 from scheduler.domain.plan import Span
-from scheduler.domain.request import RequestBody, SamplingParams, Sequence
+from scheduler.domain.request import RequestBody, SamplingParams, Sequence, unread_token
 from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
+from workers.drawn_tokens import DrawnTokens
 from workers.kv_cache import KVCache
 from workers.model_runner import ModelRunner
 
@@ -57,10 +60,11 @@ class DecodeRunner:
         cache = KVCache(decoder.config, 1 + most * self.blocks, PAGE, setting.dtype, setting.device)
         cache.storage.normal_()
         self.runner = ModelRunner(decoder, cache)
+        self.unread: DrawnTokens | None = None
 
     def figures(self, batch: int, num_adapters: int, ceilings: Ceilings) -> dict[str, float]:
         """A step's time beside its roofline."""
-        sequences = [self._sequence(place) for place in range(batch)]
+        self.unread, sequences = None, [self._sequence(place) for place in range(batch)]
         step_s = self.setting.time_s(lambda: self._step(sequences, num_adapters))
         bound_s = self._roofline_s(batch, num_adapters, ceilings)
         return {
@@ -78,9 +82,13 @@ class DecodeRunner:
             columns = adapter_columns(place % num_adapters) if num_adapters else None
             span = Span(sequence.id, sequence.num_computed_tokens, 1)
             rows.append(InferenceRow(span, sequence, columns))
-        drawn = self.runner.run(rows, []).sampled
-        for sequence in sequences:
-            sequence.token_ids[-1] = drawn[sequence.id].token_id or 0
+        drawn, before = self.runner.run(rows, []).drawn, self.unread
+        assert drawn is not None
+        for row, lead in enumerate(drawn.leads):
+            lead.token_ids[-1] = unread_token(row)
+        if before is not None:
+            before.read()
+        self.unread = drawn
 
     def _sequence(self, place: int) -> Sequence:
         body = RequestBody(

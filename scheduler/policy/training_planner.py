@@ -89,7 +89,7 @@ class TrainingPlanner:
         if self.beside is None or slack_ms is None or not shape.num_rows or shape.score_pairs:
             return turn
         begins = replace(shape, begins_lane=True)
-        beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms
+        beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms(begins)
         step = DecodeStep(self.law.forward_ms(shape), beside_ms)
         lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
         if lane.beside and now_s - self._lane_began_s > RETRY_S:

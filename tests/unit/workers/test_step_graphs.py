@@ -45,7 +45,7 @@ def test_rows_of_one_adapter_are_one_run() -> None:
 def test_a_decoder_on_the_cpu_has_no_graphs(tmp_path: Path) -> None:
     run = PackedRun(make_model("llama", tmp_path).decoder, Random(0))
 
-    assert StepGraphs.try_of(run.runner.decoder, run.runner.cache) is None
+    assert run.runner.graphs is None
 
 
 def test_the_host_s_clock_knows_a_unit_s_time_at_once() -> None:
@@ -80,7 +80,7 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
     adapter = {name: tensor.to("cuda") for name, tensor in params.items()}
     columns = make_resident(pool, "a", method, adapter)
     streams = [run.add([5 + i] * (6 + i), own) for i, own in enumerate((None, columns, columns))]
-    graphs = StepGraphs(decoder, run.runner.cache)
+    graphs = StepGraphs(decoder, run.runner.cache, run.runner.newest_draw)
 
     for _ in range(2):
         rows = []

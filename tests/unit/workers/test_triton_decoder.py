@@ -73,7 +73,7 @@ def test_a_padded_step_gives_the_logits_of_a_plain_one() -> None:
         builder.add_row(row)
     want = decoder.logits(decoder.forward(builder.build()))
     before = cache.storage.clone()
-    step = PaddedStep(decoder, cache)
+    step = PaddedStep(decoder, cache, run.runner.newest_draw)
     inputs = step.inputs(4)
 
     inputs.fill(*step.numbers(rows, 4))

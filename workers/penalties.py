@@ -1,4 +1,4 @@
-"""Penalties and biases of all rows of logits, one upload of places and one of numbers for each kind.
+"""Penalties and biases of all rows of logits: one upload of places and one of numbers a kind.
 
 Repetition counts prompt and output, presence and frequency the output alone.
 """
@@ -22,11 +22,11 @@ def penalise(logits_RV: Tensor, sequences: list[Sequence]) -> Tensor:
         return logits_RV
     logits_RV = logits_RV.clone()
     if any(factors):
-        *places, numbers = _entries(factors, logits_RV)
+        places, numbers = _entries(factors, logits_RV)
         values = logits_RV[places]
         logits_RV[places] = torch.where(values > 0, values / numbers, values * numbers)
     if any(shifts):
-        *places, numbers = _entries(shifts, logits_RV)
+        places, numbers = _entries(shifts, logits_RV)
         logits_RV[places] += numbers
     return logits_RV
 
@@ -48,9 +48,9 @@ def _shifts(sequence: Sequence) -> dict[int, float]:
     return shifts
 
 
-def _entries(numbers: list[dict[int, float]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, tokens and numbers of all rows' entries, each once."""
+def _entries(numbers: list[dict[int, float]], like: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Places (row, token) and numbers of all rows' entries; no place twice."""
     entries = [(row, *entry) for row, each in enumerate(numbers) for entry in each.items()]
     rows, tokens, values = zip(*entries, strict=True)
     places = upload([rows, tokens], torch.int64, like.device)
-    return places[0], places[1], upload(list(values), like.dtype, like.device)
+    return (places[0], places[1]), upload(list(values), like.dtype, like.device)

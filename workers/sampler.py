@@ -97,45 +97,6 @@ def _marks(sequences: list[Sequence], device: torch.device) -> tuple[Tensor, Ten
     return first, second
 
 
-def _reshapes(params: SamplingParams) -> bool:
-    return params.counts_tokens or bool(params.logit_bias)
-
-
-def apply_penalties(row: Tensor, sequence: Sequence) -> None:
-    """Repetition over prompt and output, presence and frequency over the output; in place."""
-    params = sequence.request.sampling
-    if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
-        values = row[seen]
-        factor = params.repetition_penalty
-        row[seen] = torch.where(values > 0, values / factor, values * factor)
-    output = sequence.output_token_ids
-    if output and (params.presence_penalty or params.frequency_penalty):
-        tokens, counts = torch.tensor(output, device=row.device).unique(return_counts=True)
-        row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(row.dtype)
-    for token, bias in params.logit_bias.items():
-        row[token] += bias
-
-
-def truncate(probs: Tensor, params: SamplingParams) -> None:
-    """Zero what top_k, top_p and min_p cut off; in place, the most likely token always stays.
-
-    Source: Holtzman et al. 2019, arXiv:1904.09751 (top_p); arXiv:2407.01082 (min_p).
-    """
-    values, order = probs.sort(descending=True, stable=True)
-    keep = torch.ones_like(values, dtype=torch.bool)
-    if params.top_k:
-        keep[params.top_k :] = False
-    if params.min_p > 0:
-        keep &= values >= params.min_p * values[0]
-    if params.top_p < 1:
-        kept = values * keep
-        before = kept.cumsum(0) - kept
-        keep &= before < params.top_p * kept.sum()
-    keep[0] = True
-    probs[order[~keep]] = 0
-
-
 def uniform(sequence: Sequence) -> float:
     """The number in [0, 1) that picks this sequence's next token."""
     seed = sequence.request.sampling.seed

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from tests.unit.workers.hopper import CompiledKernel, Compiler
 from workers.kernels import segments, span_tiles
+from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
 from workers.kernels.triton import adapters, attention, attention_backward, snapkv
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.qkv import place_heads
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 
@@ -43,6 +45,10 @@ class Shape:
     def heads(self) -> int:
         return KV_HEADS * self.group
 
+    @property
+    def qkv(self) -> int:
+        return (self.heads + 2 * KV_HEADS) * self.dim
+
 
 SHAPES = (Shape("8B", 4096, 4, 128, 14336), Shape("1B", 2048, 4, 64, 8192))
 
@@ -56,16 +62,20 @@ def launch_rows(shape: Shape) -> None:
     heads = bf16(4, shape.heads + KV_HEADS, shape.dim)
     rms_norm(x, weight, 1e-5)
     rms_norm_backward(x, x, weight, 1e-5, into=x)
-    rotate(heads, half, half)
+    rotate(heads, half, half, direction=-1.0)
     silu_mul(bf16(4, 2 * shape.inner))
     silu_mul_backward(bf16(4, shape.inner), bf16(4, 2 * shape.inner))
     pages, place = bf16(9, KV_HEADS, PAGE_TOKENS, shape.dim), torch.zeros(4, dtype=torch.int64)
     store_pages(pages, pages, place, place, heads[:, shape.heads :], heads[:, shape.heads :])
+    qkv, sizes = bf16(4, shape.qkv), QkvShape(shape.heads, KV_HEADS, shape.dim)
+    norms = HeadNorms(bf16(shape.dim), bf16(shape.dim), 1e-5)
+    stored = PageRows(pages, pages, slice(0, 4), place, place)
+    place_heads(qkv, sizes, None, (half, half), stored)
+    place_heads(qkv, sizes, norms, (half, half), stored)
     sample(torch.zeros(4, VOCABULARY), torch.zeros(4), torch.zeros(4))
 
 
 def launch_adapters(shape: Shape, rows: int, tile: int) -> None:
-    width = (shape.heads + 2 * KV_HEADS) * shape.dim
     table = torch.zeros(1, 5, dtype=torch.int64)
     tiles = segments.RunTable(table, torch.zeros(rows // tile, 2, dtype=torch.int64), tile, RANK)
     matrices, bounds = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
@@ -73,9 +83,9 @@ def launch_adapters(shape: Shape, rows: int, tile: int) -> None:
     expand = segments.Factor(matrices, bounds, 1, shape.heads * shape.dim, 0, True)
     x = bf16(rows, shape.hidden)
     shrunk = adapters.contract(x, shrink, tiles)
-    adapters.expand(shrunk, expand, tiles, bf16(rows, width))
+    adapters.expand(shrunk, expand, tiles, bf16(rows, shape.qkv))
     if tile > segments.SMALLEST_TILE:
-        grad = adapters.contract(bf16(rows, width), expand, tiles)
+        grad = adapters.contract(bf16(rows, shape.qkv), expand, tiles)
         adapters.expand(grad, shrink, tiles, x)
         adapters.accumulate(torch.zeros(3 * RANK, shape.hidden), shrunk[0], 0, x)
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
 from workers.kernels import reference
+from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.qkv import place_heads
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 
@@ -88,6 +90,53 @@ def test_rows_go_to_their_pages_and_nowhere_else(seed: int) -> None:
     for row in (0, 1, 3):
         before[blocks[row], 1, 0, :, offsets[row]] = k[row]
         before[blocks[row], 1, 1, :, offsets[row]] = v[row]
+    assert torch.equal(storage, before)
+
+
+SHAPES = [QkvShape(4, 2, 6), QkvShape(7, 1, 4), QkvShape(8, 8, 16)]
+
+
+def random_norms(seed: int, dim: int) -> HeadNorms:
+    return HeadNorms(rand(seed, dim), rand(seed + 1, dim), 1e-5)
+
+
+@FEW
+@given(
+    seed=SEEDS,
+    rows=st.sampled_from((0, 1, 5)),
+    shape=st.sampled_from(SHAPES),
+    normed=st.booleans(),
+)
+def test_heads_are_normalised_turned_and_stored(
+    seed: int, rows: int, shape: QkvShape, normed: bool
+) -> None:
+    norms = random_norms(seed, shape.dim) if normed else None
+    width = (shape.turned + shape.kv_heads) * shape.dim
+    qkv = rand(seed, rows, width + 3)[:, :width]
+    positions, inv_freq = torch.arange(rows, device=DEVICE) * 7, rand(seed, shape.dim // 2).abs()
+    angles = positions[:, None, None].to(DTYPE) * inv_freq
+    storage = rand(seed, 9, 2, 2, shape.kv_heads, 4, shape.dim)  # blocks, layers, keys and values
+    before = storage.clone()
+    keys, values = storage.permute(2, 1, 0, 3, 4, 5)[:, 1]
+    stored = slice(1, max(1, rows - 1))
+    count = stored.stop - stored.start
+    blocks, offsets = torch.tensor([4, -1, 2])[:count], torch.tensor([3, 0, 1])[:count]
+    pages = PageRows(keys, values, stored, blocks.to(DEVICE), offsets.to(DEVICE))
+
+    got = place_heads(qkv, shape, norms, (angles.cos(), angles.sin()), pages)
+
+    q, k, v = qkv.unflatten(1, (-1, shape.dim)).split(
+        (shape.heads, shape.kv_heads, shape.kv_heads), dim=1
+    )
+    if norms is not None and rows:
+        q = reference.rms_norm(q.flatten(0, 1), norms.query, norms.eps).view(q.shape)
+        k = reference.rms_norm(k.flatten(0, 1), norms.key, norms.eps).view(k.shape)
+    want = reference.rotate(torch.cat((q, k), dim=1), positions, inv_freq)
+    assert_close(got, want)
+    for place, (block, offset) in enumerate(zip(blocks.tolist(), offsets.tolist(), strict=True)):
+        if block >= 0:
+            before[block, 1, 0, :, offset] = got[1 + place, shape.heads :]
+            before[block, 1, 1, :, offset] = v[1 + place]
     assert torch.equal(storage, before)
 
 

@@ -1,4 +1,4 @@
-"""From a fused qkv output to heads: normalised, at their positions, K and V of inference in pages.
+"""From a fused qkv output to heads, at their positions, K and V of inference in pages; and back.
 
 One kernel where the machine has it, the torch code below elsewhere.
 Shape suffixes: T rows, F qkv features, H query heads, K KV heads, D head_dim.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
-from workers.layers import rms_norm, rotate
+from workers.layers import rms_norm, rms_norm_backward, rotate, rotate_backward
 
 
 def place_heads(
@@ -40,6 +40,38 @@ def place_heads(
         pages.keys_BKPD[pages.blocks_T, :, pages.offsets_T] = k[pages.rows]
         pages.values_BKPD[pages.blocks_T, :, pages.offsets_T] = v[pages.rows]
     return q, k, v
+
+
+def place_heads_backward(
+    grad_q: Tensor,
+    sums: tuple[Tensor, Tensor],
+    shape: QkvShape,
+    norms: HeadNorms | None,
+    turn: tuple[Tensor, Tensor],
+    heads: Tensor | None,
+) -> Tensor:
+    """Gradient of the qkv output, (T, F), from those of its heads.
+
+    Shapes:
+        grad_q: of the queries, (T, H, D), contiguous.
+        sums: of keys and values, (T, K, D) each, in the wide dtype that they were summed in.
+        heads: query and key heads as they came in, (T, H + K, D); not read without norms.
+    """
+    kernels = gpu_kernels_for(grad_q)
+    if kernels is not None:
+        return kernels.place_heads_backward(grad_q, sums, shape, norms, turn, heads)
+    grad_k, grad_v = (total.to(grad_q.dtype) for total in sums)
+    grad = rotate_backward(torch.cat((grad_q, grad_k), dim=1), *turn)
+    if norms is not None and heads is not None:
+        sizes = (shape.heads, shape.kv_heads)
+        pairs = zip(grad.split(sizes, dim=1), heads.split(sizes, dim=1), strict=True)
+        weights = (norms.query, norms.key)
+        normed = [
+            rms_norm_backward(part, x, weight, norms.eps)
+            for (part, x), weight in zip(pairs, weights, strict=True)
+        ]
+        grad = torch.cat(normed, dim=1)
+    return torch.cat((grad.flatten(1), grad_v.flatten(1)), dim=1)
 
 
 def _normalised(heads_THD: Tensor, shape: QkvShape, norms: HeadNorms | None) -> Tensor:

@@ -14,9 +14,9 @@ import pytest
 pytestmark = pytest.mark.e2e
 PROGRAM = Path(__file__).parents[1] / "unit/workers/compile_kernels.py"
 KERNELS = {
-    *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_expand"),
-    *("_forward", "_grad_keys", "_grad_queries", "_join", "_pick", "_place", "_rotate"),
-    *("_store", "_survey"),
+    *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_expand", "_forward"),
+    *("_grad_keys", "_grad_queries", "_join", "_rotate", "_rotate_backward", "_rotate_store"),
+    *("_sample_part", "_sample_token", "_store"),
 }
 PRODUCTS = {
     *("_accumulate", "_attend", "_column_sums", "_contract", "_expand"),

@@ -21,7 +21,7 @@ from workers.kernels.triton import adapters, attention, attention_backward, snap
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_pages
-from workers.kernels.triton.qkv import place_heads
+from workers.kernels.triton.qkv import place_heads, place_heads_backward
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 
@@ -72,6 +72,10 @@ def launch_rows(shape: Shape) -> None:
     stored = PageRows(pages, pages, slice(0, 4), place, place)
     place_heads(qkv, sizes, None, (half, half), stored)
     place_heads(qkv, sizes, norms, (half, half), stored)
+    sums = torch.zeros(2, 4, KV_HEADS, shape.dim)
+    placed = bf16(4, shape.heads, shape.dim)
+    place_heads_backward(placed, (sums[0], sums[1]), sizes, None, (half, half), None)
+    place_heads_backward(placed, (sums[0], sums[1]), sizes, norms, (half, half), heads)
     sample(torch.zeros(4, VOCABULARY), torch.zeros(4), torch.zeros(4))
 
 

@@ -16,7 +16,7 @@ from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_pages
-from workers.kernels.triton.qkv import place_heads
+from workers.kernels.triton.qkv import place_heads, place_heads_backward
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 
@@ -138,6 +138,37 @@ def test_heads_are_normalised_turned_and_stored(
             before[block, 1, 0, :, offset] = got[1 + place, shape.heads :]
             before[block, 1, 1, :, offset] = v[1 + place]
     assert torch.equal(storage, before)
+
+
+@FEW
+@given(
+    seed=SEEDS,
+    rows=st.sampled_from((0, 1, 5)),
+    shape=st.sampled_from(SHAPES),
+    normed=st.booleans(),
+)
+def test_the_way_back_from_heads_is_that_of_autograd(
+    seed: int, rows: int, shape: QkvShape, normed: bool
+) -> None:
+    norms = random_norms(seed, shape.dim) if normed else None
+    qkv = rand(seed, rows, (shape.turned + shape.kv_heads) * shape.dim).requires_grad_()
+    positions, inv_freq = torch.arange(rows, device=DEVICE) * 7, rand(seed, shape.dim // 2).abs()
+    angles = positions[:, None, None].to(DTYPE) * inv_freq
+    turn = angles.cos(), angles.sin()
+    heads, v = qkv.unflatten(1, (-1, shape.dim)).split((shape.turned, shape.kv_heads), dim=1)
+    q, k = heads.split((shape.heads, shape.kv_heads), dim=1)
+    if norms is not None and rows:
+        q = reference.rms_norm(q.flatten(0, 1), norms.query, norms.eps).view(q.shape)
+        k = reference.rms_norm(k.flatten(0, 1), norms.key, norms.eps).view(k.shape)
+    placed = reference.rotate(torch.cat((q, k), dim=1), positions, inv_freq)
+    grad, grad_v = rand(seed + 1, *placed.shape), rand(seed + 2, *v.shape)
+    grad_q, grad_k = (part.contiguous() for part in grad.split((shape.heads, shape.kv_heads), 1))
+    want = autograd(torch.cat((placed, v), dim=1), qkv, torch.cat((grad, grad_v), dim=1))
+
+    raw = heads.detach() if normed else None
+    got = place_heads_backward(grad_q, (grad_k, grad_v), shape, norms, turn, raw)
+
+    assert_close(got, want)
 
 
 @FEW

@@ -1,4 +1,4 @@
-"""Heads of a fused qkv output in one pass: normalised, turned, and K and V stored in their pages.
+"""Heads of a fused qkv output in one pass: normalised, turned, K and V stored; and the way back.
 
 A program takes a few heads of a row, of whatever kind they are. Numbers are rounded once, on their
 way out. Equals `reference.rms_norm`, then `reference.rotate`, then a copy.
@@ -37,7 +37,7 @@ def place_heads(
     block = triton.next_power_of_2(half)
     heads = torch.empty(rows, shape.turned, shape.dim, dtype=qkv_TF.dtype, device=qkv_TF.device)
     weights = (heads, heads, 0.0) if norms is None else (norms.query, norms.key, norms.eps)
-    _place[(rows, triton.cdiv(shape.turned + shape.kv_heads, BLOCK_HEADS))](
+    _rotate_store[(rows, triton.cdiv(shape.turned + shape.kv_heads, BLOCK_HEADS))](
         qkv_TF,
         *(part.contiguous() for part in turn),
         *weights,
@@ -57,6 +57,46 @@ def place_heads(
     return heads
 
 
+def place_heads_backward(
+    grad_THD: Tensor,
+    sums: tuple[Tensor, Tensor],
+    shape: QkvShape,
+    norms: HeadNorms | None,
+    turn: tuple[Tensor, Tensor],
+    heads_TND: Tensor | None,
+) -> Tensor:
+    """Gradient of a qkv output, (T, F), from those of its placed heads.
+
+    Shapes:
+        grad_THD: of the queries, contiguous.
+        sums: of keys and values, (T, K, D) each, contiguous.
+        heads_TND: query and key heads before their norms, (T, H + K, D); None without norms.
+    """
+    rows, half = len(grad_THD), shape.dim // 2
+    block = triton.next_power_of_2(half)
+    width = (shape.turned + shape.kv_heads) * shape.dim
+    result = torch.empty(rows, width, dtype=grad_THD.dtype, device=grad_THD.device)
+    heads = result if heads_TND is None else heads_TND.contiguous()
+    weights = (heads, heads, 0.0) if norms is None else (norms.query, norms.key, norms.eps)
+    _rotate_backward[(rows, triton.cdiv(shape.turned + shape.kv_heads, BLOCK_HEADS))](
+        grad_THD,
+        *sums,
+        heads,
+        *(part.contiguous() for part in turn),
+        *weights,
+        result,
+        HEADS=shape.heads,
+        KV_HEADS=shape.kv_heads,
+        HALF=half,
+        NORMED=norms is not None,
+        WIDE=accumulator(grad_THD.dtype),
+        BLOCK_H=BLOCK_HEADS,
+        BLOCK_D=block,
+        num_warps=max(1, BLOCK_HEADS * block // NUMBERS_PER_WARP),
+    )
+    return result
+
+
 def _page_arguments(pages: PageRows | None, absent: Tensor) -> tuple[object, ...]:
     """Pages, places and strides; what is absent is never read."""
     if pages is None:
@@ -69,7 +109,7 @@ def _page_arguments(pages: PageRows | None, absent: Tensor) -> tuple[object, ...
 
 
 @triton.jit(do_not_specialize=["first_row", "stop_row"])
-def _place(
+def _rotate_store(
     qkv,
     cos,
     sin,
@@ -133,6 +173,70 @@ def _place(
             target = values + page + (head - turned) * head_stride
             tl.store(target, first, mask=inside & is_value)
             tl.store(target + HALF, second, mask=inside & is_value)
+
+
+@triton.jit
+def _rotate_backward(
+    grad,
+    sums_k,
+    sums_v,
+    heads,
+    cos,
+    sin,
+    q_norm,
+    k_norm,
+    eps,
+    result,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    NORMED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    turned: tl.constexpr = HEADS + KV_HEADS
+    row = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
+    place = tl.arange(0, BLOCK_D)[None, :]
+    inside = (head < turned + KV_HEADS) & (place < HALF)
+    is_query, is_value = inside & (head < HEADS), head >= turned
+    first = tl.zeros((BLOCK_H, BLOCK_D), WIDE)
+    second = tl.zeros((BLOCK_H, BLOCK_D), WIDE)
+    source = grad + (row * HEADS + head) * (2 * HALF) + place
+    first += tl.load(source, mask=is_query, other=0.0)
+    second += tl.load(source + HALF, mask=is_query, other=0.0)
+    source = sums_k + (row * KV_HEADS + head - HEADS) * (2 * HALF) + place
+    is_key = inside & (head >= HEADS) & (head < turned)
+    first += tl.load(source, mask=is_key, other=0.0)
+    second += tl.load(source + HALF, mask=is_key, other=0.0)
+    source = sums_v + (row * KV_HEADS + head - turned) * (2 * HALF) + place
+    first += tl.load(source, mask=inside & is_value, other=0.0)
+    second += tl.load(source + HALF, mask=inside & is_value, other=0.0)
+
+    angle = row * HALF + place + 0 * head
+    cosine = tl.load(cos + angle, mask=inside, other=0.0).to(WIDE)
+    sine = tl.load(sin + angle, mask=inside, other=0.0).to(WIDE)
+    left, right = first * cosine + second * sine, second * cosine - first * sine
+    if NORMED:
+        source = heads + (row * turned + head) * (2 * HALF) + place
+        is_turned = inside & (head < turned)
+        x_left = tl.load(source, mask=is_turned, other=0.0).to(WIDE)
+        x_right = tl.load(source + HALF, mask=is_turned, other=0.0).to(WIDE)
+        squares = tl.sum(x_left * x_left + x_right * x_right, 1)
+        rstd = (1.0 / tl.sqrt(squares / (2 * HALF) + eps))[:, None]
+        x_left *= rstd
+        x_right *= rstd
+        left *= _gains(q_norm, k_norm, head, place, inside, HEADS, WIDE)
+        right *= _gains(q_norm + HALF, k_norm + HALF, head, place, inside, HEADS, WIDE)
+        mean = (tl.sum(left * x_left + right * x_right, 1) / (2 * HALF))[:, None]
+        left = (left - x_left * mean) * rstd
+        right = (right - x_right * mean) * rstd
+    target = result + (row * (turned + KV_HEADS) + head) * (2 * HALF) + place
+    first = tl.where(is_value, first, left).to(result.dtype.element_ty)
+    second = tl.where(is_value, second, right).to(result.dtype.element_ty)
+    tl.store(target, first, mask=inside)
+    tl.store(target + HALF, second, mask=inside)
 
 
 @triton.jit

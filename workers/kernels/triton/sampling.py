@@ -40,8 +40,8 @@ def sample(logits_RV: Tensor, temperatures_R: Tensor, uniforms_R: Tensor) -> tup
     finite = torch.empty(rows, dtype=torch.bool, device=device)
     row = (logits_RV, temperatures_R, logits_RV.stride(0), vocabulary)
     constants = {"PART": PART, "WIDE": accumulator(logits_RV.dtype), "num_warps": 8}
-    _survey[(rows, parts)](*row, peaks, sums, likeliest, **constants)
-    _pick[(rows,)](
+    _sample_part[(rows, parts)](*row, peaks, sums, likeliest, **constants)
+    _sample_token[(rows,)](
         *row,
         peaks,
         sums,
@@ -57,7 +57,7 @@ def sample(logits_RV: Tensor, temperatures_R: Tensor, uniforms_R: Tensor) -> tup
 
 
 @triton.jit
-def _survey(
+def _sample_part(
     logits,
     temperatures,
     stride,
@@ -86,7 +86,7 @@ def _survey(
 
 
 @triton.jit
-def _pick(
+def _sample_token(
     logits,
     temperatures,
     stride,

@@ -28,6 +28,7 @@ from scheduler.domain.errors import (
     QuotaExceeded,
     WorkerLost,
 )
+from scheduler.domain.message_codec import decode, encode
 from scheduler.domain.messages import (
     TO_GATEWAY,
     Abort,
@@ -36,8 +37,6 @@ from scheduler.domain.messages import (
     Replay,
     Submit,
     TokenFrame,
-    decode,
-    encode,
 )
 from scheduler.domain.request import FinishReason
 from scheduler.store.channel import START, ChannelDown

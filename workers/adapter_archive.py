@@ -20,10 +20,12 @@ from scheduler.artefact.coded_file import PREFIX, read_head
 from scheduler.domain.adapter import ARCHIVE_MAGIC
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_file import BaseIdentity, LoadedAdapter
-from workers.codec import CODECS, Codec, flatten, num_entries
+from workers.codec import Codec, flatten, num_entries
+from workers.codecs import CODECS
 from workers.flat_params import FlatParams
 from workers.model import DecoderConfig
-from workers.peft_method import PEFT_METHODS, Params, PeftMethod
+from workers.peft_method import Params, PeftMethod
+from workers.peft_methods import PEFT_METHODS
 
 
 class ArchiveHeader(BaseModel):

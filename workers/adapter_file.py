@@ -23,7 +23,8 @@ from scheduler.domain.adapter import (
 from scheduler.domain.errors import InvalidInput
 from scheduler.durable import write_durably
 from workers.model import DecoderConfig
-from workers.peft_method import PEFT_METHODS, Params, PeftMethod
+from workers.peft_method import Params, PeftMethod
+from workers.peft_methods import PEFT_METHODS
 
 TENSORS, CONFIG, MANIFEST = TENSORS_FILE, CONFIG_FILE, MANIFEST_FILE
 MAX_HEADER_BYTES = 1 << 20

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A (nested) list as a tensor, see `send`."""
-    return send(torch.tensor(values, dtype=dtype), device)
+    """A (nested) list as a tensor, see `copy_to`."""
+    return copy_to(torch.tensor(values, dtype=dtype), device)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; on CUDA by way of pinned memory, in stream order."""
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host; on CUDA by way of pinned memory, in stream order."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

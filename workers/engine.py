@@ -8,18 +8,10 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-import workers.codecs
-import workers.kv_policies
-import workers.merges
-import workers.models
-import workers.optimizers
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.messages import (
     Abort,
     Drain,
@@ -39,8 +31,8 @@ from workers.adapter_loader import AdapterLoader
 from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter, FollowersWriter
-from workers.codec import CODECS
-from workers.codecs.search import Ladder
+from workers.codec_search import Ladder
+from workers.codecs import CODECS
 from workers.compaction import compress_due
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
@@ -49,11 +41,12 @@ from workers.group import ALONE, Group
 from workers.inline_executor import InlineExecutor
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
-from workers.kv_policy import KV_POLICIES
-from workers.merge import MERGES
+from workers.kv_policies import KV_POLICIES
+from workers.lane_device import serve_before_lanes
+from workers.merges import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
-from workers.optimizer import OPTIMIZERS
-from workers.peft_method import PEFT_METHODS
+from workers.optimizers import OPTIMIZERS
+from workers.peft_methods import PEFT_METHODS
 from workers.request_desk import RequestDesk
 from workers.request_policy import default_policy
 from workers.settings import EngineSettings
@@ -73,7 +66,9 @@ class EngineLoop:
         self.settings = settings
         self.group = group
         self.connection = connection
-        machine = fingerprint(torch.device(settings.device), compute_dtype(settings))
+        device = torch.device(settings.device)
+        serve_before_lanes(device)
+        machine = fingerprint(device, compute_dtype(settings))
         machine["tensor_parallel"] = group.shard.size
         group.check_same([machine, settings.common()])
         writer_type = CheckpointWriter if group.is_leader else FollowersWriter
@@ -94,7 +89,6 @@ class EngineLoop:
         self.jobs = JobDesk(self.hosts, self.writer, group)
         self.pending: list[ToEngine] = []
         self.is_draining = False
-        self.num_threads = torch.get_num_threads()
         sys.setswitchinterval(LANE_SWITCH_S)
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection needs to walk it again
@@ -147,8 +141,7 @@ class EngineLoop:
         began_s = time.perf_counter()
         self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:
-            share = self.num_threads // 2 if plan.is_beside else 0
-            with threads(self.num_threads - share):
+            with host.trainer.side.device.step(is_beside=plan.is_beside):
                 self._forward(host, plan)
         else:
             self._land(host)
@@ -232,14 +225,3 @@ class EngineLoop:
 def _schemas(registry: Registry[Any]) -> dict[str, dict[str, Any]]:
     """Name -> JSON Schema of the plug-in's options."""
     return {name: registry[name].Config.model_json_schema() for name in registry.names()}
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Give this thread's kernels `count` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -19,6 +19,7 @@ from scheduler.text.model_files import read_model_files
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
@@ -27,7 +28,7 @@ from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
-from workers.model import DecoderConfig, DecoderWeights, decoder_config
+from workers.model import DecoderConfig, DecoderWeights
 from workers.model_runner import ModelRunner
 from workers.pack_placement import TrainerLimits
 from workers.row_costs import measure_row_costs
@@ -133,16 +134,14 @@ def make_host(
     )
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
-    num_threads = torch.get_num_threads()
-    law = _law(weights, num_threads, group)
-    beside = None
-    if device.type == "cpu" and num_threads > 1 and group.is_alone:  # ranks meet on one thread
-        beside = _law(weights, num_threads - num_threads // 2, group)
     pool = BlockPool(num_blocks, settings.page_tokens)
     memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
     limits = TrainerLimits(settings.max_jobs, **TRAINING_SHAPES[device.type])
     identity = base.identity
     trainer = Trainer(decoder, adapters, identity, limits, memory, writer, report, fair)
+    lanes, law, beside = trainer.side.device, _law(weights, torch.get_num_threads(), group), None
+    if lanes.can_share and group.is_alone:  # ranks meet on one thread
+        beside = _law(weights, lanes.step_threads, group)
     return ModelHost(
         info=BaseModelInfo(
             id=base.identity.model,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scheduler.domain.registry import PluginConfig, Registry
-from workers.adapter_arena import Term
+from workers.adapter_arena import AdapterColumns, Term
 from workers.model import DecoderConfig
 
 Params = dict[str, Tensor]
@@ -43,6 +43,15 @@ class PeftMethod(ABC):
     @abstractmethod
     def modules(self) -> frozenset[str]:
         """Projections that the method adapts."""
+
+    @property
+    def middle(self) -> int:
+        """Numbers in a row of each projection's middle: 1 or the rank; 0: it has none."""
+        return 0
+
+    def columns(self, offset: int = 0) -> AdapterColumns:
+        """The method's columns in an arena, from `offset` on."""
+        return AdapterColumns(offset, self.rank, self.modules, self.middle)
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:

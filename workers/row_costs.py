@@ -6,12 +6,12 @@ libraries also switch kernels at odd row counts. The scheduler plans with the me
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from scheduler.policy.latency import RowCosts
+from workers.lane_device import cpu_threads
 from workers.model import DecoderWeights, LayerWeights
+from workers.unit_clock import elapsed_ms
 
 ROWS = {  # up to where a card, too, is bound by arithmetic
     "cpu": (1, 4, 8, 16, 24, 32, 48, 64, 128, 256),
@@ -23,12 +23,8 @@ ENOUGH_BYTES = 200 << 20  # layers measured: enough that no cache holds their we
 
 def measure_row_costs(weights: DecoderWeights, num_threads: int) -> RowCosts:
     """Milliseconds of every layer's linears on so many threads, for each of the device's ROWS."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
+    with cpu_threads(num_threads):
         return _measure(weights)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measure(weights: DecoderWeights) -> RowCosts:
@@ -50,17 +46,10 @@ def _measure(weights: DecoderWeights) -> RowCosts:
 def _cost_ms(layers: tuple[LayerWeights, ...], rows: int) -> float:
     like = layers[0].input_norm
     inputs = [like.new_ones(rows, linear.in_features) for linear in layers[0].linears]
-    best_ms = float("inf")
-    for _ in range(REPEATS):
-        began_s = time.perf_counter()
+
+    def run() -> None:
         for layer in layers:
             for x, linear in zip(inputs, layer.linears, strict=True):
                 linear(x)
-        _synchronize(inputs[0].device)
-        best_ms = min(best_ms, (time.perf_counter() - began_s) * 1e3)
-    return best_ms
 
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return min(elapsed_ms(like.device, run) for _ in range(REPEATS))

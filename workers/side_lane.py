@@ -1,13 +1,12 @@
-"""Units of training on a thread beside the engine's own, with a share of the machine's threads."""
+"""Units of training that a thread beside the engine's own gives to a share of the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import torch
-
 from scheduler.domain.plan import LaneUnits
+from workers.lane_device import LaneDevice
 from workers.unit_clock import TimedUnit
 
 EndedLane = tuple[LaneUnits, Future[list[TimedUnit]]]
@@ -16,12 +15,13 @@ EndedLane = tuple[LaneUnits, Future[list[TimedUnit]]]
 class SideLane:
     """Runs lanes one after the other; what a job owns must not change while one of its runs.
 
-    Args:
-        num_threads: for the kernels of the units.
+    Attributes:
+        device: what the lanes share with the steps beside them.
     """
 
-    def __init__(self, num_threads: int) -> None:
-        self._thread = ThreadPoolExecutor(1, "side-lane", torch.set_num_threads, (num_threads,))
+    def __init__(self, device: LaneDevice) -> None:
+        self.device = device
+        self._thread = ThreadPoolExecutor(1, "side-lane")
         self._lanes: list[EndedLane] = []
 
     @property
@@ -34,8 +34,9 @@ class SideLane:
         return any(lane.job_id == job_id and not future.done() for lane, future in self._lanes)
 
     def begin(self, lane: LaneUnits, run: Callable[[], list[TimedUnit]]) -> None:
-        """Run a lane after those that have begun."""
-        self._lanes.append((lane, self._thread.submit(run)))
+        """Run a lane after those that have begun; it has ended once the device is done with it."""
+        self.device.begin()
+        self._lanes.append((lane, self._thread.submit(self.device.run, run)))
 
     def finish(self) -> None:
         """Wait for all lanes."""

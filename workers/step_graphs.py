@@ -1,6 +1,7 @@
 """Decode steps as CUDA graphs: one launch for all that a batch of single tokens runs.
 
-A graph is captured for each bucket of rows and of ranks when it is first needed. Nothing here runs
+A graph is captured for each shape of step when it is first needed: a bucket of rows and of ranks,
+with or without middles of adapters, compressed sequences and policies that watch. Nothing here runs
 without a card.
 
 Shape suffixes: B rows of a bucket, V vocabulary.
@@ -17,8 +18,9 @@ from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.kv_cache import KVCache
+from workers.lane_device import step_stream
 from workers.newest_draw import NewestDraw
-from workers.padded_step import PaddedStep, StepInputs
+from workers.padded_step import PaddedStep, StepInputs, StepOutputs, StepShape
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RANKS = (0, 16, 32, 64, 128)
@@ -26,11 +28,11 @@ RANKS = (0, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class CapturedStep:
-    """One graph, the inputs that it reads and the logits (B, V) that it writes."""
+    """One graph, the inputs that it reads and the outputs that it writes."""
 
     inputs: StepInputs
     graph: torch.cuda.CUDAGraph
-    logits_BV: Tensor
+    outputs: StepOutputs
 
 
 class StepGraphs:
@@ -38,8 +40,10 @@ class StepGraphs:
 
     def __init__(self, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> None:
         self.step = PaddedStep(decoder, cache, newest_draw)
-        self._steps: dict[tuple[int, int], CapturedStep] = {}
+        self._steps: dict[StepShape, CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        # A replayed kernel has the priority of the stream that it was captured on.
+        self._stream = step_stream(cache.keys.device)
 
     @classmethod
     def try_of(cls, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> StepGraphs | None:
@@ -52,8 +56,6 @@ class StepGraphs:
         return len(rows) <= BUCKETS[-1] and all(
             row.span.count == 1
             and row.completes
-            and row.sequence.layout is None
-            and row.watch is None
             and not row.sequence.request.sampling.prompt_logprobs
             and (row.columns is None or row.columns.rank <= RANKS[-1])
             for row in rows
@@ -61,26 +63,37 @@ class StepGraphs:
 
     def logits(self, rows: list[InferenceRow]) -> Tensor:
         """Logits of a batch that is covered, (rows, V), until the next step; rows by placement."""
-        ranks = [row.columns.rank for row in rows if row.columns is not None]
-        key = (_at_least(BUCKETS, len(rows)), _at_least(RANKS, max(ranks, default=0)))
-        if key not in self._steps:
-            self._steps[key] = self._capture(*key)
-        step = self._steps[key]
-        step.inputs.fill(*self.step.numbers(rows, key[0]))
+        shape = shape_of(rows)
+        if shape not in self._steps:
+            self._steps[shape] = self._capture(shape)
+        step = self._steps[shape]
+        step.inputs.fill(*self.step.numbers(rows, shape.bucket))
         step.graph.replay()
-        return step.logits_BV[: len(rows)]
+        self.step.show_queries(rows, step.outputs.queries)
+        return step.outputs.logits_BV[: len(rows)]
 
-    def _capture(self, bucket: int, rank: int) -> CapturedStep:
-        inputs = self.step.inputs(bucket)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled, and libraries set up, before capture
-            self.step.run(inputs, rank)
-        torch.cuda.current_stream().wait_stream(side)
+    def _capture(self, shape: StepShape) -> CapturedStep:
+        inputs = self.step.inputs(shape)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # kernels are compiled, and libraries set up
+            self.step.run(inputs, shape)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self.step.run(inputs, rank)
-        return CapturedStep(inputs, graph, logits)
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            outputs = self.step.run(inputs, shape)
+        return CapturedStep(inputs, graph, outputs)
+
+
+def shape_of(rows: list[InferenceRow]) -> StepShape:
+    """The captured step that a batch takes."""
+    own = [row.columns for row in rows if row.columns is not None]
+    return StepShape(
+        _at_least(BUCKETS, len(rows)),
+        _at_least(RANKS, max((columns.rank for columns in own), default=0)),
+        has_middles=any(columns.middle for columns in own),
+        has_heads=any(row.sequence.layout is not None for row in rows),
+        is_watched=any(row.watch is not None for row in rows),
+    )
 
 
 def _at_least(sizes: tuple[int, ...], wanted: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import LayerActivations, SaveLevel
 from workers.attention import Extent
-from workers.device_copy import send
+from workers.device_copy import copy_to
 from workers.pack_layout import PackLayout
 from workers.training_memory import Loan
 
@@ -71,10 +71,10 @@ class PackTokens:
         """The same on `device`."""
         return replace(
             self,
-            token_ids=send(self.token_ids, device),
-            positions=send(self.positions, device),
-            targets=send(self.targets, device),
-            weights=send(self.weights, device),
+            token_ids=copy_to(self.token_ids, device),
+            positions=copy_to(self.positions, device),
+            targets=copy_to(self.targets, device),
+            weights=copy_to(self.weights, device),
         )
 
     @property

@@ -31,11 +31,13 @@ from workers.decoder import Decoder
 from workers.decoder_backward import DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
+from workers.lane_device import lane_device
 from workers.loss import window_loss
-from workers.optimizer import OPTIMIZERS
+from workers.optimizers import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.param_shard import ParamShard
-from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.peft_method import PeftMethod
+from workers.peft_methods import PEFT_METHODS
 from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
 from workers.term_grads import TermGrads
@@ -76,7 +78,7 @@ class Trainer:
         # Inference alone replays captured steps on CUDA; with a window in it a step is eager.
         self.windows_ride = self.device.type == "cpu"
         self.num_recalls = 0
-        self.side = SideLane(max(1, torch.get_num_threads() // 2))
+        self.side = SideLane(lane_device(self.device))
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
             Direction.LOSS: self._loss_unit,

@@ -15,7 +15,7 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
-from workers.adapter_arena import AdapterArena, AdapterColumns
+from workers.adapter_arena import AdapterArena
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.base_weights import WeightFolder, load_weights
@@ -69,7 +69,7 @@ class ValidationLoss:
         method, arena = adapter.method, self._decoder.arena
         if method.rank > arena.num_columns:
             raise InvalidInput(f"The adapter has rank {method.rank}; {arena.num_columns} fit.")
-        columns = AdapterColumns(0, method.rank, method.modules)
+        columns = method.columns()
         params = {name: tensor.float() for name, tensor in adapter.params.items()}
         method.lower(params, arena.terms(columns))
         parts = [

@@ -39,6 +39,7 @@ TINY: dict[str, int | bool] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+POSITIONS = 131_072
 LAYER_OF_8B = {**LLAMA_8B, "vocab_size": 512, "num_hidden_layers": 1}
 SHAPES: dict[str, dict[str, int | bool]] = {
     "8b": LLAMA_8B,
@@ -94,11 +95,11 @@ class Setting:
                 return (time.perf_counter() - began_s) / count
 
 
-def hf_llama(shape: str) -> dict[str, object]:
+def hf_llama(shape: str, positions: int = POSITIONS) -> dict[str, object]:
     """The Hugging Face config of a shape, as keywords."""
     return {
         **SHAPES[shape],
-        "max_position_embeddings": 16_384,
+        "max_position_embeddings": positions,
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
         "bos_token_id": 0,
@@ -106,9 +107,13 @@ def hf_llama(shape: str) -> dict[str, object]:
     }
 
 
-def llama_config(shape: str) -> DecoderConfig:
+def llama_config(shape: str, positions: int = POSITIONS) -> DecoderConfig:
     """Our config of a shape."""
-    fields = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", **hf_llama(shape)}
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        **hf_llama(shape, positions),
+    }
     return base_config(HfConfig.model_validate(fields))
 
 

@@ -18,7 +18,8 @@ import pytest
 import redis
 from openai import BadRequestError, OpenAI
 
-from scheduler.domain.messages import JobHint, encode
+from scheduler.domain.message_codec import encode
+from scheduler.domain.messages import JobHint
 from scheduler.store.channels.redis import RedisChannel
 from scheduler.store.outbox import OutboxKind
 from scheduler.store.tables import adapter_orders

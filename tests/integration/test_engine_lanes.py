@@ -10,7 +10,7 @@ import torch
 
 from scheduler.domain.messages import JobStopped
 from scheduler.policy.latency import ForwardShape, LatencyLaw, RowCosts
-from tests.integration.engine_driver import BASE, Script, TinyEngine, always, generate
+from tests.integration.engine_driver import BASE, Script, TinyEngine, always, ended, generate
 from tests.unit.workers.tiny_models import VOCAB_SIZE
 from workers.decoder_backward import DecoderBackward
 
@@ -54,13 +54,7 @@ def two_threads() -> Iterator[None]:
 
 
 def run(engine: TinyEngine, law: LatencyLaw | None, orders: list[ToEngine]) -> Script:
-    names = [f"r{i}" for i in range(6)]
-    script = Script(
-        [
-            (always, orders),
-            (lambda s: s.has_ended("job") and all(map(s.is_answered, names)), []),
-        ]
-    )
+    script = Script([(always, orders), (ended(*orders), [])])
     loop = engine.start(script)
     loop.hosts[BASE].scheduler.planner.beside = law
     engine.finish(loop, script)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,41 +10,31 @@ import pytest
 from scheduler.policy.blocks import EMPTY
 from tests.integration.engine_driver import (
     BASE,
+    Entry,
     Script,
     TinyEngine,
     always,
+    ended,
     generate,
+    prompt,
 )
-from tests.unit.workers.tiny_models import VOCAB_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from scheduler.domain.messages import Generate, ToEngine
+    from scheduler.domain.messages import Generate
     from scheduler.domain.plan import StepPlan
     from scheduler.domain.request import RequestBody, Sequence
     from workers.engine import EngineLoop
     from workers.model_host import ModelHost
 
-Entry = tuple["Callable[[Script], bool]", "list[ToEngine]"]
-
-
-def prompt(seed: int, count: int) -> list[int]:
-    random = Random(seed)
-    return [random.randrange(3, VOCAB_SIZE) for _ in range(count)]
-
 
 def one_by_one(*waves: list[Generate]) -> list[Entry]:
     """Each wave once the one before it is answered, and the end."""
     entries: list[Entry] = [(always, [*waves[0]])]
-    entries += [(is_over(before), [*wave]) for before, wave in pairwise(waves)]
-    return [*entries, (is_over(waves[-1]), [])]
-
-
-def is_over(wave: list[Generate]) -> Callable[[Script], bool]:
-    requests = [order.request for order in wave]
-    return lambda s: all(s.is_answered(r.request_id, r.n) for r in requests)
+    entries += [(ended(*before), [*wave]) for before, wave in pairwise(waves)]
+    return [*entries, (ended(*waves[-1]), [])]
 
 
 def cached(script: Script, request_id: str) -> int:

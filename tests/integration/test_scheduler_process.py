@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.domain.job import FinetuneSpec, JobStatus
-from scheduler.domain.messages import TO_WORKER, JobHint, WorkerCapabilities, WorkerInfo, decode
+from scheduler.domain.message_codec import decode
+from scheduler.domain.messages import TO_WORKER, JobHint, WorkerCapabilities, WorkerInfo
 from scheduler.settings import SchedulerSettings
 from scheduler.store.channel import START
 from scheduler.store.channels import connect_channel

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-import workers.codecs
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.errors import InvalidInput
-from workers.adapter_arena import Term
+from workers.adapter_arena import Term, empty_terms
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_folder import read_folder
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder
 from workers.hf_config import read_hf_config
-from workers.model import MODULE_PATHS, DecoderConfig, decoder_config, fused_linears
+from workers.middle import through
+from workers.model import MODULE_PATHS, DecoderConfig, fused_linears
 from workers.tasks.program import run_program
 from workers.tasks.shard_writer import DTYPE_NAMES, TensorSpec, plan_shards, write_shards
 
@@ -71,6 +70,8 @@ class Deltas:
         layer, index, j = self._places[name]
         term = self._terms[layer, index]
         shrink = term.shrink_CI[j * self._rank : (j + 1) * self._rank]
+        if term.middle_RM:
+            shrink = through(shrink.T, term.middle_RM[j]).T
         total = weight.float() + term.expand_RO[j].T @ shrink
         merged = total.to(weight.dtype)
         if not bool(torch.isfinite(merged).all()):
@@ -108,16 +109,7 @@ def merge_export(
 
 def _lowered(adapter: LoadedAdapter, config: DecoderConfig) -> dict[tuple[int, int], Term]:
     """The adapter's terms in float32, outside any arena."""
-    rank = adapter.method.rank
-    terms = {
-        (layer, index): Term(
-            torch.zeros(len(linear.slices) * rank, linear.in_features),
-            tuple(torch.zeros(rank, part.num_features) for part in linear.slices),
-        )
-        for layer in range(config.num_layers)
-        for index, linear in enumerate(fused_linears(config))
-        if any(part.module in adapter.method.modules for part in linear.slices)
-    }
+    terms = empty_terms(config, adapter.method.columns(), torch.float32)
     params = {name: param.float() for name, param in adapter.params.items()}
     adapter.method.lower(params, terms)
     return terms

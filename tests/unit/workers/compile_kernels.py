@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
 from workers.kernels.triton import adapters, attention, attention_backward, snapkv
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
-from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.pages import store_heads
 from workers.kernels.triton.qkv import place_heads, place_heads_backward
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
@@ -66,7 +66,6 @@ def launch_rows(shape: Shape) -> None:
     silu_mul(bf16(4, 2 * shape.inner))
     silu_mul_backward(bf16(4, shape.inner), bf16(4, 2 * shape.inner))
     pages, place = bf16(9, KV_HEADS, PAGE_TOKENS, shape.dim), torch.zeros(4, dtype=torch.int64)
-    store_pages(pages, pages, place, place, heads[:, shape.heads :], heads[:, shape.heads :])
     qkv, sizes = bf16(4, shape.qkv), QkvShape(shape.heads, KV_HEADS, shape.dim)
     norms = HeadNorms(bf16(shape.dim), bf16(shape.dim), 1e-5)
     stored = PageRows(pages, pages, slice(0, 4), place, place)
@@ -79,25 +78,34 @@ def launch_rows(shape: Shape) -> None:
     sample(torch.zeros(4, VOCABULARY), torch.zeros(4), torch.zeros(4))
 
 
-def launch_adapters(shape: Shape, rows: int, tile: int) -> None:
-    table = torch.zeros(1, 5, dtype=torch.int64)
-    tiles = segments.RunTable(table, torch.zeros(rows // tile, 2, dtype=torch.int64), tile, RANK)
+def launch_adapters(shape: Shape, rows: int, tile: int, *, has_middles: bool) -> None:
+    table = torch.zeros(1, segments.RUN_FIELDS, dtype=torch.int64)
+    places = torch.zeros(rows // tile, 2, dtype=torch.int64)
+    tiles = segments.RunTable(table, places, tile, RANK, has_middles)
     matrices, bounds = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
-    shrink = segments.Factor(matrices[:1], bounds[:2], 3, shape.hidden, 0, True)
-    expand = segments.Factor(matrices, bounds, 1, shape.heads * shape.dim, 0, True)
+    place = segments.LinearPlace(0, 7)
+    shrink = segments.Factor(matrices[:1], bounds[:2], 3, shape.hidden, place, True)
+    expand = segments.Factor(matrices, bounds, 1, shape.heads * shape.dim, place, True)
     x = bf16(rows, shape.hidden)
     shrunk = adapters.contract(x, shrink, tiles)
     adapters.expand(shrunk, expand, tiles, bf16(rows, shape.qkv))
-    if tile > segments.SMALLEST_TILE:
-        grad = adapters.contract(bf16(rows, shape.qkv), expand, tiles)
-        adapters.expand(grad, shrink, tiles, x)
-        adapters.accumulate(torch.zeros(3 * RANK, shape.hidden), shrunk[0], 0, x)
+    if tile == segments.SMALLEST_TILE:
+        return
+    grad = adapters.contract(bf16(rows, shape.qkv), expand, tiles)
+    adapters.expand(grad[:1], shrink, replace(tiles, has_middles=False), x)
+    adapters.accumulate(torch.zeros(3 * RANK, shape.hidden), shrunk[0], 0, x)
+    if has_middles:
+        for transposed in (False, True):
+            adapters.join(grad, shrink, tiles, torch.bfloat16, transposed=transposed)
+        adapters.accumulate(torch.zeros(RANK, RANK), shrunk[0], 0, shrunk[0][:, :RANK])
 
 
-def paged(shape: Shape, lengths: Tensor | None = None) -> span_tiles.KeyPlace:
+def paged(shape: Shape, *, has_heads: bool = False) -> span_tiles.KeyPlace:
     pages, tables = bf16(9, KV_HEADS, PAGE_TOKENS, shape.dim), torch.zeros(9, dtype=torch.int32)
     page, head, token, _ = pages.stride()
-    return span_tiles.KeyPlace(pages, pages, page, head, token, tables, PAGE_TOKENS, lengths)
+    lines = span_tiles.HeadLines(torch.zeros(1, 5, dtype=torch.int64), 1, 2 * pages[0].numel())
+    heads = lines if has_heads else None
+    return span_tiles.KeyPlace(pages, pages, page, head, token, tables, PAGE_TOKENS, heads)
 
 
 def launch_attention(
@@ -108,10 +116,16 @@ def launch_attention(
     attention.attend(q, place, batch, heads, out, lse)
 
 
+def launch_compressed(shape: Shape, queries: int, splits: int) -> None:
+    place, keys = paged(shape, has_heads=True), bf16(queries, KV_HEADS, shape.dim)
+    launch_attention(shape, place, queries, splits)
+    store_heads(place, torch.zeros(1, 4, dtype=torch.int64), queries, keys, keys)
+
+
 def launch_votes(shape: Shape) -> None:
-    heads, batch = tiled(shape, 64, 1)
-    q, _, lse = rotated(shape, 64)
-    snapkv.column_sums(q, lse, paged(shape), batch, 64, heads)
+    queries, keys = bf16(32, shape.heads, shape.dim), bf16(KV_HEADS, 4096, shape.dim)
+    for counts in (None, torch.zeros(KV_HEADS, 4096)):
+        snapkv.column_sums(queries, keys, torch.zeros(32, dtype=torch.int64), counts)
 
 
 def launch_pack(shape: Shape, window: int = 0) -> None:
@@ -142,14 +156,17 @@ def rotated(shape: Shape, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 def launch_all(compiler: Compiler, shape: Shape) -> None:
     compiler.begin(f"{shape.name}, rows")
     launch_rows(shape)
-    compiler.begin(f"{shape.name}, adapters of decode")
-    launch_adapters(shape, 16, 16)
-    compiler.begin(f"{shape.name}, adapters of prompts and training")
-    launch_adapters(shape, 256, 64)
+    for middles, has_middles in (("", False), (" with middles", True)):
+        compiler.begin(f"{shape.name}, adapters{middles} of decode")
+        launch_adapters(shape, 16, 16, has_middles=has_middles)
+        compiler.begin(f"{shape.name}, adapters{middles} of prompts and training")
+        launch_adapters(shape, 256, 64, has_middles=has_middles)
     compiler.begin(f"{shape.name}, attention of decode")
     launch_attention(shape, paged(shape), 1, 8)
     compiler.begin(f"{shape.name}, attention of compressed decode")
-    launch_attention(shape, paged(shape, torch.zeros(1, 8, dtype=torch.int32)), 1, 1)
+    launch_compressed(shape, 1, 8)
+    compiler.begin(f"{shape.name}, attention of compressed prompts")
+    launch_compressed(shape, 64, 1)
     compiler.begin(f"{shape.name}, attention of prompts")
     launch_attention(shape, paged(shape), 64, 1)
     compiler.begin(f"{shape.name}, attention of prompts in a window")
@@ -189,6 +206,11 @@ def table(figures: list[dict[str, Any]]) -> str:
     lines = [list(figures[0]), ["---"] * len(figures[0])]
     lines += [[cell(value) for value in each.values()] for each in figures]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def launch_column_sums(counts: Tensor | None) -> None:
+    places = torch.zeros(32, dtype=torch.int64)
+    snapkv.column_sums(bf16(32, 32, 128), bf16(8, 4096, 128), places, counts)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from workers.activations import SaveLevel
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_pool import AdapterPool
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.decoder import Decoder
 from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.lowered_adapter import LoweredAdapter
-from workers.model import MODULE_PATHS, decoder_config
+from workers.model import MODULE_PATHS
 from workers.process_group import ProcessGroup
 
 if TYPE_CHECKING:

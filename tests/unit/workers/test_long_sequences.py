@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-import workers.kv_policies  # noqa: F401
 from scheduler.domain.kv_cadence import KvCadence
 from scheduler.policy.blocks import BlockPool
 from tests.unit.workers.slow_compression import Slot, SlowCache, Tokens
@@ -22,7 +21,8 @@ from workers.held_slots import HeldSlots
 from workers.kept_slots import lay_out, record_of, store_kept
 from workers.kv_cache import KVCache
 from workers.kv_observation import AttentionSums
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policies import KV_POLICIES
+from workers.kv_policy import KvPolicy
 from workers.kv_watch import KvWatch, WatchedLayers, WatchedRows
 from workers.layer_slots import LayerSlots
 
@@ -119,7 +119,8 @@ class Grown:
         if self.pages is None:
             position = torch.arange(start, start + count)
             blocks = torch.tensor(self.blocks)[position // PAGE_TOKENS]
-            self.cache.write(layer, blocks, position % PAGE_TOKENS, keys, values)
+            places = blocks, slice(None), position % PAGE_TOKENS
+            self.cache.keys[layer][places], self.cache.values[layer][places] = keys, values
         else:
             self.pages.reserve(start + count, self.blocks)
             self.cache.write_slots(self.pages.slots(start, count)[layer], keys, values)

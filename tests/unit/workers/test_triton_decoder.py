@@ -20,7 +20,7 @@ from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.kernels.device_kernels import KERNELS, gpu_kernels
 from workers.model import MODULE_PATHS
 from workers.pack_placement import TrainerLimits
-from workers.padded_step import PaddedStep
+from workers.padded_step import PaddedStep, StepShape
 
 
 @pytest.fixture
@@ -74,10 +74,11 @@ def test_a_padded_step_gives_the_logits_of_a_plain_one() -> None:
     want = decoder.logits(decoder.forward(builder.build()))
     before = cache.storage.clone()
     step = PaddedStep(decoder, cache, run.runner.newest_draw)
-    inputs = step.inputs(4)
+    shape = StepShape(4, rank=16)
+    inputs = step.inputs(shape)
 
-    inputs.fill(*step.numbers(rows, 4))
-    got = step.run(inputs, rank=16)
+    inputs.fill(*step.numbers(rows, shape.bucket))
+    got = step.run(inputs, shape).logits_BV
 
     assert torch.allclose(got[:3], want, atol=1e-10)
     assert torch.allclose(cache.storage, before, atol=1e-10)

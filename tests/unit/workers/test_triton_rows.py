@@ -15,7 +15,6 @@ from workers.kernels import reference
 from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
-from workers.kernels.triton.pages import store_pages
 from workers.kernels.triton.qkv import place_heads, place_heads_backward
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
@@ -74,23 +73,6 @@ def test_rotation_of_strided_heads_and_its_way_back(seed: int, rows: int, half: 
 
     assert_close(got, reference.rotate(x, positions, inv_freq))
     assert_close(rotate(got, cos, sin, direction=-1.0), x)
-
-
-@FEW
-@given(seed=SEEDS)
-def test_rows_go_to_their_pages_and_nowhere_else(seed: int) -> None:
-    storage = rand(seed, 5, 2, 2, 3, 4, 6)  # blocks, layers, keys and values, heads, tokens, dim
-    before = storage.clone()
-    keys, values = storage.permute(2, 1, 0, 3, 4, 5)[:, 1]
-    blocks, offsets = torch.tensor([4, 1, -1, 1]), torch.tensor([3, 0, 2, 2])
-    k, v = rand(seed + 1, 4, 9, 6)[:, 3:6], rand(seed + 2, 4, 3, 6)
-
-    store_pages(keys, values, blocks.to(DEVICE), offsets.to(DEVICE), k, v)
-
-    for row in (0, 1, 3):
-        before[blocks[row], 1, 0, :, offsets[row]] = k[row]
-        before[blocks[row], 1, 1, :, offsets[row]] = v[row]
-    assert torch.equal(storage, before)
 
 
 SHAPES = [QkvShape(4, 2, 6), QkvShape(7, 1, 4), QkvShape(8, 8, 16)]

@@ -44,7 +44,10 @@ def attend(
         q_THD,
         place.keys,
         place.values,
-        *table_arguments(place, batch),
+        batch.spans if place.tables is None else place.tables,
+        *head_arguments(place, batch.spans),
+        batch.spans,
+        batch.tiles,
         parts,
         part_lse,
         shape.dim**-0.5,
@@ -57,7 +60,7 @@ def attend(
         out.numel(),
         lse.numel(),
         PAGE=place.page_tokens,
-        HAS_LENGTHS=place.lengths_SK is not None,
+        HAS_HEADS=place.heads is not None,
         SPLITS=splits,
         BLOCK_N=BLOCK_KEYS,
         WIDE=accumulator(q_THD.dtype),
@@ -93,11 +96,10 @@ def tile_sizes(queries: int, shape: HeadShape) -> dict[str, int]:
     }
 
 
-def table_arguments(place: KeyPlace, batch: SpanTiles) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tables, lengths, spans and tiles; what is absent is never read."""
-    tables = batch.spans if place.tables is None else place.tables
-    lengths = batch.spans if place.lengths_SK is None else place.lengths_SK
-    return tables, lengths, batch.spans, batch.tiles
+def head_arguments(place: KeyPlace, absent: Tensor) -> tuple[Tensor, int, int]:
+    """Lines, layer and block stride of heads with tables; what is absent is never read."""
+    heads = place.heads
+    return (absent, 0, 0) if heads is None else (heads.lines_S5, heads.layer, heads.block_stride)
 
 
 @triton.jit
@@ -110,13 +112,42 @@ def key_offsets(tables, first, slot, inside, page_stride, token_stride, PAGE: tl
         return (first + slot) * token_stride
 
 
-@triton.jit(do_not_specialize=["out_split", "lse_split"])
+@triton.jit
+def head_pages(tables, first, line, layer, head, page_stride, block_stride, KV_HEADS: tl.constexpr):
+    """How KV heads of one span find their pages: a page is entry * stride + offset.
+
+    Returns:
+        First entry of each table, stride, offset, and how many more slots than tokens there are.
+    """
+    table, width = tl.load(line), tl.load(line + 1)
+    is_uniform = table == 0
+    place = layer * KV_HEADS + head
+    own = (table + 4 * place * width).to(tl.pointer_type(tl.int32))
+    entries = tl.where(is_uniform, tables + first, own)
+    stride = tl.where(is_uniform, block_stride, page_stride)
+    offset = tl.where(is_uniform, (2 * layer * KV_HEADS + head).to(tl.int64) * page_stride, 0)
+    shifts = tl.load(line + 2).to(tl.pointer_type(tl.int32)) + place
+    shift = tl.load(tl.where(is_uniform, tables + first, shifts)).to(tl.int64)
+    return entries, stride, offset, tl.where(is_uniform, 0, shift)
+
+
+@triton.jit
+def head_biases(line, layer, head, slot, inside, KV_HEADS: tl.constexpr):
+    """What is added to the logits of one KV head's slots."""
+    counts, width = tl.load(line + 3), tl.load(line + 4)
+    own = (counts + 4 * (layer * KV_HEADS + head) * width).to(tl.pointer_type(tl.float32))
+    return tl.load(own + slot, mask=inside & (slot < width), other=0.0)
+
+
+@triton.jit(do_not_specialize=["layer", "out_split", "lse_split"])
 def _attend(
     q,
     keys,
     values,
     tables,
-    lengths,
+    head_lines,
+    layer,
+    block_stride,
     spans,
     tiles,
     out,
@@ -137,7 +168,7 @@ def _attend(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
+    HAS_HEADS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
@@ -146,10 +177,15 @@ def _attend(
     which, first_query = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
     span = spans + 4 * which
     queries, first = tl.load(span + 1), tl.load(span + 3)
-    if HAS_LENGTHS:
-        num_keys = tl.load(lengths + which * KV_HEADS + head).to(tl.int64)
-    else:
-        num_keys = tl.load(span + 2) + queries
+    num_keys = tl.load(span + 2) + queries
+    page, offset_of_head = page_stride, head.to(tl.int64) * head_stride
+    if HAS_HEADS:
+        line = head_lines + 5 * which
+        tables, page, offset_of_head, shift = head_pages(
+            tables, first, line, layer, head, page_stride, block_stride, KV_HEADS
+        )
+        num_keys += shift
+        first = 0
     stacked = tl.arange(0, BLOCK_M)
     query, member = first_query + stacked // STACKED, stacked % STACKED
     is_query = (query < queries) & (member < GROUP)
@@ -174,12 +210,14 @@ def _attend(
     for begin in range(low.to(tl.int32), high.to(tl.int32), BLOCK_N):
         slot = begin + tl.arange(0, BLOCK_N)
         is_key = slot < high
-        offset = key_offsets(tables, first, slot, is_key, page_stride, token_stride, PAGE)
-        offset = offset[:, None] + head.to(tl.int64) * head_stride + place[None, :]
+        offset = key_offsets(tables, first, slot, is_key, page, token_stride, PAGE)
+        offset = offset[:, None] + offset_of_head + place[None, :]
         inside = is_key[:, None] & is_dim[None, :]
         key = tl.load(keys + offset, mask=inside, other=0.0)
         scores = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
         scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee") * scale
+        if HAS_HEADS:
+            scores += head_biases(line, layer, head, slot, is_key, KV_HEADS)[None, :]
         visible = is_key[None, :] & is_query[:, None] & (slot[None, :] < limit[:, None])
         if window > 0:
             visible = visible & (slot[None, :] >= limit[:, None] - window)

@@ -19,7 +19,8 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import PluginConfig
 from workers.adapter_archive import change_of, initial_params
 from workers.adapter_file import LoadedAdapter
-from workers.codec import CODECS, Codec
+from workers.codec import Codec
+from workers.codecs import CODECS
 from workers.peft_method import Params
 
 Score = Callable[[Params], float]

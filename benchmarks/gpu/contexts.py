@@ -38,7 +38,7 @@ def measure(setting: Setting) -> Iterator[Figures]:
     """Steps of every shape, context, batch and policy; then a prompt's compression."""
     ceilings = Ceilings.of(setting)
     contexts = TINY_CONTEXTS if setting.is_tiny else CONTEXTS
-    for shape in reversed(setting.models):
+    for shape in setting.models:
         steps = ContextSteps(random_decoder(shape, setting, 0), setting, contexts)
         lines: list[Figures] = []
         for context in contexts:

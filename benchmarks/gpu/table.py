@@ -12,10 +12,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
-    if name in SHORT and "error" not in part:
-        yield SHORT[name](part)
-    else:
-        yield from _lines(name, {key: figure for key, figure in part.items() if key != "error"})
+    figures = {key: figure for key, figure in part.items() if key != "error"}
+    yield from SHORT[name](figures) if name in SHORT else _lines(name, figures)
     if "error" in part:
         yield f"{name}: {part['error'].splitlines()[-1]}"
 
@@ -38,8 +36,30 @@ def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _checks(part: dict[str, Any]) -> str:
-    return f"kernel_checks: {part['kernels']}, wrong: {', '.join(part['wrong']) or 'none'}"
+def _checks(part: dict[str, Any]) -> Iterator[str]:
+    wrong = ", ".join(part.get("wrong", ())) or "none"
+    yield f"kernel_checks: {part.get('kernels')}, wrong: {wrong}"
 
 
-SHORT: dict[str, Callable[[dict[str, Any]], str]] = {"kernel_checks": _checks}
+def _kernel_times(part: dict[str, Any]) -> Iterator[str]:
+    for name, step in part.items():
+        if name.startswith("linears"):
+            slow = {linear: figures["times_roofline"] for linear, figures in step.items()}
+            yield from _lines(f"kernel_times, {name}, times roofline", slow)
+        elif isinstance(step, dict):
+            families = {family: each["ms"] for family, each in step["families"].items()}
+            yield from _lines(f"kernel_times, {name}, ms", families | {"gap": step["gap_ms"]})
+
+
+def _tuning(part: dict[str, Any]) -> Iterator[str]:
+    for name, sweep in part.items():
+        if isinstance(sweep, dict) and sweep["best"]:
+            share = sweep["best"]["share_of_present"]
+            yield f"tuning, {name}: {sweep['best']['value']} takes {_number(share)} of the present"
+
+
+SHORT: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "kernel_checks": _checks,
+    "kernel_times": _kernel_times,
+    "tuning": _tuning,
+}

@@ -10,7 +10,7 @@ import torch
 
 from scheduler.domain.plan import Span
 from scheduler.policy.pack_cursor import Direction, Unit
-from tests.unit.workers.packed_run import PackedRun, Stream, make_resident, random_lora
+from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
 from tests.unit.workers.tiny_models import make_model
 from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_pool import AdapterPool
@@ -18,7 +18,6 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.decoder import Decoder
 from workers.padded_step import adapter_runs
-from workers.step_graphs import StepGraphs
 from workers.unit_clock import EventClock, HostClock
 
 UNIT = Unit(Direction.FORWARD, 0, 0, 4)
@@ -26,7 +25,7 @@ UNIT = Unit(Direction.FORWARD, 0, 0, 4)
 
 def rows_of(columns: list[AdapterColumns | None]) -> list[InferenceRow]:
     span = Span("s", 0, 1)
-    return [InferenceRow(span, None, own) for own in columns]  # type: ignore[arg-type]
+    return [InferenceRow(span, None, own) for own in columns]
 
 
 def test_rows_of_one_adapter_are_one_run() -> None:
@@ -79,7 +78,8 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
     adapter = {name: tensor.to("cuda") for name, tensor in params.items()}
     columns = make_resident(pool, "a", method, adapter)
     streams = [run.add([5 + i] * (6 + i), own) for i, own in enumerate((None, columns, columns))]
-    graphs = StepGraphs(decoder, run.runner.cache, run.runner.newest_draw)
+    graphs = run.runner.graphs
+    assert graphs is not None
 
     for _ in range(2):
         rows = []
@@ -94,12 +94,6 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
         want = decoder.logits(decoder.forward(builder.build()))
 
         assert torch.allclose(graphs.logits(rows), want, atol=1e-3)
-
-
-def last_token(stream: Stream) -> InferenceRow:
-    """A decode step of a stream."""
-    last = len(stream.sequence.token_ids) - 1
-    return InferenceRow(Span(stream.sequence.id, last, 1), stream.sequence, stream.columns)
 
 
 def on_card(decoder: Decoder, folder: Path) -> Decoder:

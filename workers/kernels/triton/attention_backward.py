@@ -21,9 +21,8 @@ from torch import Tensor
 
 from workers.kernels.span_tiles import BLOCK_KEYS, GRAD_KEYS, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.accumulator import accumulator
-from workers.kernels.triton.attention import tile_sizes
+from workers.kernels.triton.attention import LOG2_E, tile_sizes
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 GRAD_NUMBERS = 4096  # of a tile of queries beside the sums of a tile of keys: all in registers
 
 

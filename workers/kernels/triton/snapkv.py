@@ -16,10 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import BLOCK_KEYS, LARGEST_TILE, SMALLEST_TILE
+from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE
 from workers.kernels.triton.accumulator import accumulator
 
 KEYS_PER_SPLIT = 512
+MOST_QUERIES = 64  # of a tile
 
 
 def column_sums(
@@ -37,7 +38,7 @@ def column_sums(
     if k_KTD.stride(2) != 1:
         k_KTD = k_KTD.contiguous()
     q_HND, wide = q_HND.contiguous(), torch.promote_types(q_HND.dtype, torch.float32)
-    tile = min(LARGEST_TILE, max(SMALLEST_TILE, triton.next_power_of_2(num_queries)))
+    tile = min(MOST_QUERIES, max(SMALLEST_TILE, triton.next_power_of_2(num_queries)))
     splits = triton.cdiv(num_keys, KEYS_PER_SPLIT)
     log_sums = torch.empty(splits, heads, num_queries, dtype=wide, device=q_HND.device)
     sums = torch.empty(heads, num_keys, dtype=wide, device=q_HND.device)

@@ -17,6 +17,7 @@ from benchmarks.gpu.setting import Figures, Setting
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import KERNELS, kernels_of
+from workers.kernels.qkv_rows import HeadNorms, QkvShape
 from workers.layers import (
     rms_norm,
     rms_norm_backward,
@@ -26,6 +27,7 @@ from workers.layers import (
     silu_mul_backward,
 )
 from workers.model import QKV
+from workers.qkv import place_heads, place_heads_backward
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # shares of the largest number
 Check = Callable[[], Tensor]
@@ -62,7 +64,7 @@ def no_kernels(dtype: torch.dtype) -> None:
 
 
 def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
-    """Norm, rotation and gate, forward and back."""
+    """Norm, rotation, heads and gate, forward and back."""
     config, rows = decoder.config, 16 if setting.is_tiny else 4096
     heads, half = config.num_heads + config.num_kv_heads, config.head_dim // 2
 
@@ -73,6 +75,10 @@ def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
     gate_up, inner = rand(rows, 2 * config.intermediate_size), rand(rows, config.intermediate_size)
     q, angles = rand(rows, heads, config.head_dim), rand(rows, 1, half)
     cos, sin = angles.cos(), angles.sin()
+    shape = QkvShape(config.num_heads, config.num_kv_heads, config.head_dim)
+    norms = HeadNorms(rand(config.head_dim), rand(config.head_dim), 1e-5)
+    qkv, sums = rand(rows, config.qkv_size), rand(2, rows, config.num_kv_heads, config.head_dim)
+    grad_q = q[:, : config.num_heads].contiguous()
     return {
         "rms_norm": lambda: rms_norm(x, weight[0], 1e-5),
         "rms_norm_backward": lambda: rms_norm_backward(grad, x, weight[0], 1e-5),
@@ -80,6 +86,10 @@ def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
         "silu_mul_backward": lambda: silu_mul_backward(inner, gate_up),
         "rotate": lambda: rotate(q, cos, sin),
         "rotate_backward": lambda: rotate_backward(q, cos, sin),
+        "heads": lambda: torch.cat(place_heads(qkv, shape, norms, (cos, sin), None), dim=1),
+        "heads_backward": lambda: place_heads_backward(
+            grad_q, (sums[0], sums[1]), shape, norms, (cos, sin), q
+        ),
     }
 
 

@@ -56,7 +56,7 @@ def _summed(shrunk, row, is_row, column, width, split_stride, row_stride, SPLITS
     source = shrunk + row[:, None] * row_stride + column[None, :]
     inside = is_row[:, None] & (column < width)[None, :]
     sums = tl.load(source, mask=inside, other=0.0)
-    for split in tl.static_range(1, SPLITS):
+    for split in range(1, SPLITS):
         sums += tl.load(source + split * split_stride, mask=inside, other=0.0)
     return sums
 

@@ -171,7 +171,9 @@ def _walk(
         inside = is_dim if IS_WHOLE else is_dim & is_key[:, None]
         key = tl.load(keys + offset, mask=inside, other=0.0)
         scores = tl.zeros((query_rows.shape[0], BLOCK_N), total.dtype)
-        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee")
+        scores = tl.dot(
+            query_rows, tl.trans(key), scores, input_precision="ieee", out_dtype=total.dtype
+        )
         if HAS_HEADS:
             bias = tl.load(counts + slot, mask=slot < num_counts, other=0.0)
             scores += bias.to(total.dtype)[None, :] * (LOG2_E / scale)
@@ -187,7 +189,9 @@ def _walk(
         total = total * shrunk + tl.sum(weights, 1)
         value = tl.load(values + offset, mask=inside, other=0.0)
         sums = sums * shrunk[:, None]
-        sums = tl.dot(weights.to(value.dtype), value, sums, input_precision="ieee")
+        sums = tl.dot(
+            weights.to(value.dtype), value, sums, input_precision="ieee", out_dtype=total.dtype
+        )
         peak = higher
     return peak, total, sums
 

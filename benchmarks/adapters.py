@@ -94,8 +94,9 @@ class CrowdedConnection(ScriptedConnection):
         prompt_tokens, output_tokens = lengths(index)
         return prompt_tokens // 8, output_tokens // 3
 
-    def place(self, index: int, load: Load) -> int:  # noqa: ARG002
+    def place(self, index: int, load: Load) -> int:
         """See ScriptedConnection."""
+        del index
         ranks = np.arange(1, load.num_adapters + 1)
         weights = 1 / ranks if self.popularity == "zipf" else np.ones(load.num_adapters)
         return int(self._random.choice(load.num_adapters, p=weights / weights.sum()))

@@ -97,7 +97,7 @@ def sizes(archive: Archive) -> dict[str, float]:
         "ratio_to_16_bit": size.ratio_to_16_bit,
     }
     if isinstance(archive.codec, Compeft):
-        ternary = archive.codec.unpack(archive.payload, archive.method.shapes())
+        ternary = archive.codec.unpack(archive.payload, archive.method.file_shapes())
         bound = sum(
             32 + entropy_bits(g.signs.num_nonzero, g.signs.size) for g in ternary.groups.values()
         )

@@ -90,7 +90,7 @@ def read_adapter(folder: Path, model: DecoderConfig) -> LoadedAdapter:
     config = _read_config(folder / CONFIG)
     kind = str(config.get("peft_type", "")).lower()
     method = PEFT_METHODS[kind].from_peft_config(config, model)
-    return LoadedAdapter(method, _read_tensors(folder / TENSORS, method.shapes()))
+    return LoadedAdapter(method, _read_tensors(folder / TENSORS, method.file_shapes()))
 
 
 def read_manifest(folder: Path) -> AdapterManifest:

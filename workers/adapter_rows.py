@@ -45,9 +45,14 @@ class AdapterRows:
             for run in self.runs:
                 add_run(run, arena, layer, index, x, y)
         else:
-            if self._table is None:
-                self._table = run_table(self.runs, arena, x.device)
-            kernels.add_adapters(arena.adapted(layer, index), self._table, x, y)
+            table = self.table(arena, x.device)
+            kernels.add_adapters(arena.adapted(layer, index), table, x, y)
+
+    def table(self, arena: AdapterArena, device: torch.device) -> RunTable:
+        """The runs as the kernels of a device read them."""
+        if self._table is None:
+            self._table = run_table(self.runs, arena, device)
+        return self._table
 
 
 def add_run(

@@ -136,5 +136,7 @@ def decoded(adapter: LoadedAdapter, codec: Codec, initial: Params | None) -> Par
         initial: what they began as; None where nobody knows.
     """
     start = initial if codec.codes_change else None
-    params = codec.decode(codec.encode(change_of(adapter.params, start)), adapter.method.shapes())
+    params = codec.decode(
+        codec.encode(change_of(adapter.params, start)), adapter.method.file_shapes()
+    )
     return params if start is None else {n: start[n] + p for n, p in params.items()}

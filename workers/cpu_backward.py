@@ -95,7 +95,7 @@ class CpuBackward:
             self.range.sums[index] = sums
 
     def _set_keys(self, unit: BackwardUnit) -> None:
-        (group,) = unit.groups
+        (group,) = unit.shared.groups
         assert isinstance(group, CpuSpans)
         described, (grad_k, grad_v) = self.range, unit.pack.grad_kv[unit.layer]
         described.source = group.source(unit.layer)

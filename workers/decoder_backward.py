@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
-from workers.adapter_rows import AdapterRows, AdapterRun, run_table
 from workers.attention import SavedAttention
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
@@ -111,9 +110,9 @@ class DecoderBackward:
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, unit.columns)]),
+            adapters=unit.shared.adapters,
             windows=[window],
-            groups=unit.groups,
+            groups=unit.shared.groups,
         )
 
     def _linear(self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ class DecoderBackward:
             self._adapter_products(unit, index, grad_y, x, grad_x)
             return
         arena, term = self.decoder.arena, unit.grads.terms[unit.layer, index]
-        run = run_table([AdapterRun(0, len(x), unit.columns)], arena, x.device)
+        run = unit.shared.adapters.table(arena, x.device)
         described = arena.adapted(unit.layer, index)
         kernels.adapter_backward(described, run, x, grad_y, term.matrices(), grad_x)
 
@@ -176,7 +175,7 @@ class DecoderBackward:
             saved["lse"],
             grad_attn.view(grad_q.shape),
         )
-        for group in unit.groups:
+        for group in unit.shared.groups:
             group.backward(
                 unit.layer,
                 config.windows[unit.layer],

@@ -47,6 +47,7 @@ from workers.merges import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
 from workers.optimizers import OPTIMIZERS
 from workers.peft_methods import PEFT_METHODS
+from workers.rehearsal import rehearse
 from workers.request_desk import RequestDesk
 from workers.request_policy import default_policy
 from workers.settings import EngineSettings
@@ -81,6 +82,9 @@ class EngineLoop:
             for model_id, folder in settings.model_dirs().items()
         }
         group.check_same([host.info for host in self.hosts.values()])
+        for host in self.hosts.values():
+            if host.runner.graphs is not None:
+                rehearse(host, host.runner.graphs)
         self.meter = EngineMeter()
         shelf = AdapterShelf(settings.adapter_ram_bytes)
         self.loader = AdapterLoader(shelf, None if group.is_alone else InlineExecutor())

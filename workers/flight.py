@@ -37,12 +37,11 @@ class Flight:
     def needs_reading(self) -> bool:
         """Whether what follows cannot be decided before its tokens are known.
 
-        That is so where training waits for them to leave, where a KV policy looks on, and where
-        the next draw counts the tokens before it.
+        That is so where training waits for them to leave, and where the next draw counts the tokens
+        before it.
         """
         return bool(self.plan.windows or self.plan.units) or any(
-            row.watch is not None or row.sequence.request.sampling.counts_tokens
-            for row in self.rows
+            row.sequence.request.sampling.counts_tokens for row in self.rows
         )
 
     def reserve(self) -> None:

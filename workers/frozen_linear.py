@@ -29,6 +29,14 @@ class FrozenLinear:
         return self.out_features * self.in_features + (0 if self.bias is None else len(self.bias))
 
     @property
+    def weight(self) -> Tensor:
+        """The plain matrix, (out_features, in_features); a copy where it is kept as panels."""
+        if self._weight is not None:
+            return self._weight
+        assert self._forward is not None
+        return self._forward.matrix()
+
+    @property
     def num_bytes(self) -> int:
         """Memory that one forward pass reads."""
         held = self._weight if self._forward is None else self._forward.panels

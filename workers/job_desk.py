@@ -95,7 +95,7 @@ class JobDesk:
     def begin_beside(self, host: ModelHost, plan: StepPlan) -> None:
         """Start the units that run beside this packed forward and those that follow."""
         for lane in plan.beside:
-            host.trainer.side.begin(lane, partial(whole_lane, host.trainer, lane))
+            host.trainer.side.begin(lane, partial(units_beside, host.trainer, lane))
 
     def take_beside(self, host: ModelHost) -> list[Unit]:
         """Units of lanes that have ended; a job that raised fails here, on the engine's thread."""
@@ -109,11 +109,11 @@ class JobDesk:
         return done
 
     def advance(self, host: ModelHost) -> None:
-        """Give jobs whose pack is done their next one; optimizer steps happen here."""
+        """Give jobs that wait for work their next pack; optimizer steps happen here."""
         for job_id, active in list(host.trainer.active.items()):
             if host.trainer.side.runs(job_id):
                 continue
-            if active.pack is not None and active.pack.cursor.is_done:
+            if active.waits_for_work:
                 with self._boundary(job_id, active.job.order.epoch):
                     host.trainer.advance(job_id)
 
@@ -154,6 +154,6 @@ def timed_units(
     yield from clock.finish()
 
 
-def whole_lane(trainer: Trainer, lane: LaneUnits) -> list[TimedUnit]:
-    """Run all units of a lane."""
-    return list(timed_units(trainer, lane, lambda: True))
+def units_beside(trainer: Trainer, lane: LaneUnits) -> list[TimedUnit]:
+    """Run the units of a lane until somebody waits for its end."""
+    return list(timed_units(trainer, lane, trainer.side.may_go_on))

@@ -29,20 +29,25 @@ class LaneDevice(Protocol):
 
     Attributes:
         can_share: whether anything is left for steps beside a lane.
+        share_idles: whether nobody has a lane's share from its end to that of the step beside it.
         step_threads: CPU threads that a step beside a lane has.
     """
 
     can_share: bool
+    share_idles: bool
     step_threads: int
 
     def begin(self) -> None:
         """Let lanes that run from now on find all that the calling thread has told the device."""
 
-    def clock(self) -> UnitClock:
-        """What times units, of a lane or in turn."""
+    def enter_thread(self) -> None:
+        """Set up the thread that lanes run on."""
 
     def run(self, lane: Callable[[], ResultT]) -> ResultT:
         """Run a lane on its thread; returns, or raises, once the device is done with it."""
+
+    def clock(self) -> UnitClock:
+        """What times units, of a lane or in turn."""
 
     def turn(self) -> AbstractContextManager[None]:
         """Units within run in turn with the calling thread's other work."""
@@ -54,6 +59,8 @@ class LaneDevice(Protocol):
 class ThreadLane:
     """A CPU: one half of the threads for lanes, the other for the steps beside them."""
 
+    share_idles = True
+
     def __init__(self) -> None:
         num_threads = torch.get_num_threads()
         self.can_share = num_threads > 1
@@ -63,14 +70,17 @@ class ThreadLane:
     def begin(self) -> None:
         """See LaneDevice."""
 
-    def clock(self) -> UnitClock:
+    def enter_thread(self) -> None:
         """See LaneDevice."""
-        return HostClock()
+        torch.set_num_threads(self.lane_threads)
 
     def run(self, lane: Callable[[], ResultT]) -> ResultT:
         """See LaneDevice."""
-        torch.set_num_threads(self.lane_threads)
         return lane()
+
+    def clock(self) -> UnitClock:
+        """See LaneDevice."""
+        return HostClock()
 
     def turn(self) -> AbstractContextManager[None]:
         """See LaneDevice."""
@@ -84,7 +94,7 @@ class ThreadLane:
 class StreamLane:
     """CUDA: a stream of the lowest priority."""
 
-    can_share = True
+    can_share, share_idles = True, False
 
     def __init__(self, device: torch.device) -> None:
         self.step_threads = torch.get_num_threads()
@@ -95,9 +105,8 @@ class StreamLane:
         """See LaneDevice."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
-    def clock(self) -> UnitClock:
+    def enter_thread(self) -> None:
         """See LaneDevice."""
-        return EventClock()
 
     def run(self, lane: Callable[[], ResultT]) -> ResultT:
         """See LaneDevice."""
@@ -106,6 +115,10 @@ class StreamLane:
                 return lane()
             finally:
                 self._stream.synchronize()
+
+    def clock(self) -> UnitClock:
+        """See LaneDevice."""
+        return EventClock()
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -37,8 +37,9 @@ class LoweredAdapter:
         """Memory of all terms."""
         return sum(m.nbytes for term in self.terms.values() for m in term.matrices())
 
-    def lowered(self, arena: AdapterArena) -> LoweredAdapter:  # noqa: ARG002
+    def lowered(self, arena: AdapterArena) -> LoweredAdapter:
         """See ShelvedAdapter: nothing is left to do."""
+        del arena
         return self
 
     def copy_into(self, slot: Terms) -> None:

@@ -163,6 +163,7 @@ def make_host(
             trainer,
             PrefixCache(pool, identity.digest, is_on=settings.prefix_caching),
             beside,
+            share_idles=lanes.share_idles,
         ),
         trainer=trainer,
     )

@@ -53,9 +53,9 @@ class ModelRunner:
         self.cache = cache
         self.sampler = Sampler(decoder.group)
         self.device = decoder.weights.device
-        self.reads_late = self.device.type == "cuda" and decoder.group.is_alone
         self.newest_draw = NewestDraw(max_num_sequences, self.device)
         self.graphs = StepGraphs.try_of(decoder, cache, self.newest_draw)
+        self.reads_late = self.graphs is not None and decoder.group.is_alone
 
     @torch.inference_mode()
     def run(self, rows: list[InferenceRow], windows: list[PackWindow]) -> ForwardResult:

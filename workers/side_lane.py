@@ -21,8 +21,9 @@ class SideLane:
 
     def __init__(self, device: LaneDevice) -> None:
         self.device = device
-        self._thread = ThreadPoolExecutor(1, "side-lane")
+        self._thread = ThreadPoolExecutor(1, "side-lane", device.enter_thread)
         self._lanes: list[EndedLane] = []
+        self._is_ending = False
 
     @property
     def is_running(self) -> bool:
@@ -38,9 +39,15 @@ class SideLane:
         self.device.begin()
         self._lanes.append((lane, self._thread.submit(self.device.run, run)))
 
+    def may_go_on(self) -> bool:
+        """Whether the lanes may begin another unit."""
+        return not self._is_ending
+
     def finish(self) -> None:
-        """Wait for all lanes."""
+        """Let all lanes end with their unit in work, and wait for them."""
+        self._is_ending = True
         wait([future for _, future in self._lanes])
+        self._is_ending = False
 
     def take_ended(self) -> list[EndedLane]:
         """Lanes that have ended since the last call, in order; a future may hold an error."""
@@ -57,6 +64,6 @@ class SideLane:
         )
 
     def discard(self, job_id: str) -> None:
-        """Wait, and forget how a job's lanes ended."""
+        """End all lanes, and forget how a job's have ended."""
         self.finish()
         self._lanes = [lane for lane in self._lanes if lane[0].job_id != job_id]

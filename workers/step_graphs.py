@@ -1,15 +1,18 @@
 """Decode steps as CUDA graphs: one launch for all that a batch of single tokens runs.
 
-A graph is captured for each shape of step when it is first needed: a bucket of rows and of ranks,
-with or without middles of adapters, compressed sequences and policies that watch. Nothing here runs
-without a card.
+There is a graph for each shape of step: a bucket of rows and of ranks, with or without middles of
+adapters, compressed sequences and policies that watch. The usual ones are captured before anybody
+is served, others when they are first needed.
 
 Shape suffixes: B rows of a bucket, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,28 +31,61 @@ RANKS = (0, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class CapturedStep:
-    """One graph, the inputs that it reads and the outputs that it writes."""
+    """The inputs that a step reads, the outputs that it writes, and what makes it run again."""
 
     inputs: StepInputs
-    graph: torch.cuda.CUDAGraph
     outputs: StepOutputs
+    replay: Callable[[], None]
+
+
+class Capture(Protocol):
+    """Makes a step out of what runs it."""
+
+    def __call__(self, inputs: StepInputs, run: Callable[[], StepOutputs]) -> CapturedStep:
+        """`run` reads `inputs` and always does the same."""
+
+
+class CudaCapture:
+    """Captures into graphs that share their memory: one of them runs at a time.
+
+    A replayed kernel has the priority of the stream that it was captured on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = step_stream(device)
+
+    def __call__(self, inputs: StepInputs, run: Callable[[], StepOutputs]) -> CapturedStep:
+        """See Capture."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # kernels are compiled, and libraries set up
+            run()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            outputs = run()
+        return CapturedStep(inputs, outputs, graph.replay)
 
 
 class StepGraphs:
     """Captured decode steps of one decoder over one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> None:
-        self.step = PaddedStep(decoder, cache, newest_draw)
+    def __init__(self, step: PaddedStep, capture: Capture) -> None:
+        self.step = step
+        self._capture = capture
         self._steps: dict[StepShape, CapturedStep] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        # A replayed kernel has the priority of the stream that it was captured on.
-        self._stream = step_stream(cache.keys.device)
 
     @classmethod
     def try_of(cls, decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> StepGraphs | None:
         """Graphs for a decoder; None where it does not run on CUDA with kernels."""
-        has_kernels = gpu_kernels_for(cache.keys) is not None
-        return cls(decoder, cache, newest_draw) if cache.keys.is_cuda and has_kernels else None
+        if not cache.keys.is_cuda or gpu_kernels_for(cache.keys) is None:
+            return None
+        return cls(PaddedStep(decoder, cache, newest_draw), CudaCapture(cache.keys.device))
+
+    def prepare(self, num_rows: int, rank: int) -> None:
+        """Capture all steps of up to so many rows, with plain adapters of up to that rank."""
+        for bucket, most in product(_up_to(BUCKETS, num_rows), _up_to(RANKS, rank)):
+            self._step_of(StepShape(bucket, most))
 
     def covers(self, rows: list[InferenceRow]) -> bool:
         """Whether a batch is single tokens only, few enough, of ranks that are captured."""
@@ -64,24 +100,17 @@ class StepGraphs:
     def logits(self, rows: list[InferenceRow]) -> Tensor:
         """Logits of a batch that is covered, (rows, V), until the next step; rows by placement."""
         shape = shape_of(rows)
-        if shape not in self._steps:
-            self._steps[shape] = self._capture(shape)
-        step = self._steps[shape]
+        step = self._step_of(shape)
         step.inputs.fill(*self.step.numbers(rows, shape.bucket))
-        step.graph.replay()
+        step.replay()
         self.step.show_queries(rows, step.outputs.queries)
         return step.outputs.logits_BV[: len(rows)]
 
-    def _capture(self, shape: StepShape) -> CapturedStep:
-        inputs = self.step.inputs(shape)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):  # kernels are compiled, and libraries set up
-            self.step.run(inputs, shape)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            outputs = self.step.run(inputs, shape)
-        return CapturedStep(inputs, graph, outputs)
+    def _step_of(self, shape: StepShape) -> CapturedStep:
+        if shape not in self._steps:
+            inputs = self.step.inputs(shape)
+            self._steps[shape] = self._capture(inputs, lambda: self.step.run(inputs, shape))
+        return self._steps[shape]
 
 
 def shape_of(rows: list[InferenceRow]) -> StepShape:
@@ -98,3 +127,8 @@ def shape_of(rows: list[InferenceRow]) -> StepShape:
 
 def _at_least(sizes: tuple[int, ...], wanted: int) -> int:
     return next(size for size in sizes if size >= wanted)
+
+
+def _up_to(sizes: tuple[int, ...], wanted: int) -> list[int]:
+    """The sizes below, and the first that holds `wanted`; all where none does."""
+    return [size for place, size in enumerate(sizes) if place == 0 or sizes[place - 1] < wanted]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,10 +15,25 @@ from benchmarks.load import RequestTimes
 
 TPOT_MS = 25.0
 MOST_TOKENS = 14_000  # a saturating request outlives its phase
-RATES = (4.0, 16.0, 8.0, 1.0)
-ENOUGH_REQUESTS = 100  # one that misses its target is then a hundredth
-LONGEST_S, SHORTEST_S = 24.0, 8.0
-LANES = {"saturated, units in turn": False, "saturated, windows riding": True}
+# Requests a second, and for how long: a hundred or so, where there is time for that.
+RATES = {4.0: 24.0, 16.0: 8.0, 8.0: 12.5, 1.0: 12.0}
+LEAD_IN_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A way to train in full decode: windows in its steps or not, units beside them or in turn."""
+
+    name: str
+    windows_ride: bool
+    is_beside: bool
+
+
+MODES = (
+    Mode("units in turn", windows_ride=False, is_beside=False),
+    Mode("windows riding", windows_ride=True, is_beside=False),
+    Mode("units beside", windows_ride=False, is_beside=True),
+)
 
 
 def measure(setting: Setting) -> Iterator[Figures]:
@@ -31,8 +48,7 @@ def measure(setting: Setting) -> Iterator[Figures]:
     }
     yield from saturated(bench, setting, alone)
     by_rate: Figures = {}
-    for rate in RATES[:1] if setting.is_tiny else RATES:
-        seconds = 1.0 if setting.is_tiny else phase_seconds(rate)
+    for rate, seconds in {4.0: 1.0}.items() if setting.is_tiny else RATES.items():
         by_rate[str(rate)] = rate_figures(bench, rate, seconds, alone)
         yield {"by_requests_per_s": by_rate}
 
@@ -53,18 +69,13 @@ def training_alone(bench: CardEngine, setting: Setting) -> CardPhase:
     return alone
 
 
-def phase_seconds(rate: float) -> float:
-    """Until ENOUGH_REQUESTS have come, where there is time for that."""
-    return min(LONGEST_S, max(SHORTEST_S, ENOUGH_REQUESTS / rate))
-
-
 def rate_figures(
     bench: CardEngine, rate: float, seconds: float, alone: CardPhase
 ) -> dict[str, object]:
     """One rate of arrivals beside one job."""
     bench.start_job()
     bench.connection.begin(rate)
-    bench.measure(min(0.2 * seconds, 3.0))
+    bench.measure(min(seconds, LEAD_IN_S))
     phase = bench.measure(seconds)
     bench.stop()
     judged = phase.requests + phase.running
@@ -86,14 +97,32 @@ def saturated(bench: CardEngine, setting: Setting, alone: CardPhase) -> Iterator
     streams = 8 if setting.is_tiny else 64
     serving = decode_phase(bench, streams, setting.seconds)
     yield {"streams": streams, "serving_alone_tokens_per_s": serving.output_tokens_per_s}
-    for name, rides in LANES.items():
-        bench.host.trainer.windows_ride = rides
-        bench.start_job()
-        both = decode_phase(bench, streams, 2 * setting.seconds)
+    for mode in MODES:
+        with training_by(bench, mode) as can_be:
+            if not can_be:
+                continue
+            bench.start_job()
+            both = decode_phase(bench, streams, 2 * setting.seconds)
         output = share(both.output_tokens_per_s, serving.output_tokens_per_s)
         train = share(both.train_tokens_per_s, alone.train_tokens_per_s)
-        yield {name: {"output_share": output, "train_share": train, "eta": output + train}}
-    bench.host.trainer.windows_ride = False
+        yield {
+            f"saturated, {mode.name}": {
+                "output_share": output,
+                "train_share": train,
+                "eta": output + train,
+            }
+        }
+
+
+@contextmanager
+def training_by(bench: CardEngine, mode: Mode) -> Iterator[bool]:
+    """While entered, training goes one way only; False: the device runs nothing beside a step."""
+    trainer, planner = bench.host.trainer, bench.host.scheduler.planner
+    before = trainer.windows_ride, planner.beside
+    trainer.windows_ride = mode.windows_ride
+    planner.beside = planner.beside if mode.is_beside else None
+    yield planner.beside is not None or not mode.is_beside
+    trainer.windows_ride, planner.beside = before
 
 
 def decode_phase(bench: CardEngine, streams: int, seconds: float) -> CardPhase:

@@ -7,7 +7,7 @@ roofline  the larger of bytes that a step must read (weights, adapters in use, K
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.random_model import (
@@ -53,9 +53,7 @@ class DecodeRunner:
 
     def figures(self, batch: int, num_adapters: int, ceilings: Ceilings) -> Figures:
         """A step's time beside its roofline."""
-        sequences = [self._sequence(place) for place in range(batch)]
-        own = [adapter_columns(i % num_adapters) if num_adapters else None for i in range(batch)]
-        step_s = self.setting.time_s(DecodeSteps(self.runner, sequences, own).run)
+        step_s = self.setting.time_s(self.step_of(batch, num_adapters))
         bound_s = self._roofline_s(batch, num_adapters, ceilings)
         return {
             "batch": batch,
@@ -65,6 +63,14 @@ class DecodeRunner:
             "roofline_ms": bound_s * 1e3,
             "times_roofline": step_s / bound_s,
         }
+
+    def step_of(self, batch: int, num_adapters: int) -> Callable[[], None]:
+        """A step of so many sequences, which take turns with the adapters."""
+        sequences = [self._sequence(place) for place in range(batch)]
+        columns = [
+            adapter_columns(i % num_adapters) if num_adapters else None for i in range(batch)
+        ]
+        return DecodeSteps(self.runner, sequences, columns).run
 
     def _sequence(self, place: int) -> Sequence:
         first = 1 + place * self.blocks

@@ -30,15 +30,19 @@ class Part:
 # By what a missing figure would cost: a run that is cut short has the first ones.
 PARTS = {
     "ceilings": Part("ceilings:measure", 12),
-    "kernel_checks": Part("kernel_checks:measure", 40),
-    "decode": Part("decode:measure", 50),
-    "training": Part("training:measure", 25),
-    "coserving": Part("coserving:measure", 130),
-    "prefill": Part("prefill:measure", 20),
-    "contexts": Part("contexts:measure", 45),
-    "memory": Part("memory:measure", 45),
-    "peft": Part("peers:training", 25),
-    "transformers": Part("peers:serving", 35),
+    "kernel_checks": Part("kernel_checks:measure", 35),
+    "decode": Part("decode:measure", 45),
+    "training": Part("training:measure", 20),
+    "coserving": Part("coserving:measure", 120),
+    "prefill": Part("prefill:measure", 15),
+    "contexts": Part("contexts:measure", 40),
+    "peft": Part("peers:training", 20),
+    "memory": Part("memory:measure", 40),
+    "kernel_times": Part("kernel_times:measure", 25),
+    "transformers": Part("peers:serving", 30),
+    "service": Part("service:measure", 40),
+    "attention_peers": Part("attention_peers:measure", 15),
+    "tuning": Part("tuning:measure", 30),
 }
 
 

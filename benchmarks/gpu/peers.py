@@ -8,32 +8,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import GenerationConfig
 
-from benchmarks.gpu.setting import Figures, Setting, hf_llama
+from benchmarks.gpu.peer_model import peer_model
+from benchmarks.gpu.setting import Figures, Setting
 
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def peer_model(setting: Setting) -> Any:
-    """Random weights of the largest shape in transformers' own decoder, made on the device."""
-    config = LlamaConfig.from_dict(hf_llama(setting.largest))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(setting.dtype)
-    with torch.device(setting.device):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(before)
-    return model.eval()
 
 
 @torch.inference_mode()
 def serving(setting: Setting) -> Iterator[Figures]:
     """Decode rate of `generate` by batch, and output rate of continuous batching."""
-    model = peer_model(setting)
+    model = peer_model(setting, setting.largest)
     rates: Figures = {}
     for batch in (1, 4) if setting.is_tiny else (1, 16, 64):
         rates[str(batch)] = generated_tokens_per_s(setting, model, batch)
@@ -82,7 +68,7 @@ class PeftTraining:
 
     def __init__(self, setting: Setting, *, is_checkpointed: bool) -> None:
         self.device = setting.device
-        model = peer_model(setting)
+        model = peer_model(setting, setting.largest)
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=LORA_MODULES)
         self.model = get_peft_model(model, lora).train()
         if is_checkpointed:

@@ -63,13 +63,13 @@ class Setting:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Shapes that are measured, the smaller first."""
-        return ("tiny",) if self.is_tiny else ("1b", "8b")
+        """Shapes that are measured, the larger first."""
+        return ("tiny",) if self.is_tiny else ("8b", "1b")
 
     @property
     def largest(self) -> str:
         """The shape of parts that take one."""
-        return self.models[-1]
+        return self.models[0]
 
     @property
     def seconds(self) -> float:
@@ -81,8 +81,14 @@ class Setting:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def time_s(self, run: Callable[[], object], *, warm: int = 3) -> float:
-        """Mean seconds of a call, over calls that fill a tenth of `seconds`, after `warm` more."""
+    def time_s(
+        self, run: Callable[[], object], *, warm: int = 3, seconds: float | None = None
+    ) -> float:
+        """Mean seconds of a call, over calls that fill `seconds`, after `warm` more.
+
+        By default they fill a tenth of the time in which a rate is measured.
+        """
+        enough_s = self.seconds / 10 if seconds is None else seconds
         for _ in range(1 if self.is_tiny else warm):
             run()
         self.synchronize()
@@ -90,7 +96,7 @@ class Setting:
         while True:
             run()
             count += 1
-            if time.perf_counter() - began_s >= self.seconds / 10 or count >= 100:
+            if time.perf_counter() - began_s >= enough_s or count >= 100:
                 self.synchronize()
                 return (time.perf_counter() - began_s) / count
 

@@ -6,8 +6,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import workers.optimizers
-import workers.peft_methods  # noqa: F401
 from benchmarks.gpu.random_job import lora_job, write_dataset
 from benchmarks.gpu.random_model import BASE, RANK
 from benchmarks.gpu.sequences import PAGE

@@ -60,11 +60,13 @@ class IterationScheduler:
         training: Training,
         prefixes: PrefixCache,
         beside: LatencyLaw | None = None,
+        *,
+        share_idles: bool = True,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.law = law
-        self.planner = TrainingPlanner(law, beside, limits.idle_quantum_ms)
+        self.planner = TrainingPlanner(law, beside, limits.idle_quantum_ms, share_idles=share_idles)
         self.prefixes = prefixes
         self.classes = classes
         self.fair = fair
@@ -135,7 +137,8 @@ class IterationScheduler:
         if not self.training.lane_runs:
             return False
         decoding = [_span(s, 1) for s in self.running if s.is_decoding]
-        if self.planner.decodes_beside(tuple(decoding), now_s):
+        is_awaited = len(decoding) < len(self._callers())
+        if self.planner.decodes_beside(tuple(decoding), now_s, is_awaited=is_awaited):
             return True
         self.training.finish_lane()
         return False

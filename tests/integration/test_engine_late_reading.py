@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scheduler.domain.messages import Abort
-from scheduler.domain.request import FinishReason
+from scheduler.domain.request import FinishReason, KvPolicyChoice
 from tests.integration.engine_driver import BASE, Script, TinyEngine, always, generate
 from tests.unit.workers.tiny_models import VOCAB_SIZE
 from workers.engine import EngineLoop
@@ -39,10 +39,11 @@ SAMPLING: list[dict[str, Any]] = [
     {"max_tokens": 1},
     {"max_tokens": 0, "prompt_logprobs": True},
 ]
+GROWING = KvPolicyChoice(type="h2o", options={"budget": 12, "window": 4, "decode_interval": 16})
 
 
 def requests(engine: TinyEngine) -> list[Generate]:
-    """Adapters, several answers, every kind of sampling, prompts of many lengths."""
+    """Adapters, several answers, all kinds of sampling, K/V policies, prompts of many lengths."""
     random = Random(0)
     folders = [
         None,
@@ -53,7 +54,8 @@ def requests(engine: TinyEngine) -> list[Generate]:
     for i in range(18):
         prompt = [random.randrange(VOCAB_SIZE) for _ in range(random.randint(1, 40))]
         sampling = {"max_tokens": random.randint(2, 30)} | SAMPLING[i % len(SAMPLING)]
-        orders.append(generate(f"r{i}", prompt, folders[i % 3], n=1 + i % 2, **sampling))
+        how = {"n": 1 + i % 2, "kv_policy": GROWING if i % 5 == 0 else None}
+        orders.append(generate(f"r{i}", prompt, folders[i % 3], **how, **sampling))
     return orders
 
 

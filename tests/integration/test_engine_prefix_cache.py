@@ -157,7 +157,7 @@ def watch_tables(loop: EngineLoop) -> dict[str, set[int]]:
             tables.setdefault(sequence.id, set()).update(sequence.block_table)
         return plan
 
-    scheduler.schedule = watched  # type: ignore[method-assign]
+    scheduler.schedule = watched
     return tables
 
 
@@ -203,7 +203,7 @@ def poison_what_is_empty(loop: EngineLoop) -> None:
         host.runner.cache.storage[empty] = float("nan")
         step(stepping)
 
-    loop.step = poisoned  # type: ignore[method-assign]
+    loop.step = poisoned
 
 
 def test_an_answer_that_is_not_finite_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -248,6 +248,12 @@ class PanelWeights:
             panels = padded.view(-1, panel, in_features).transpose(1, 2)
         return cls(panels.contiguous(), out_features, in_features)
 
+    def matrix(self) -> Tensor:
+        """The weight as it was before."""
+        outputs_last = self.panels.dim() == 3
+        rows = self.panels.transpose(1, 2) if outputs_last else self.panels.permute(0, 2, 1, 3)
+        return rows.reshape(-1, self.in_features)[: self.out_features]
+
 
 def panel_outputs() -> int:
     """Outputs of a panel: two vector registers of float32."""

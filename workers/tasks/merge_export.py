@@ -21,11 +21,11 @@ from scheduler.domain.errors import InvalidInput
 from workers.adapter_arena import Term, empty_terms
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_folder import read_folder
+from workers.adapter_sites import sites
 from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder
 from workers.hf_config import read_hf_config
-from workers.middle import through
-from workers.model import MODULE_PATHS, DecoderConfig, fused_linears
+from workers.model import MODULE_PATHS, DecoderConfig
 from workers.tasks.program import run_program
 from workers.tasks.shard_writer import DTYPE_NAMES, TensorSpec, plan_shards, write_shards
 
@@ -50,29 +50,24 @@ class Deltas:
     def __init__(self, adapter: LoadedAdapter, config: DecoderConfig) -> None:
         self._rank = adapter.method.rank
         self._terms = _lowered(adapter, config)
-        self._places = {
-            f"model.layers.{layer}.{MODULE_PATHS[part.module]}.weight": (layer, index, j)
-            for layer in range(config.num_layers)
-            for index, linear in enumerate(fused_linears(config))
-            for j, part in enumerate(linear.slices)
-            if part.module in adapter.method.modules
+        self._sites = {
+            f"model.layers.{site.layer}.{MODULE_PATHS[site.part.module]}.weight": site
+            for site in sites(config, adapter.method.modules)
         }
 
     @property
     def names(self) -> frozenset[str]:
         """Base tensors that change."""
-        return frozenset(self._places)
+        return frozenset(self._sites)
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """The tensor with the adapter's part, in its own dtype; others come back as they are."""
-        if name not in self._places:
+        site = self._sites.get(name)
+        if site is None:
             return weight
-        layer, index, j = self._places[name]
-        term = self._terms[layer, index]
-        shrink = term.shrink_CI[j * self._rank : (j + 1) * self._rank]
-        if term.middle_RM:
-            shrink = through(shrink.T, term.middle_RM[j]).T
-        total = weight.float() + term.expand_RO[j].T @ shrink
+        term = self._terms[site.key]
+        change = term.expand_RO[site.place].T @ site.joined_shrink(term, self._rank)
+        total = weight.float() + change
         merged = total.to(weight.dtype)
         if not bool(torch.isfinite(merged).all()):
             raise InvalidInput(f"Merged tensor {name!r} overflows {weight.dtype}.")

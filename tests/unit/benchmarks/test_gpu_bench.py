@@ -29,7 +29,17 @@ def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
 
 
 def test_kernels_of_this_machine_equal_plain_torch() -> None:
-    assert measure("kernel_checks", TINY)["wrong"] == []
+    figures = measure("kernel_checks", TINY)
+
+    assert figures["wrong"] == []
+    assert table({"parts": {"kernel_checks": figures}}).endswith("wrong: none")
+
+
+def test_attention_of_this_machine_equals_torch_s_own() -> None:
+    figures = measure("attention_peers", TINY)
+
+    assert len(figures) == 4
+    assert all(each["difference"] < 1e-5 for each in figures.values())  # type: ignore[index]
 
 
 def test_a_part_that_failed_shows_what_it_had_measured_before() -> None:

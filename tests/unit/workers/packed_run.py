@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from workers.adapter_pool import AdapterPool
     from workers.decoder import Decoder
     from workers.model import DecoderConfig
-    from workers.peft_method import Params
+    from workers.peft_method import Params, PeftMethod
 
 BLOCK_SIZE = 4
 
@@ -121,15 +121,23 @@ def random_lora(
     """A LoRA that changes the model: B is random too."""
     options = {"rank": rank, "alpha": 2 * rank, "target_modules": modules}
     method = Lora(Lora.Config.model_validate(options), config)
+    return method, random_params(method, seed, dtype, scale)
+
+
+def random_params(
+    method: PeftMethod, seed: int, dtype: torch.dtype = torch.float32, scale: float = 0.2
+) -> Params:
+    """Random numbers for all that the method has in its file."""
     generator = torch.Generator().manual_seed(seed)
-    params = {
+    return {
         name: scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        for name, shape in method.shapes().items()
+        for name, shape in method.file_shapes().items()
     }
-    return method, params
 
 
-def make_resident(pool: AdapterPool, key: str, method: Lora, params: Params) -> AdapterColumns:
+def make_resident(
+    pool: AdapterPool, key: str, method: PeftMethod, params: Params
+) -> AdapterColumns:
     """Load an adapter into the arena and hold it there."""
     slot = pool.try_reserve(key, method)
     assert slot is not None

@@ -81,6 +81,7 @@ def training(decoder: Decoder, level: SaveLevel) -> list[Tensor]:
     bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(25)], None)
     bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
     bench.start_job(3, ("o_proj", "v_proj", "up_proj"), random_examples(random))
+    bench.start_job(3, tuple(MODULE_PATHS), random_examples(random), "lora_xs")
     bench.finish()
     found: list[Tensor] = []
     for job in (item.job for item in bench.jobs):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
@@ -15,8 +18,8 @@ from tests.unit.workers.fake_cuda import FakeCuda
 from tests.unit.workers.tiny_models import CPU, make_model
 from tests.unit.workers.train_bench import NUM_BLOCKS, Bench, random_examples
 from workers.activations import SaveLevel
-from workers.job_desk import timed_units, whole_lane
-from workers.lane_device import StreamLane, ThreadLane
+from workers.job_desk import timed_units
+from workers.lane_device import StreamLane, ThreadLane, lane_device, step_stream
 from workers.side_lane import SideLane
 from workers.trainer import Trainer
 from workers.unit_clock import MAX_QUEUED
@@ -25,9 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scheduler.policy.pack_cursor import Unit
+    from workers.unit_clock import TimedUnit
 
 NUM_UNITS = 5
 LANE = LaneUnits("job0", NUM_UNITS)
+
+
+def whole_lane(trainer: Trainer) -> list[TimedUnit]:
+    return list(timed_units(trainer, LANE, lambda: True))
 
 
 @pytest.fixture
@@ -61,7 +69,7 @@ def test_a_lane_begins_after_the_engine_and_ends_with_the_device(
 ) -> None:
     side = bench.trainer.side
 
-    side.begin(LANE, lambda: whole_lane(bench.trainer, LANE))
+    side.begin(LANE, partial(whole_lane, bench.trainer))
     side.finish()
 
     ((_, future),) = side.take_ended()
@@ -75,7 +83,7 @@ def test_a_lane_begins_after_the_engine_and_ends_with_the_device(
 def test_the_host_runs_a_few_units_ahead_of_the_device(bench: Bench, diary: list[str]) -> None:
     side = bench.trainer.side
 
-    side.begin(LANE, lambda: whole_lane(bench.trainer, LANE))
+    side.begin(LANE, partial(whole_lane, bench.trainer))
     side.finish()
 
     queued = 0
@@ -91,7 +99,7 @@ def test_a_lane_that_raises_ends_once_the_device_is_done_with_what_it_gave(
 ) -> None:
     side = bench.trainer.side
 
-    def crash() -> list[tuple[Unit, float]]:
+    def crash() -> list[TimedUnit]:
         timed = timed_units(bench.trainer, LANE, lambda: True)
         raise ZeroDivisionError(next(timed))
 
@@ -109,7 +117,7 @@ def test_units_in_turn_stand_between_what_the_engine_gives_before_and_after(
     bench: Bench, diary: list[str]
 ) -> None:
     with bench.trainer.side.device.turn():
-        list(timed_units(bench.trainer, LANE, lambda: True))
+        whole_lane(bench.trainer)
 
     assert diary[0] == "training waits for engine"
     assert diary.count("unit on training") == NUM_UNITS
@@ -121,6 +129,21 @@ def test_a_turn_that_raises_is_waited_for_too(bench: Bench, diary: list[str]) ->
         raise ZeroDivisionError
 
     assert diary == ["training waits for engine", "engine waits for training"]
+
+
+@pytest.mark.gpu
+def test_a_lane_on_a_card_finds_what_was_given_before_it_and_is_done_when_it_ends() -> None:
+    device = torch.device("cuda")
+    lanes, thread = StreamLane(device), ThreadPoolExecutor(1)
+    with torch.cuda.stream(step_stream(device)):
+        x = torch.zeros(1 << 26, device=device)
+        for _ in range(100):
+            x += 1
+
+        lanes.begin()
+        total = thread.submit(lanes.run, lambda: x.double().sum()).result()
+
+        assert total.item() == 100 * x.numel()
 
 
 def test_a_step_beside_a_lane_has_the_threads_that_the_lane_leaves_it() -> None:
@@ -135,3 +158,30 @@ def test_a_step_beside_a_lane_has_the_threads_that_the_lane_leaves_it() -> None:
 
     assert lanes.can_share
     assert [*seen, lanes.lane_threads] == [2, 3, 1]
+
+
+def test_a_lane_that_is_waited_for_ends_with_its_unit_in_work(bench: Bench) -> None:
+    trainer, in_work, goes_on = bench.trainer, threading.Event(), threading.Event()
+
+    def lane() -> list[TimedUnit]:
+        timed = timed_units(trainer, LANE, trainer.side.may_go_on)
+        first = next(timed)
+        in_work.set()
+        goes_on.wait()
+        return [first, *timed]
+
+    trainer.side.begin(LANE, lane)
+    in_work.wait()
+    threading.Timer(0.05, goes_on.set).start()
+    trainer.finish_lane()
+
+    ((_, future),) = trainer.side.take_ended()
+    assert len(future.result()) == 1
+    assert trainer.side.may_go_on()
+
+
+def test_nothing_runs_beside_steps_on_a_single_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda().install(monkeypatch)
+
+    assert not lane_device(CPU).can_share  # tests have one
+    assert lane_device(torch.device("cuda")).can_share

@@ -33,6 +33,7 @@ from workers.model import (
     fused_linears,
 )
 from workers.pack_layout import PackLayout
+from workers.pack_range import PackRange
 from workers.rope import default_frequencies
 from workers.span_attention import pack_attention
 from workers.term_grads import MIDDLE_ONLY, SHRINK_AND_EXPAND, TermGrads, TermParts
@@ -112,9 +113,8 @@ class Case:
         backward, results = DecoderBackward(decoder, spec), []
         for layer in reversed(range(NUM_LAYERS)):
             for start, stop in self.ranges:
-                window = TrainWindow(pack, start, stop, 0, pack.layers)
-                groups = pack_attention(window, self.config)
-                unit = BackwardUnit(pack, layer, start, stop, self.columns, grads, groups)
+                shared = PackRange.of(pack, start, stop, self.columns, self.config)
+                unit = BackwardUnit(pack, layer, start, stop, self.columns, grads, shared)
                 backward.run(unit)
                 if layer > 0:  # nobody reads the gradient below the first layer
                     results.append(pack.grad_out[start:stop].clone())

@@ -12,7 +12,6 @@ from scheduler.domain.plan import Span
 from scheduler.policy.pack_cursor import Direction, Unit
 from tests.unit.workers.packed_run import (
     PackedRun,
-    Stream,
     compress_heads,
     make_resident,
     random_lora,
@@ -24,7 +23,6 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.decoder import Decoder
 from workers.padded_step import adapter_runs
-from workers.step_graphs import StepGraphs
 from workers.unit_clock import EventClock, HostClock
 
 UNIT = Unit(Direction.FORWARD, 0, 0, 4)
@@ -32,7 +30,7 @@ UNIT = Unit(Direction.FORWARD, 0, 0, 4)
 
 def rows_of(columns: list[AdapterColumns | None]) -> list[InferenceRow]:
     span = Span("s", 0, 1)
-    return [InferenceRow(span, None, own) for own in columns]  # type: ignore[arg-type]
+    return [InferenceRow(span, None, own) for own in columns]
 
 
 def test_rows_of_one_adapter_are_one_run() -> None:
@@ -87,7 +85,8 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
     streams = [run.add([5 + i] * (6 + i), own) for i, own in enumerate((None, columns, columns))]
     compress_heads(streams[2], decoder.config, Random(2))
     run.runner.cache.storage[1:].normal_()
-    graphs = StepGraphs(decoder, run.runner.cache, run.runner.newest_draw)
+    graphs = run.runner.graphs
+    assert graphs is not None
 
     for _ in range(2):
         rows = []
@@ -102,12 +101,6 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
         want = decoder.logits(decoder.forward(builder.build()))
 
         assert torch.allclose(graphs.logits(rows), want, atol=1e-3)
-
-
-def last_token(stream: Stream) -> InferenceRow:
-    """A decode step of a stream."""
-    last = len(stream.sequence.token_ids) - 1
-    return InferenceRow(Span(stream.sequence.id, last, 1), stream.sequence, stream.columns)
 
 
 def on_card(decoder: Decoder, folder: Path) -> Decoder:

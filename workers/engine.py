@@ -72,7 +72,9 @@ class EngineLoop:
         self.settings = settings
         self.group = group
         self.connection = connection
-        machine = fingerprint(torch.device(settings.device), compute_dtype(settings))
+        machine = fingerprint(
+            torch.device(settings.device), compute_dtype(settings), settings.weight_format
+        )
         machine["tensor_parallel"] = group.shard.size
         group.check_same([machine, settings.common()])
         writer_type = CheckpointWriter if group.is_leader else FollowersWriter

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import Registry
+from workers.kernels.cpu_codes import CodedProduct
 
 NO_FORMAT = "none"
 EVERYTHING = slice(None)
@@ -30,7 +31,10 @@ class QuantizedWeight(ABC):
 
     Attributes:
         dtype: of what `dequantize` returns, and of the inputs of products.
+        kernel: multiplies in place of torch; None where the machine has none for it.
     """
+
+    kernel: CodedProduct | None = None
 
     def __init__(self, weight: Tensor) -> None:
         self.shape = weight.shape
@@ -61,12 +65,16 @@ class QuantizedWeight(ABC):
 
     def linear(self, x: Tensor) -> Tensor:
         """X @ W.T: (rows, out_features)."""
+        if self.kernel is not None:
+            return self.kernel.multiply(x, is_transposed=False)
         outputs, inputs = self.shape
         blocks = self._blocks(outputs, inputs)
         return torch.cat([x @ self.dequantize(outputs=block).T for block in blocks], dim=1)
 
     def input_grad(self, grad: Tensor) -> Tensor:
         """Grad @ W: (rows, in_features)."""
+        if self.kernel is not None:
+            return self.kernel.multiply(grad, is_transposed=True)
         outputs, inputs = self.shape
         blocks = self._blocks(inputs, outputs)
         return torch.cat([grad @ self.dequantize(inputs=block) for block in blocks], dim=1)

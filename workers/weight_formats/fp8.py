@@ -7,6 +7,7 @@ from typing import Self
 from torch import Tensor
 from torchao.quantization import Float8Tensor
 
+from workers.kernels.cpu_codes import CodedProduct
 from workers.weight_format import EVERYTHING, WEIGHT_FORMATS, QuantizedWeight
 
 LEAST_PEAK = 1e-30  # below it a row counts as zeros, whose scale would be 0 and its codes NaN
@@ -20,6 +21,7 @@ class Fp8Weight(QuantizedWeight):
         super().__init__(weight)
         self.codes_OI = codes
         self.scales_O1 = scales
+        self.kernel = CodedProduct.try_of("fp8", weight, codes, scales)
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:

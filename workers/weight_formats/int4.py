@@ -10,6 +10,7 @@ from torch import Tensor
 from torchao.quantization import MappingType, choose_qparams_affine, quantize_affine
 
 from scheduler.domain.errors import InvalidInput
+from workers.kernels.cpu_codes import CodedProduct
 from workers.weight_format import BLOCK_STEP, EVERYTHING, WEIGHT_FORMATS, QuantizedWeight
 
 MAX_GROUP, MIN_GROUP = 128, 16
@@ -29,6 +30,7 @@ class Int4Weight(QuantizedWeight):
         self.pairs_OP = codes[:, 1::2] << 4 | codes[:, ::2]
         self.scales_OG = scales
         self.zeros_OG = zeros
+        self.kernel = CodedProduct.try_of("int4", weight, self.pairs_OP, scales, zeros)
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchao.quantization import Int8Tensor
 from torchao.quantization.granularity import PerRow
 
+from workers.kernels.cpu_codes import CodedProduct
 from workers.weight_format import EVERYTHING, WEIGHT_FORMATS, QuantizedWeight
 
 
@@ -19,6 +20,7 @@ class Int8Weight(QuantizedWeight):
         super().__init__(weight)
         self.codes_OI = codes
         self.scales_O1 = scales
+        self.kernel = CodedProduct.try_of("int8", weight, codes, scales)
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:

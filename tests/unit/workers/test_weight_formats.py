@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 assert find_format("int8") is not None
 FORMATS = WEIGHT_FORMATS.names()
-SHAPES = ((48, 80), (33, 256), (512, 4096))  # odd outputs; more than one block, both ways
+# Odd outputs and inputs; those of the kernels; more than one block, both ways.
+SHAPES = ((48, 80), (33, 256), (66, 96), (512, 4096))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 ALL = tuple(MODULE_PATHS)
 SMALLEST_STEP = torch.finfo(torch.float32).eps
@@ -104,6 +105,20 @@ def test_both_products_are_those_with_the_dequantized_matrix(
     assert_close(linear(x), want, dtype)
     assert_close(linear(x, into.clone()), want + into, dtype)
     assert_close(linear.input_grad(grad.to(dtype)), grad.to(dtype).double() @ wide, dtype)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(2, 32), (66, 96), (130, 256), (48, 80)], ids=str)
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from((1e-4, 0.02, 300.0)))
+@settings(max_examples=10, deadline=None)
+def test_products_use_what_is_dequantized_to_the_last_bit(
+    name: str, shape: tuple[int, int], seed: int, scale: float
+) -> None:
+    weight = quantized(name, random_matrix(*shape, seed, scale).bfloat16())
+    outputs, inputs = (torch.eye(count, dtype=torch.bfloat16) for count in shape)
+
+    assert torch.equal(weight.linear(inputs).T, weight.dequantize())
+    assert torch.equal(weight.input_grad(outputs), weight.dequantize())
 
 
 def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:

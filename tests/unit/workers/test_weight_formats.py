@@ -31,6 +31,7 @@ from workers.frozen_linear import FrozenLinear
 from workers.hf_config import read_hf_config
 from workers.job_checkpoint import fingerprint
 from workers.model import MODULE_PATHS, decoder_config
+from workers.shard import Shard
 from workers.weight_format import WEIGHT_FORMATS, QuantizedWeight, find_format
 
 if TYPE_CHECKING:
@@ -174,6 +175,22 @@ def test_the_fused_kernels_step_aside(name: str) -> None:
 
     assert CpuDecoder.try_of(decoder.config, decoder.weights, decoder.arena) is None
     assert CpuBackward.try_of(decoder) is None
+
+
+def test_each_rank_of_a_group_quantizes_its_part(tmp_path: Path) -> None:
+    save_oracle("qwen3", tmp_path)
+    config, files = decoder_config(read_hf_config(tmp_path)), WeightFolder(tmp_path)
+    for rank in range(2):
+        shard = Shard(rank, 2)
+        plain, held = (
+            load_weights(files, config, torch.float32, CPU, shard, name).layers[0].linears
+            for name in ("none", "int8")
+        )
+        for wide, narrow in zip(plain, held, strict=True):
+            outputs = torch.eye(wide.out_features)
+            weight = wide.input_grad(outputs)
+            assert narrow.input_grad(outputs).shape == weight.shape
+            assert (narrow.input_grad(outputs) - weight).norm() < 0.01 * weight.norm()
 
 
 def test_keys_and_fingerprints_tell_formats_apart() -> None:

@@ -14,6 +14,7 @@ from benchmarks.allocation import peak_rise_bytes
 from benchmarks.closed_loop import Bench
 from benchmarks.saved_graph import graph_figures
 from workers.activations import SaveLevel
+from workers.active_job import ActiveJob
 from workers.pack_layout import PackLayout
 from workers.pack_placement import PackPlacement
 from workers.train_pack import PackWork, TrainPack
@@ -90,7 +91,10 @@ def level_figures(bench: Bench, level: SaveLevel) -> dict[str, float]:
 
 def _run_packs(bench: Bench, job_id: str) -> None:
     """Go on until the work at hand has been followed by PACKS others."""
-    active = bench.host.trainer.active
     for _ in range(PACKS + 1):
-        work = active[job_id].work
-        bench.drive(lambda work=work: active[job_id].work is not work)  # type: ignore[misc]
+        _run_pack(bench, bench.host.trainer.active[job_id])
+
+
+def _run_pack(bench: Bench, job: ActiveJob) -> None:
+    work = job.work
+    bench.drive(lambda: job.work is not work)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -30,8 +29,8 @@ import torch
 from benchmarks.bench_model import BASE, make_bench_model
 from benchmarks.closed_loop import Bench
 from benchmarks.load import Load, StopRule
-from benchmarks.machine import environment
 from benchmarks.peers.prompts import lengths
+from benchmarks.result_file import RESULTS, ResultFile
 from benchmarks.scripted_connection import ScriptedConnection
 from benchmarks.spread import percentile
 from benchmarks.step_record import RecordingMeter
@@ -40,9 +39,9 @@ from workers.adapter_archive import pack_archive
 from workers.adapter_file import BaseIdentity, read_adapter
 from workers.adapter_loader import Load as AdapterLoad
 from workers.adapter_shelf import AdapterShelf
+from workers.architecture import decoder_config
 from workers.codecs.compeft import Compeft
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 
 NUM_ADAPTERS, NUM_CONTENTS = 1000, 8
 STREAMS, RANK, SLOTS = 64, 8, 32  # a slot is counted at rank 16: twice as many of rank 8 fit
@@ -95,8 +94,9 @@ class CrowdedConnection(ScriptedConnection):
         prompt_tokens, output_tokens = lengths(index)
         return prompt_tokens // 8, output_tokens // 3
 
-    def place(self, index: int, load: Load) -> int:  # noqa: ARG002
+    def place(self, index: int, load: Load) -> int:
         """See ScriptedConnection."""
+        del index
         ranks = np.arange(1, load.num_adapters + 1)
         weights = 1 / ranks if self.popularity == "zipf" else np.ones(load.num_adapters)
         return int(self._random.choice(load.num_adapters, p=weights / weights.sum()))
@@ -203,7 +203,7 @@ def run(seconds: float) -> dict[str, object]:
             around.append(measure_references(crowd, seconds))
             phases[cell.name] = figures | ratios(figures, around[-2:])
             print(cell.name, json.dumps(phases[cell.name]), flush=True)
-    return {"environment": environment(""), "references": around, "cells": phases}
+    return {"references": around, "cells": phases}
 
 
 def measure_references(crowd: Crowd, seconds: float) -> dict[str, dict[str, float]]:
@@ -230,14 +230,12 @@ def ratios(
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each phase")
     options = parser.parse_args()
-    result = run(options.seconds)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"adapters-{time.strftime('%Y-%m-%d')}-{platform.machine()}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path)
+    results = ResultFile(options.out, "adapters")
+    results.add(run(options.seconds))
+    print(results.path)
 
 
 if __name__ == "__main__":

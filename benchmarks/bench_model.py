@@ -11,17 +11,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import workers.peft_methods
 from benchmarks.peers.prompts import VOCAB
 from scheduler.text.dataset import EncodedDataset, write
 from workers.adapter_file import BaseIdentity, write_adapter
 from workers.family import base_config
 from workers.flat_params import FlatParams
 from workers.hf_config import HfConfig
-from workers.peft_method import PEFT_METHODS
+from workers.peft_methods import PEFT_METHODS
 
 BASE = "llama-80m"
-assert workers.peft_methods
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path += [str(EXAMPLES), str(EXAMPLES / "base_model")]
-
-from demo_tasks import DAYS, GOODS, TASKS, TOWNS  # noqa: E402
-from words import ADJECTIVES, NOUNS  # noqa: E402
+from demo_tasks import DAYS, GOODS, TASKS, TOWNS
+from words import ADJECTIVES, NOUNS
 
 Turn = tuple[str, str]
 

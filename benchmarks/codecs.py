@@ -11,152 +11,36 @@ Then measures loss and exact match on prompts that neither training nor validati
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from benchmarks.codec_tasks import ALL, EXAMPLES, Turn, turns
+from benchmarks.codec_judge import Judge
+from benchmarks.codec_speed import large_adapter_speed
+from benchmarks.codec_tasks import Turn, turns
+from benchmarks.codec_training import MODEL, SPEC, TEST, TRAIN, VALID, train
+from benchmarks.result_file import RESULTS, ResultFile
 from scheduler.domain.adapter import AdapterManifest
-from scheduler.domain.job import FinetuneSpec
-from scheduler.domain.messages import CheckpointWritten, FromEngine, JobStopped, StartJob, ToEngine
-from scheduler.text import dataset
-from scheduler.text.model_files import read_model_files
-from scheduler.text.tokenizer import ChatTokenizer
 from workers.adapter_archive import Archive, pack_archive, read_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_adapter
-from workers.codec import CODECS, Codec, num_entries
-from workers.codecs.search import Ladder, search
-from workers.engine import EngineLoop
+from workers.architecture import decoder_config
+from workers.codec import Codec
+from workers.codec_search import Ladder, search
+from workers.codecs import CODECS
+from workers.codecs.compeft import Compeft
 from workers.hf_config import read_hf_config
-from workers.lora_factors import sites_of
-from workers.model import DecoderConfig, decoder_config
-from workers.peft_method import PEFT_METHODS, Params
+from workers.model import DecoderConfig
+from workers.peft_method import Params
 from workers.rice import entropy_bits
-from workers.settings import EngineSettings
-from workers.ternary import TernaryParams
 
-from answer import Answerer  # isort: skip  # on the path since benchmarks.codec_tasks
-from data import IGNORED, chat, encode  # isort: skip
-
-MODEL = EXAMPLES / "base_model" / "tandem-tiny"
-BASE = "tandem-tiny"
-TRAIN, VALID, TEST = 240, 60, 100
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
 ALPHAS = (None, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 GUARDS = (0.02, 0.1)  # nats of validation loss that the search may give up
-SPEC: dict[str, Any] = {
-    "base_model": BASE,
-    "n_epochs": 12,
-    "batch_size": 8,
-    "learning_rate": 4e-3,
-    "seed": 1,
-    "method_config": {"rank": 16, "alpha": 32},
-    "checkpoint_every_steps": 10_000,
-    "checkpoint_every_s": 1e6,
-}
-LARGE = (32, 4096)  # layers and width of the adapter that only decoding speed is measured on
-
-
-@dataclass
-class Trainer:
-    """The engine's pipe: orders at once, then silence; keeps where the adapters end up."""
-
-    orders: list[ToEngine]
-    folders: dict[str, Path] = field(default_factory=dict)
-
-    def poll(self, timeout_s: float) -> list[ToEngine]:
-        """See workers.engine.Connection."""
-        del timeout_s
-        orders, self.orders = self.orders, []
-        return orders
-
-    def send(self, message: FromEngine) -> None:
-        """Note a finished adapter."""
-        if isinstance(message, JobStopped):
-            raise RuntimeError(f"{message.job_id} has stopped: {message.error}")
-        if isinstance(message, CheckpointWritten) and message.final:
-            self.folders[message.job_id] = Path(message.path) / "adapter"
-
-
-def train(root: Path) -> dict[str, Path]:
-    """Adapter folders by task."""
-    tokenizer = ChatTokenizer(read_model_files(MODEL))
-    orders: list[ToEngine] = []
-    for task in ALL:
-        rows = [
-            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-            for q, a in turns(task, TRAIN, VALID, TEST)[0]
-        ]
-        path = root / f"{task}.bin"
-        lines = [json.dumps(row).encode() for row in rows]
-        dataset.write(path, dataset.encode_file(lines, tokenizer, 512))
-        spec = FinetuneSpec.model_validate(SPEC)
-        orders.append(
-            StartJob(
-                job_id=task,
-                tenant_id=task,
-                epoch=1,
-                spec=spec,
-                train_path=str(path),
-                checkpoint_root=str(root / task),
-            )
-        )
-    pipe = Trainer(orders)
-    settings = {"base_models": [f"{BASE}={MODEL}"], "num_threads": torch.get_num_threads()}
-    engine = EngineLoop(EngineSettings.model_validate(settings), pipe)
-    while len(pipe.folders) < len(ALL):
-        engine.turn()
-        if not engine.hosts[BASE].has_work:
-            time.sleep(0.01)  # the last checkpoints are being written
-    return pipe.folders
-
-
-class Judge:
-    """The shipped model in transformers, with an adapter added to its weights for a while."""
-
-    def __init__(self) -> None:
-        self.answerer = Answerer.load(MODEL)
-        self.weights = {
-            f"base_model.model.{name.removesuffix('.weight')}": parameter
-            for name, parameter in self.answerer.model.named_parameters()
-        }
-
-    @contextmanager
-    def wearing(self, adapter: LoadedAdapter) -> Iterator[None]:
-        """Add the adapter's updates, and put the old weights back afterwards."""
-        sites = sites_of(adapter)
-        old = {site: self.weights[site].detach().clone() for site in sites}
-        with torch.no_grad():
-            for site, factors in sites.items():
-                self.weights[site].add_(factors.update())
-        yield
-        with torch.no_grad():
-            for site, weight in old.items():
-                self.weights[site].copy_(weight)
-
-    @torch.no_grad()
-    def loss(self, asked: list[Turn]) -> float:
-        """Mean loss of the answers' tokens, in nats."""
-        pairs = [encode(self.answerer.tokenizer, chat([turn])) for turn in asked]
-        longest = max(len(inputs) for inputs, _ in pairs)
-        inputs = torch.tensor([i + [0] * (longest - len(i)) for i, _ in pairs])
-        labels = torch.tensor([t + [IGNORED] * (longest - len(t)) for _, t in pairs])
-        logits = self.answerer.model(input_ids=inputs).logits[:, :-1]
-        flat = labels[:, 1:].flatten()
-        return float(functional.cross_entropy(logits.flatten(0, 1), flat, ignore_index=IGNORED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +96,8 @@ def sizes(archive: Archive) -> dict[str, float]:
         "bits_per_parameter": 8 * size.payload / size.num_parameters,
         "ratio_to_16_bit": size.ratio_to_16_bit,
     }
-    if archive.header.codec == "compeft":
-        ternary: TernaryParams = archive.codec.unpack(  # type: ignore[attr-defined]
-            archive.payload, archive.method.shapes()
-        )
+    if isinstance(archive.codec, Compeft):
+        ternary = archive.codec.unpack(archive.payload, archive.method.file_shapes())
         bound = sum(
             32 + entropy_bits(g.signs.num_nonzero, g.signs.size) for g in ternary.groups.values()
         )
@@ -286,46 +168,6 @@ def averages(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
-def fastest_ms(work: Callable[[], object], rounds: int = 7) -> float:
-    """Time of the round that was disturbed least."""
-    times = []
-    for _ in range(rounds):
-        began_s = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - began_s) * 1e3)
-    return min(times)
-
-
-def large_adapter_speed() -> list[dict[str, float]]:
-    """Fastest of some rounds on random numbers, shaped as rank 16 on q, k, v, o of a 7B model."""
-    layers, width = LARGE
-    shapes = {
-        f"{layer}.{module}.lora_{factor}.weight": (16, width) if factor == "A" else (width, 16)
-        for layer in range(layers)
-        for module in "qkvo"
-        for factor in "AB"
-    }
-    torch.manual_seed(0)
-    params = {name: torch.randn(shape) for name, shape in shapes.items()}
-    rows = []
-    for density in (0.05, 0.2):
-        codec: Any = codec_of("compeft", density=density)
-        payload = codec.encode(params)
-        ternary = codec.unpack(payload, shapes)
-        rows.append(
-            {
-                "density": density,
-                "num_parameters": num_entries(dict(shapes)),
-                "payload_bytes": len(payload),
-                "ternary_bytes_in_memory": ternary.num_bytes,
-                "encode_ms": fastest_ms(partial(codec.encode, params)),
-                "file_to_bitmaps_ms": fastest_ms(partial(codec.unpack, payload, shapes)),
-                "bitmaps_to_float32_ms": fastest_ms(partial(codec.expand, ternary, shapes)),
-            }
-        )
-    return rows
-
-
 def show(rows: dict[str, dict[str, float]]) -> None:
     """Print the averages as a table."""
     print("| codec | ratio | bits | over bound | test loss | exact match | decode ms |")
@@ -335,14 +177,8 @@ def show(rows: dict[str, dict[str, float]]) -> None:
         print(f"| {name} |", " | ".join(f"{row[k]:.3f}" if k in row else "" for k in keys), "|")
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    assert PEFT_METHODS.names()
+def measure_all() -> dict[str, Any]:
+    """Every codec on every task's adapter, and how long training them took."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         began_s = time.perf_counter()
@@ -354,25 +190,23 @@ def main() -> None:
         for task, folder in sorted(folders.items()):
             tasks[task] = run_subject(Subject.read(task, folder, model), judge, root)
             print(task, "done", flush=True)
-    means = averages(tasks)
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "torch": torch.__version__,
-        "spec": SPEC,
-        "splits": {"train": TRAIN, "valid": VALID, "test": TEST},
-        "guards_nats": GUARDS,
-        "training_s": training_s,
-        "mean": means,
-        "tasks": tasks,
-        "rank 16 on q, k, v, o of 32 layers of 4096": large_adapter_speed(),
-    }
-    path = options.out / f"codecs-{result['date']}-{result['machine']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    show(means)
-    print(json.dumps(result["rank 16 on q, k, v, o of 32 layers of 4096"], indent=1))
-    print(path)
+    return {"training_s": training_s, "mean": averages(tasks), "tasks": tasks}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = ResultFile(options.out, "codecs")
+    splits = {"train": TRAIN, "valid": VALID, "test": TEST}
+    results.add({"spec": SPEC, "splits": splits, "guards_nats": GUARDS})
+    results.add(measured := measure_all())
+    results.add({"rank 16 on q, k, v, o of 32 layers of 4096": large_adapter_speed()})
+    show(measured["mean"])
+    print(results.path)
 
 
 if __name__ == "__main__":

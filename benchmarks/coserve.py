@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,12 +24,11 @@ from benchmarks.bench_model import BenchModel, make_bench_model
 from benchmarks.closed_loop import Bench
 from benchmarks.first_token import measure_first_tokens
 from benchmarks.growth import measure_growth
-from benchmarks.machine import environment
 from benchmarks.peer import PeerPrograms, close_all, start_peers
 from benchmarks.plan import PLANS, Budget, Plan
 from benchmarks.plot import plot
+from benchmarks.result_file import RESULTS, ResultFile
 from benchmarks.rounds import Rounds
-from benchmarks.spread import rounded
 from benchmarks.table import table
 from scheduler.telemetry import configure_logging
 
@@ -38,22 +36,6 @@ KV_CACHE_TOKENS = 32_768
 MEMORY_S = 25.0  # what the parts of fixed length take, so that rounds leave room for them
 LONE_REQUEST_S = 1.2
 STARTING_S = 4.0  # a load's prompts, before it is measured
-
-
-class Results:
-    """What has been measured so far, and the file that holds it."""
-
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        suffix = "" if plan.name == "full" else f"-{plan.name}"
-        name = f"coserve-{time.strftime('%Y-%m-%d')}-{platform.machine()}{suffix}"
-        self.path = folder / f"{name}.json"
-        self.figures: dict[str, object] = {"plan": plan.name}
-
-    def add(self, figures: dict[str, object]) -> None:
-        """Keep some more figures, and write all of them."""
-        self.figures |= figures
-        self.path.write_text(json.dumps(rounded(self.figures), indent=1) + "\n")
 
 
 def main() -> None:
@@ -65,8 +47,9 @@ def main() -> None:
     configure_logging("warning")
     disable_progress_bar()
     torch.set_flush_denormal(True)
-    results = Results(args.out, plan)
-    results.add({"environment": environment(args.vllm_python)})
+    suffix = "" if plan.name == "full" else plan.name
+    results = ResultFile(args.out, "coserve", suffix, vllm_python=args.vllm_python)
+    results.add({"plan": plan.name})
     with tempfile.TemporaryDirectory() as folder:
         model = make_bench_model(Path(folder), max(load.num_adapters for load in plan.growth))
         _measure(model, programs, plan, budget, results)
@@ -76,7 +59,7 @@ def main() -> None:
 
 
 def _measure(
-    model: BenchModel, programs: PeerPrograms, plan: Plan, budget: Budget, results: Results
+    model: BenchModel, programs: PeerPrograms, plan: Plan, budget: Budget, results: ResultFile
 ) -> None:
     """All parts; the rounds first, since they need the peers."""
     bench = Bench(model, kv_cache_tokens=KV_CACHE_TOKENS)
@@ -93,7 +76,7 @@ def _measure(
     _part(results, "growth", lambda: measure_growth(model, plan))
 
 
-def _part(results: Results, name: str, measure: Callable[[], dict[str, object]]) -> None:
+def _part(results: ResultFile, name: str, measure: Callable[[], dict[str, object]]) -> None:
     began_s = time.perf_counter()
     results.add({name: measure()})
     print(f"{name}: {time.perf_counter() - began_s:.0f} s", flush=True)
@@ -107,7 +90,7 @@ def _rest_s(plan: Plan) -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plan", choices=PLANS, default="full", help="How long to measure.")
     parser.add_argument(
         "--quick", dest="plan", action="store_const", const="quick", help="At most nine minutes."

@@ -11,8 +11,6 @@ prompt everywhere, and is not counted.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -22,8 +20,8 @@ from random import Random
 from typing import Any
 
 from benchmarks.bench_model import BASE, bench_config, make_bench_model
-from benchmarks.machine import environment
 from benchmarks.peers.prompts import VOCAB
+from benchmarks.result_file import ResultFile
 from scheduler.domain.messages import Frames, FromEngine, Generate, ToEngine
 from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from workers.engine import EngineLoop
@@ -207,17 +205,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    results = ResultFile(arguments.out, "kv", "quick" if arguments.quick else "")
     cells = QUICK_CELLS if arguments.quick else CELLS
     most = max(context * batch for context, batch in cells)
     with tempfile.TemporaryDirectory() as folder:
         bench = KvBench(Path(folder), most)
         bench.run("ems", 1536, 1, 99)  # kernels are compiled and caches are warm
         lines = measure(bench, cells, 1 if arguments.quick else NUM_ROUNDS)
-    machine = environment("") | {"load_after": os.getloadavg()[0]}
-    name = f"kv-{machine['date']}-{machine['machine']}{'-quick' if arguments.quick else ''}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result = {"environment": machine, "policies": POLICIES, "cells": lines}
-    (arguments.out / name).write_text(json.dumps(result, indent=1) + "\n")
+    results.add({"policies": POLICIES, "cells": lines})
 
 
 if __name__ == "__main__":

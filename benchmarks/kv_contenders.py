@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-import workers.kv_policies  # noqa: F401
 from workers.kv_observation import LayerObservation
+from workers.kv_policies import KV_POLICIES
 from workers.kv_policies.ems import Ems
-from workers.kv_policy import KV_POLICIES, KeptHead, KvPolicy, Ranking
+from workers.kv_policy import KeptHead, KvPolicy, Ranking
 
 LOG_COUNT_BYTES = 4
 

@@ -10,8 +10,6 @@ up to some lengths: their median is a plain step, their mean pays for a compress
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kv import KvBench, order
-from benchmarks.machine import environment
+from benchmarks.result_file import ResultFile
 
 INTERVAL = 128
 SHRUNK = {"budget": 256, "window": 32, "decode_interval": INTERVAL}
@@ -121,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    results = ResultFile(arguments.out, "kv-generation", "quick" if arguments.quick else "")
     cells = QUICK_CELLS if arguments.quick else CELLS
     most = max(batch * (PROMPT + marks[-1]) for batch, marks in cells)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,12 +130,7 @@ def main() -> None:
             measured = measure(bench, batch, marks)
             print("\n".join(map(render, measured)), flush=True)
             lines += measured
-    machine = environment("") | {"load_after": os.getloadavg()[0]}
-    suffix = "-quick" if arguments.quick else ""
-    name = f"kv-generation-{machine['date']}-{machine['machine']}{suffix}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result = {"environment": machine, "policies": POLICIES, "lines": lines}
-    (arguments.out / name).write_text(json.dumps(result, indent=1) + "\n")
+    results.add({"policies": POLICIES, "lines": lines})
 
 
 if __name__ == "__main__":

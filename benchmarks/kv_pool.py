@@ -14,8 +14,6 @@ it then keeps: by Little's law all callers are in flight.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -27,11 +25,11 @@ import torch
 from benchmarks.bench_model import BenchModel, make_bench_model
 from benchmarks.closed_loop import Bench
 from benchmarks.load import Load, StopRule
-from benchmarks.machine import environment
 from benchmarks.paced_callers import Arrivals, PacedCallers
 from benchmarks.phase import PhaseResult, summary
 from benchmarks.pool_watch import PoolWatch, WatchedTraining
-from benchmarks.spread import median, rounded, spread
+from benchmarks.result_file import ResultFile
+from benchmarks.spread import median, spread
 from scheduler.domain.request import KvPolicyChoice
 from scheduler.policy.slack import SloTargets
 
@@ -200,20 +198,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
-    machine = environment("")
+    results = ResultFile(arguments.out, "kv-pool", "quick" if arguments.quick else "")
     with tempfile.TemporaryDirectory() as folder:
         rounds = PoolRounds(make_bench_model(Path(folder), 0), QUICK if arguments.quick else FULL)
         arms = rounds.run()
     for name, figures in arms.items():
         print(render(name, figures))
-    machine |= {"load_after": os.getloadavg()[0]}
-    suffix = "-quick" if arguments.quick else ""
-    name = f"kv-pool-{machine['date']}-{machine['machine']}{suffix}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result = rounded(
-        {"environment": machine, "plan": asdict(rounds.plan), "load": rounds.load, "arms": arms}
-    )
-    (arguments.out / name).write_text(json.dumps(result, indent=1) + "\n")
+    results.add({"plan": asdict(rounds.plan), "load": rounds.load, "arms": arms})
 
 
 if __name__ == "__main__":

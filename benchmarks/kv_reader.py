@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import workers.kv_policies
-import workers.models  # noqa: F401
 from scheduler.domain.plan import Span
 from scheduler.domain.request import RequestBody, Sequence
 from scheduler.policy.blocks import BlockPool
 from workers.adapter_arena import AdapterArena
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import InferenceRow
 from workers.decoder import Decoder
@@ -27,9 +26,9 @@ from workers.held_slots import HeldSlots
 from workers.hf_config import read_hf_config
 from workers.kept_slots import lay_out, store_kept
 from workers.kv_cache import KVCache
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policies import KV_POLICIES
+from workers.kv_policy import KvPolicy
 from workers.kv_watch import KvWatch, WatchedLayers
-from workers.model import decoder_config
 from workers.model_runner import ModelRunner
 
 PAGE_TOKENS = 32

@@ -16,6 +16,7 @@ from benchmarks.kv_examiner import NUM_QUERIES, WHOLE, WINDOW
 from benchmarks.kv_plot import plot
 from benchmarks.kv_recall import OPTIONS_FILE
 from benchmarks.machine import environment
+from benchmarks.result_file import result_path
 from benchmarks.spread import rounded
 
 MEASURES = ("exact", "divergence", "tokens", "values", "words")
@@ -109,10 +110,9 @@ def main() -> None:
         "num_queries": NUM_QUERIES,
         "options": json.loads((arguments.marks / OPTIONS_FILE).read_text()),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"kv-recall-{machine['date']}-{machine['machine']}"
-    stem.with_suffix(".json").write_text(dump(results, cells))
-    plot(cells, f"{machine['cpu']}, {machine['date']}", stem.with_suffix(".png"))
+    path = result_path(arguments.out, "kv-recall")
+    path.write_text(dump(results, cells))
+    plot(cells, f"{machine['cpu']}, {machine['date']}", path.with_suffix(".png"))
     for measure in MEASURES:
         print("\n".join(render(cells, measure)))
 

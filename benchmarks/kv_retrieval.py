@@ -11,25 +11,23 @@ window. Controls: no policy, random eviction, `streaming`.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from recall import NEEDLES, TOKENS_PER_QUESTION, haystack
 
-from benchmarks.codec_tasks import EXAMPLES, Turn
+from benchmarks import EXAMPLES
+from benchmarks.codec_tasks import Turn
 from benchmarks.kv_contenders import RandomEviction
-from benchmarks.machine import environment
+from benchmarks.result_file import ResultFile
 from scheduler.domain.messages import Frames, FromEngine, Generate, ToEngine
 from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from scheduler.text.tokenizer import load_tokenizer
 from workers.engine import EngineLoop
-from workers.kv_policy import KV_POLICIES
+from workers.kv_policies import KV_POLICIES
 from workers.settings import EngineSettings
-
-from recall import NEEDLES, TOKENS_PER_QUESTION, haystack  # isort: skip  # see codec_tasks
 
 MODEL = EXAMPLES / "base_model" / "tandem-tiny"
 BASE = "tandem-tiny"
@@ -127,13 +125,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     arguments = parser.parse_args()
     KV_POLICIES.register("random")(RandomEviction)
-    result = {"tokens": arguments.tokens, "prompts": arguments.prompts, "window": WINDOW}
-    result |= examine(arguments.prompts, arguments.tokens)
-    machine = environment("")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f"kv-retrieval-{arguments.tokens}-{time.strftime('%Y-%m-%d')}-{machine['machine']}.json"
-    text = json.dumps({"environment": machine, **result}, indent=1)
-    (arguments.out / name).write_text(text + "\n")
+    results = ResultFile(arguments.out, f"kv-retrieval-{arguments.tokens}")
+    asked = {"tokens": arguments.tokens, "prompts": arguments.prompts, "window": WINDOW}
+    results.add(asked | examine(arguments.prompts, arguments.tokens))
 
 
 if __name__ == "__main__":

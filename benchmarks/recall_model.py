@@ -22,14 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from circuit import plant
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import benchmarks.codec_tasks  # noqa: F401
 from benchmarks.grammar import grammar
 from benchmarks.recall_task import TASKS, VOCAB, Papers, Task
-
-from circuit import plant  # isort: skip  # see codec_tasks
 
 ALL_TASKS: dict[str, Task] = {**TASKS, "grammar": grammar}
 LAST_SHARE = 0.1

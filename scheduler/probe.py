@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from scheduler.health_check import asked_briefly
 from scheduler.settings import SchedulerSettings
 from scheduler.store.board import Board
 from scheduler.store.database import Database
 
-PATIENCE_S = 5.0
 OVERDUE_S = 60.0  # rows are sent within a second; a broker that restarts takes longer
 
 
@@ -22,12 +22,8 @@ async def is_sending(settings: SchedulerSettings) -> bool:
     Raises:
         SQLAlchemyError, TimeoutError: the database cannot be asked.
     """
-    database = Database(settings.database_url)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            backlog = await Board(database).outbox()
-    finally:
-        await database.close()
+    async with asked_briefly(Database(settings.database_url)) as database:
+        backlog = await Board(database).outbox()
     return backlog.oldest_s < OVERDUE_S
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -109,20 +110,24 @@ async def open_export(
     """
     scratch = tempfile.TemporaryDirectory(prefix="tandem-export-")
     stored = Path(scratch.name) / "stored"
-    try:
-        await objects.get_dir(version.uri, stored)
-        sound = await asyncio.to_thread(_is_sound, stored, version.digest)
-    except FileNotFoundError:
-        sound = False
-    except BaseException:
-        scratch.cleanup()
-        raise
-    if not sound:
-        scratch.cleanup()
-        raise NotFound(
-            f"The files of version {version.version} of adapter {adapter_id!r} are gone or damaged."
-        )
+    with ExitStack() as undo:
+        undo.callback(scratch.cleanup)
+        if not await _fetch(version, objects, stored):
+            raise NotFound(
+                f"The files of version {version.version} of adapter {adapter_id!r} "
+                "are gone or damaged."
+            )
+        undo.pop_all()
     return AdapterExport(scratch, f"{adapter_id}-v{version.version}")
+
+
+async def _fetch(version: AdapterVersion, objects: ObjectStore, folder: Path) -> bool:
+    """Whether the version is there and as its digest says."""
+    try:
+        await objects.get_dir(version.uri, folder)
+        return await asyncio.to_thread(_is_sound, folder, version.digest)
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: Path) -> BinaryIO:

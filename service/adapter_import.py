@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from scheduler.artefact.check import Base, check_artefact
@@ -105,7 +105,8 @@ class AdapterImport:
         """The upload, checked and in the object store; taken back if it cannot be recorded."""
         manifest = await self._checked(upload.folder, self._base(model))
         uri = import_key(adapter_id)
-        try:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._objects.delete, uri)
             await self._objects.put_dir(upload.folder, uri)
             yield StoredVersion(
                 uri=uri,
@@ -114,9 +115,7 @@ class AdapterImport:
                 base_digest=manifest.base_digest,
                 method=manifest.method,
             )
-        except BaseException:
-            await self._objects.delete(uri)
-            raise
+            undo.pop_all()
 
     async def _checked(self, folder: Path, base: Base) -> AdapterManifest:
         if (folder / ARCHIVE_FILE).is_file():

@@ -26,7 +26,7 @@ async def remove_adapter(
         AdapterInUse: it is pinned, shared, or answering.
     """
     adapter = await adapters.get(adapter_id)
-    num_answering = pool.num_answering(adapter_id)
+    num_answering = pool.live.num_answering(adapter_id)
     if adapter.shared_by is None and num_answering:
         raise AdapterInUse(
             f"Adapter {adapter_id} is answering {num_answering} requests; delete it when they are "

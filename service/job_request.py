@@ -1,13 +1,9 @@
-"""A job request -> a FinetuneSpec: `auto` resolved, extras gathered, options checked.
-
-An option may stand in `method.supervised.hyperparameters`, in the deprecated `hyperparameters`,
-or (extras only) at the top of the body. It may stand in one place only; errors name that place.
-"""
+"""A job request -> a FinetuneSpec: `auto` resolved, extras gathered, options checked."""
 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -15,10 +11,12 @@ from scheduler.domain.errors import InvalidInput, UnknownPlugin
 from scheduler.domain.job import FinetuneSpec
 from scheduler.store.jobs import JobDraft
 from service.evaluation_request import draft_gate
+from service.given_options import OPTIMIZER, PEFT_METHOD, GivenOptions
 from service.order_request import draft_compression
-from service.schemas.fine_tuning import Hyperparameters, TrainingExtras
 
 if TYPE_CHECKING:
+    from scheduler.domain.adapter_order import Compression
+    from scheduler.domain.evaluation import EvaluationPlan
     from service.catalogue import Catalogue
     from service.schemas.fine_tuning import JobCreate
     from service.worker_roster import WorkerRoster
@@ -28,44 +26,11 @@ DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_SIZE = 8
 MAX_SEED = 2**31 - 1
 _OPENAI_KEYS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-_METHOD_SHORTS = ("rank", "alpha", "target_modules")
-_OPTIMIZER_SHORTS = ("weight_decay",)
 _SPEC_FIELDS = (
     *("n_epochs", "batch_size", "learning_rate", "lr_schedule", "warmup_ratio", "max_grad_norm"),
     *("gradient_accumulation_steps", "checkpoint_every_steps", "eval_every_steps"),
     *("deterministic", "priority", "max_share"),
 )
-
-
-class _Given:
-    """The options that the caller set, each with the place where it stands."""
-
-    def __init__(self, body: JobCreate) -> None:
-        self.values: dict[str, Any] = {}
-        self.places: dict[str, str] = {}
-        self._add("", body, TrainingExtras)
-        if body.hyperparameters is not None:
-            self._add("hyperparameters.", body.hyperparameters, Hyperparameters)
-        if body.method is not None and body.method.supervised is not None:
-            inner = body.method.supervised.hyperparameters
-            if inner is not None:
-                self._add("method.supervised.hyperparameters.", inner, Hyperparameters)
-
-    def _add(self, prefix: str, layer: TrainingExtras, fields: type[TrainingExtras]) -> None:
-        for name in fields.model_fields:
-            value = getattr(layer, name)
-            if value is None:
-                continue
-            place = f"{prefix}{name}"
-            if name in self.values and self.values[name] != value:
-                raise InvalidInput(
-                    f"{place!r} and {self.places[name]!r} differ; set only one.", param=place
-                )
-            self.values[name], self.places[name] = value, place
-
-    def place(self, name: str) -> str:
-        """Where the option stands, for `param`."""
-        return self.places.get(name, name)
 
 
 def draft_job(body: JobCreate, catalogue: Catalogue, roster: WorkerRoster) -> JobDraft:
@@ -85,7 +50,7 @@ def draft_job(body: JobCreate, catalogue: Catalogue, roster: WorkerRoster) -> Jo
     if body.integrations:
         raise InvalidInput("Integrations are not supported; leave them out.", param="integrations")
     _check_objective(body, roster)
-    given = _Given(body)
+    given = GivenOptions(body)
     spec = _spec(body, given, roster)
     shown = _openai_hyperparameters(spec)
     all_shown = shown | _extras_shown(spec)
@@ -110,29 +75,15 @@ def _check_objective(body: JobCreate, roster: WorkerRoster) -> None:
     roster.check_options(body.model, "objectives", body.method.type, {}, "method.type")
 
 
-def _spec(body: JobCreate, given: _Given, roster: WorkerRoster) -> FinetuneSpec:
-    method, method_config = _options(
-        given, roster, body.model, "peft_method", "method_config", _METHOD_SHORTS
-    )
-    _check_rank(method_config, given, roster, body.model)
-    optimizer, optimizer_config = _options(
-        given, roster, body.model, "optimizer", "optimizer_config", _OPTIMIZER_SHORTS
-    )
+def _spec(body: JobCreate, given: GivenOptions, roster: WorkerRoster) -> FinetuneSpec:
+    method, method_config = given.plugin(PEFT_METHOD, body.model, roster)
+    given.check_rank(method_config, _largest_rank(body.model, roster))
+    optimizer, optimizer_config = given.plugin(OPTIMIZER, body.model, roster)
     fields = {name: given.values[name] for name in _SPEC_FIELDS if name in given.values}
     fields.setdefault("n_epochs", DEFAULT_EPOCHS)
     fields.setdefault("batch_size", DEFAULT_BATCH_SIZE)
     fields.setdefault("learning_rate", _learning_rate(given))
-    compress = None
-    if body.compress is not None:
-        compress = draft_compression(
-            body.compress, body.model, body.validation_file, roster, "compress."
-        )
-    gate = None if body.promote_if is None else draft_gate(body.promote_if, body.validation_file)
-    if gate is not None and compress is not None and compress.promote:
-        raise InvalidInput(
-            "With 'promote_if' only what was evaluated becomes live; leave one of the two out.",
-            param="compress.promote",
-        )
+    compress, gate = _after_the_end(body, roster)
     try:
         return FinetuneSpec(
             base_model=body.model,
@@ -151,68 +102,35 @@ def _spec(body: JobCreate, given: _Given, roster: WorkerRoster) -> FinetuneSpec:
         raise InvalidInput(f"{place!r}: {first['msg']}.", param=place) from None
 
 
-def _learning_rate(given: _Given) -> float:
+def _largest_rank(base_model: str, roster: WorkerRoster) -> int:
+    return max(worker.capabilities.max_rank for worker in roster.holding(base_model))
+
+
+def _after_the_end(
+    body: JobCreate, roster: WorkerRoster
+) -> tuple[Compression | None, EvaluationPlan | None]:
+    """What is to be made of the job's last version, and what may become live."""
+    compress, gate = None, None
+    if body.compress is not None:
+        compress = draft_compression(
+            body.compress, body.model, body.validation_file, roster, "compress."
+        )
+    if body.promote_if is not None:
+        gate = draft_gate(body.promote_if, body.validation_file)
+    if gate is not None and compress is not None and compress.promote:
+        raise InvalidInput(
+            "With 'promote_if' only what was evaluated becomes live; leave one of the two out.",
+            param="compress.promote",
+        )
+    return compress, gate
+
+
+def _learning_rate(given: GivenOptions) -> float:
     multiplier = given.values.get("learning_rate_multiplier", 1.0)
     if not 0 < multiplier <= 1000:
         place = given.place("learning_rate_multiplier")
         raise InvalidInput(f"{place!r}: Must be above 0 and at most 1000.", param=place)
     return float(BASE_LEARNING_RATE * multiplier)
-
-
-def _options(
-    given: _Given,
-    roster: WorkerRoster,
-    base_model: str,
-    name_key: str,
-    config_key: str,
-    shorts: tuple[str, ...],
-) -> tuple[str, dict[str, Any]]:
-    """A plug-in's name and its options, shorthands folded in, checked, defaults filled in."""
-    default = "lora" if name_key == "peft_method" else "adamw"
-    kind = f"{name_key}s"
-    name = given.values.get(name_key, default)
-    config = dict(given.values.get(config_key, {}))
-    for short in shorts:
-        if short in given.values:
-            config[short] = given.values[short]
-    try:
-        roster.check_options(base_model, kind, name, config, config_key)
-    except UnknownPlugin as error:
-        raise UnknownPlugin(error.message, param=given.place(name_key)) from None
-    except InvalidInput as error:
-        raise _at_place(error, given, config_key) from None
-    properties = roster.schemas(kind)[name].get("properties", {})
-    defaults = {
-        key: schema["default"]
-        for key, schema in properties.items()
-        if schema.get("default") is not None
-    }
-    return name, defaults | config
-
-
-def _at_place(error: InvalidInput, given: _Given, config_key: str) -> InvalidInput:
-    """The same error, blaming the shorthand when that is what the caller wrote."""
-    param = error.param or config_key
-    option, _, rest = param.removeprefix(f"{config_key}.").partition(".")
-    if option in given.places:
-        place = given.places[option] + (f".{rest}" if rest else "")
-    else:
-        place = given.place(config_key) + param.removeprefix(config_key)
-    return InvalidInput(error.message.replace(repr(param), repr(place), 1), param=place)
-
-
-def _check_rank(
-    config: dict[str, Any], given: _Given, roster: WorkerRoster, base_model: str
-) -> None:
-    largest = max(worker.capabilities.max_rank for worker in roster.holding(base_model))
-    ranks = {"rank": config.get("rank")}
-    pattern = config.get("rank_pattern")
-    if isinstance(pattern, dict):
-        ranks |= {f"rank_pattern.{site}": rank for site, rank in pattern.items()}
-    for option, rank in ranks.items():
-        if isinstance(rank, int) and rank > largest:
-            place = given.places.get(option, f"{given.place('method_config')}.{option}")
-            raise InvalidInput(f"{place!r}: {rank} is over the limit of {largest}.", param=place)
 
 
 def _openai_hyperparameters(spec: FinetuneSpec) -> dict[str, object]:

@@ -110,7 +110,7 @@ class WorkerCollector(Collector):
         yield jobs
         workers = len(self._pool.roster.workers)
         yield GaugeMetricFamily("tandem_workers", "Live workers.", value=workers)
-        waiting = self._pool.num_waiting
+        waiting = self._pool.live.num_waiting()
         yield GaugeMetricFamily(
             "tandem_gateway_waiting_requests", "Requests without a first token.", value=waiting
         )

@@ -28,6 +28,7 @@ from scheduler.domain.errors import (
     QuotaExceeded,
     WorkerLost,
 )
+from scheduler.domain.message_codec import decode, encode
 from scheduler.domain.messages import (
     TO_GATEWAY,
     Abort,
@@ -36,13 +37,12 @@ from scheduler.domain.messages import (
     Replay,
     Submit,
     TokenFrame,
-    decode,
-    encode,
 )
 from scheduler.domain.request import FinishReason
 from scheduler.store.channel import START, ChannelDown
 from service.answers import Answers
 from service.live_request import LiveRequest
+from service.live_requests import LiveRequests
 from service.request_placer import RequestPlacer
 from service.worker_roster import WorkerRoster
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _BROKEN_OFF = (FinishReason.ABORT, FinishReason.ERROR)  # nobody here asked for an end
+_WORKERS_ERRORS = {kind.code: kind for kind in (Overloaded, QuotaExceeded, InvalidInput)}
 READ_BLOCK_MS = 1000
 READ_COUNT = 256
 REPLAY_PAUSE_S = 1.0  # a gap is asked for once, not with every frame behind it
@@ -86,7 +87,7 @@ class WorkerPool:
         self._channel = channel
         self._stream = f"out:{settings.gateway_id}:{uuid.uuid4().hex[:12]}"
         self._settings = settings
-        self._live: dict[str, tuple[LiveRequest, Answers]] = {}
+        self.live = LiveRequests()
         self._commands: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
 
     @asynccontextmanager
@@ -124,7 +125,7 @@ class WorkerPool:
         answers = Answers(self, sum(body.n * (body.sampling.max_tokens + 2) for body in bodies))
         try:
             for position, body in enumerate(bodies):
-                worker = self._placer.place(body, self.num_live())
+                worker = self._placer.place(body, self.live.num_by_inbox())
                 answers.expect(body.n)
                 await self._send(LiveRequest(body, worker.inbox, position), answers)
             yield answers
@@ -133,43 +134,22 @@ class WorkerPool:
             for live in answers.live:
                 self.abandon(live)
 
-    def num_live(self) -> Counter[str]:
-        """Unfinished requests of this gateway per worker inbox."""
-        return Counter(live.inbox for live, _ in self._live.values())
-
-    def num_answering(self, adapter_id: str) -> int:
-        """Unfinished requests of this gateway that an adapter answers, alone or with others."""
-        return sum(
-            any(adapter.adapter_id == adapter_id for adapter in live.body.adapters)
-            for live, _ in self._live.values()
-        )
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests of this gateway that have not had a first token."""
-        return sum(live.first_token_s is None for live, _ in self._live.values())
-
     def stop(self, live: LiveRequest, index: int) -> None:
         """Take no more of one sequence (its stop string was met)."""
         live.close(index)
         self._commands.put_nowait((live.inbox, Abort(request_id=live.id, index=index)))
         if live.done:
-            self._live.pop(live.id, None)
+            self.live.drop(live)
 
     def abandon(self, live: LiveRequest) -> None:
         """Forget a request; the worker is told unless it is through with it."""
-        if self._live.pop(live.id, None) is not None and not live.done:
+        if self.live.drop(live) and not live.done:
             self._commands.put_nowait((live.inbox, Abort(request_id=live.id)))
 
     # ---- sending -------------------------------------------------------------------------
 
     def _admit(self, bodies: Sequence[RequestBody]) -> None:
-        tenant_id = bodies[0].tenant_id
-        mine = sum(
-            live.body.num_sequences
-            for live, _ in self._live.values()
-            if live.body.tenant_id == tenant_id
-        )
+        mine = self.live.num_sequences(bodies[0].tenant_id)
         wanted = sum(body.num_sequences for body in bodies)
         if mine + wanted > self._settings.max_live_per_tenant:
             raise QuotaExceeded(
@@ -181,11 +161,8 @@ class WorkerPool:
         self.roster.check_served(bodies[0].base_model, bodies[0].service_class)
 
     def _refuse_when_full(self, base_model: str) -> None:
-        worker = self.roster.least_loaded(base_model, self.num_live())
-        waiting = sum(
-            live.inbox == worker.inbox and live.first_token_s is None
-            for live, _ in self._live.values()
-        )
+        worker = self.roster.least_loaded(base_model, self.live.num_by_inbox())
+        waiting = self.live.num_waiting(worker.inbox)
         reported = worker.stats.num_waiting if worker.stats else 0
         if max(waiting, reported) >= self._settings.max_waiting_per_worker:
             raise Overloaded(
@@ -194,7 +171,7 @@ class WorkerPool:
             )
 
     async def _send(self, live: LiveRequest, answers: Answers) -> None:
-        self._live[live.id] = (live, answers)
+        self.live.add(live, answers)
         answers.live.append(live)
         submit = Submit(request=live.body, reply_to=self._stream)
         await self._channel.append(live.inbox, encode(submit))
@@ -236,11 +213,11 @@ class WorkerPool:
             log.error("bad_message_from_worker", reason=str(error)[:500])
             return
         for frame in message.frames:
-            if frame.request_id in self._live:
-                self._route(frame)
+            known = self.live.get(frame.request_id)
+            if known is not None:
+                self._route(frame, *known)
 
-    def _route(self, frame: TokenFrame) -> None:
-        live, answers = self._live[frame.request_id]
+    def _route(self, frame: TokenFrame, live: LiveRequest, answers: Answers) -> None:
         for due in live.take(frame):
             if due.error is not None:
                 self._end_with_error(live, answers, due)
@@ -248,7 +225,7 @@ class WorkerPool:
             if not live.is_open(due.index):
                 continue  # its reader has had enough of it
             if due.finish_reason in _BROKEN_OFF:
-                self._live.pop(live.id, None)
+                self.live.drop(live)
                 answers.fail(WorkerLost("The worker broke the answer off; send the request again."))
                 return
             live.note(due)
@@ -256,13 +233,13 @@ class WorkerPool:
             if due.finish_reason is not None:
                 live.close(due.index)
         if live.done:
-            self._live.pop(live.id, None)
+            self.live.drop(live)
         elif live.has_gap:
             self.num_gaps += 1
             self._ask_replay(live)
 
     def _end_with_error(self, live: LiveRequest, answers: Answers, frame: TokenFrame) -> None:
-        self._live.pop(live.id, None)
+        self.live.drop(live)
         if frame.error_code == WorkerLost.code:
             self._move_or_fail(live, answers)
             return
@@ -282,10 +259,10 @@ class WorkerPool:
         while True:
             await asyncio.sleep(self._settings.refresh_s)
             await self._refresh()
-            for inbox in self.num_live():
+            for inbox in self.live.num_by_inbox():
                 self._commands.put_nowait((inbox, Listening(reply_to=self._stream)))
             now_s = time.monotonic()
-            for live, answers in list(self._live.values()):
+            for live, answers in self.live.pairs():
                 silent_s, missed_s = now_s - live.last_arrival_s, now_s - live.last_replay_s
                 if silent_s > self._settings.stall_limit_s:
                     self.abandon(live)
@@ -305,7 +282,7 @@ class WorkerPool:
             self._lose(inbox)
 
     def _lose(self, inbox: str) -> None:
-        victims = [pair for pair in self._live.values() if pair[0].inbox == inbox]
+        victims = self.live.at(inbox)
         log.warning("worker_lost", inbox=inbox, num_requests=len(victims))
         for live, answers in victims:
             self.abandon(live)  # it may only have been cut off
@@ -324,7 +301,7 @@ class WorkerPool:
             return
         body = live.moved_body()
         try:
-            worker = self._placer.place(body, self.num_live(), avoid=[live.inbox])
+            worker = self._placer.place(body, self.live.num_by_inbox(), avoid=[live.inbox])
             self.num_moves[Move.CONTINUATION if body.begun else Move.RETRY] += 1
             log.info("request_moved", request_id=live.id, inbox=worker.inbox, begun=live.has_begun)
             moved = LiveRequest(body, worker.inbox, live.position, live.num_attempts + 1)
@@ -344,11 +321,6 @@ def _end_process_if_crashed(loop: asyncio.Task[None]) -> None:
 def _error_of(frame: TokenFrame) -> DomainError:
     """The domain error that a worker's error frame stands for."""
     text = frame.error or "The worker could not answer."
-    for kind in (Overloaded, QuotaExceeded):
-        if frame.error_code == kind.code:
-            return kind(text)
     if frame.error_code == ContextTooLong.code:
         return ContextTooLong(text, param="messages")
-    if frame.error_code == InvalidInput.code:
-        return InvalidInput(text)
-    return DomainError(text)
+    return _WORKERS_ERRORS.get(frame.error_code or "", DomainError)(text)

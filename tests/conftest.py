@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.servers.postgres import PostgresServer, postgres_server
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 # Read when Triton is first imported: its kernels are interpreted, except under `make gpu`.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Tracebacks as in production: to draw what every frame holds takes seconds.
+plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[structlog.processors.add_log_level, plain])
 
 # On a busy machine a slow example says nothing about the code.
 settings.register_profile(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from workers.attention import AttendsBack
-from workers.batch import ForwardBatch, TrainWindow
+from workers.batch import ForwardBatch
 from workers.model import DecoderConfig
-from workers.span_attention import pack_attention
+from workers.pack_range import PackRange
 from workers.train_job import TrainJob
 from workers.train_pack import LossSums, PackWork, TrainPack
 
@@ -18,27 +18,52 @@ class ActiveJob:
     """A job, the stream that it is in the middle of, and what it does next.
 
     Attributes:
-        work: the stream's current piece of work.
+        preparing: what a thread still does before the stream begins.
+        work: the stream's current piece of work, once it has begun.
         tokens_before: tokens that were trained before it came here.
         pack: that work in memory; None while it waits for memory.
         window: a forward window that stands between two layers.
-        groups: attention groups of the pack's token ranges, shared by all layers.
+        ranges: the pack's token ranges, by first token and end.
     """
 
     job: TrainJob
     stream: Generator[PackWork, LossSums]
-    work: PackWork
     tokens_before: int
+    preparing: Future[None] | None = None
+    work: PackWork = field(init=False)
     pack: TrainPack | None = None
     window: ForwardBatch | None = None
-    groups: dict[tuple[int, int], Sequence[AttendsBack]] = field(default_factory=dict)
+    ranges: dict[tuple[int, int], PackRange] = field(default_factory=dict)
 
     @classmethod
-    def try_begin(cls, job: TrainJob) -> ActiveJob | None:
-        """The job at its first piece of work; None when nothing is left to do."""
-        stream = job.stream()
-        work = next(stream, None)
-        return None if work is None else cls(job, stream, work, job.trained_tokens)
+    def of(cls, job: TrainJob, preparing: Future[None] | None) -> ActiveJob:
+        """A job whose stream has not begun."""
+        return cls(job, job.stream(), job.trained_tokens, preparing)
+
+    @property
+    def waits_for_work(self) -> bool:
+        """Whether `advance` would give it something to do."""
+        if self.preparing is not None:
+            return self.preparing.done()
+        return self.pack is not None and self.pack.cursor.is_done
+
+    def advance(self) -> bool:
+        """Go to the first or next piece of work; False when the job has ended.
+
+        Raises:
+            DomainError: it could not be prepared, or its optimizer step failed.
+        """
+        return self.begin() if self.preparing is not None else self.next_work()
+
+    def begin(self) -> bool:
+        """Go to the first piece of work; False when nothing is left to do."""
+        if self.preparing is not None:
+            self.preparing.result()
+            self.preparing = None
+        work = next(self.stream, None)
+        if work is not None:
+            self.work = work
+        return work is not None
 
     @property
     def trained_tokens(self) -> int:
@@ -52,10 +77,10 @@ class ActiveJob:
 
     def next_work(self) -> bool:
         """Hand the finished pack's sums to the stream; False when the job has ended."""
-        pack = self.running_pack()
+        sums = self.running_pack().read_sums()
         self.release()
         try:
-            self.work = self.stream.send(pack.sums)
+            self.work = self.stream.send(sums)
         except StopIteration:
             return False
         return True
@@ -77,18 +102,19 @@ class ActiveJob:
             return 0
         freed = self.pack.loan.end()
         self.pack = self.window = None
-        self.groups.clear()
+        self.ranges.clear()
         return freed
 
     def close(self) -> None:
         """Let go of everything."""
+        if self.preparing is not None:
+            self.preparing.cancel()
         self.stream.close()
         self.release()
 
-    def range_groups(self, start: int, stop: int, config: DecoderConfig) -> Sequence[AttendsBack]:
-        """Attention groups of tokens [start, stop) of the pack, rows counted from `start`."""
-        if (start, stop) not in self.groups:
-            pack = self.running_pack()
-            window = TrainWindow(pack, start, stop, 0, pack.layers)
-            self.groups[start, stop] = pack_attention(window, config)
-        return self.groups[start, stop]
+    def range(self, start: int, stop: int, config: DecoderConfig) -> PackRange:
+        """Tokens [start, stop) of the pack."""
+        if (start, stop) not in self.ranges:
+            pack, columns = self.running_pack(), self.job.slot.columns
+            self.ranges[start, stop] = PackRange.of(pack, start, stop, columns, config)
+        return self.ranges[start, stop]

@@ -20,10 +20,12 @@ from scheduler.artefact.coded_file import PREFIX, read_head
 from scheduler.domain.adapter import ARCHIVE_MAGIC
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_file import BaseIdentity, LoadedAdapter
-from workers.codec import CODECS, Codec, flatten, num_entries
+from workers.codec import Codec, flatten, num_entries
+from workers.codecs import CODECS
 from workers.flat_params import FlatParams
 from workers.model import DecoderConfig
-from workers.peft_method import PEFT_METHODS, Params, PeftMethod
+from workers.peft_method import Params, PeftMethod
+from workers.peft_methods import PEFT_METHODS
 
 
 class ArchiveHeader(BaseModel):
@@ -85,7 +87,7 @@ class Archive:
         Raises:
             InvalidInput: the payload is wrong, or the initial value cannot be made again.
         """
-        params = self.codec.decode(self.payload, self.method.shapes())
+        params = self.codec.decode(self.payload, self.method.file_shapes())
         return LoadedAdapter(self.method, with_initial(params, self.header, self.method))
 
 
@@ -119,7 +121,7 @@ def pack_archive(
         method_config=adapter.method.config.model_dump(mode="json"),
         base_model=base.model,
         base_digest=base.digest,
-        num_parameters=num_entries(adapter.method.shapes()),
+        num_parameters=num_entries(adapter.method.file_shapes()),
         init_seed=init_seed,
         init_crc32=None if initial is None else _crc32(initial),
         metrics=metrics or {},
@@ -152,7 +154,7 @@ def with_initial(params: Params, header: ArchiveHeader, method: PeftMethod) -> P
 
 def initial_params(method: PeftMethod, seed: int) -> Params:
     """The parameters that a job of this seed began with."""
-    params = FlatParams(method.shapes(), torch.float32, torch.device("cpu"))
+    params = FlatParams(method.file_shapes(), torch.float32, torch.device("cpu"))
     method.init(params.views, seed)
     return params.views
 
@@ -182,7 +184,7 @@ def read_archive(path: Path, model: DecoderConfig) -> Archive:
         with path.open("rb") as file:
             header, raw, digest = _read_head(file)
             codec, method = _codec_of(header), _method_of(header, model)
-            limit = codec.max_bytes(method.shapes())
+            limit = codec.max_bytes(method.file_shapes())
             payload = file.read(limit + 1)
     except OSError:
         raise InvalidInput(f"{path.name} is missing or cannot be read.") from None
@@ -190,7 +192,7 @@ def read_archive(path: Path, model: DecoderConfig) -> Archive:
         raise InvalidInput(f"{path.name} is longer than {limit} bytes, the most for this adapter.")
     if hashlib.sha256(raw + payload).digest() != digest:
         raise InvalidInput(f"{path.name} is torn or altered: its digest differs.")
-    num_parameters = num_entries(method.shapes())
+    num_parameters = num_entries(method.file_shapes())
     if header.num_parameters != num_parameters:
         raise InvalidInput(f"{path.name} is of {header.num_parameters} parameters.")
     size = ArchiveSize(len(raw), len(payload), num_parameters)

@@ -12,10 +12,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-import workers.codecs
-import workers.merges
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.errors import DomainError, InvalidInput
 from scheduler.durable import write_durably
@@ -28,10 +24,11 @@ from workers.adapter_file import (
     read_adapter,
     write_adapter,
 )
-from workers.codec import CODECS
+from workers.architecture import decoder_config
+from workers.codecs import CODECS
 from workers.hf_config import read_hf_config
-from workers.merge import MERGES
-from workers.model import DecoderConfig, decoder_config
+from workers.merges import MERGES
+from workers.model import DecoderConfig
 from workers.plugin_options import plugin_options
 
 

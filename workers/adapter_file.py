@@ -23,7 +23,8 @@ from scheduler.domain.adapter import (
 from scheduler.domain.errors import InvalidInput
 from scheduler.durable import write_durably
 from workers.model import DecoderConfig
-from workers.peft_method import PEFT_METHODS, Params, PeftMethod
+from workers.peft_method import Params, PeftMethod
+from workers.peft_methods import PEFT_METHODS
 from workers.weight_format import NO_FORMAT
 
 TENSORS, CONFIG, MANIFEST = TENSORS_FILE, CONFIG_FILE, MANIFEST_FILE
@@ -101,7 +102,7 @@ def read_adapter(folder: Path, model: DecoderConfig) -> LoadedAdapter:
     config = _read_config(folder / CONFIG)
     kind = str(config.get("peft_type", "")).lower()
     method = PEFT_METHODS[kind].from_peft_config(config, model)
-    return LoadedAdapter(method, _read_tensors(folder / TENSORS, method.shapes()))
+    return LoadedAdapter(method, _read_tensors(folder / TENSORS, method.file_shapes()))
 
 
 def read_manifest(folder: Path) -> AdapterManifest:

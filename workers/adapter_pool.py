@@ -93,8 +93,7 @@ class AdapterPool:
             offset = self._columns.try_allocate(key, method.rank)
         if offset is None:
             return None
-        columns = AdapterColumns(offset, method.rank, method.modules)
-        slot = AdapterSlot(key, columns, last_used=next(self._clock))
+        slot = AdapterSlot(key, method.columns(offset), last_used=next(self._clock))
         self._slots[key] = slot
         return slot
 

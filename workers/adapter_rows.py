@@ -17,6 +17,7 @@ from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.device_copy import upload
 from workers.kernels.device_kernels import kernels_for
 from workers.kernels.segments import RunTable, tile_places, tile_rows
+from workers.middle import through
 
 
 @dataclass(slots=True)
@@ -44,33 +45,36 @@ class AdapterRows:
             for run in self.runs:
                 add_run(run, arena, layer, index, x, y)
         else:
-            if self._table is None:
-                self._table = run_table(self.runs, arena, x.device)
-            kernels.add_adapters(arena.adapted(layer, index), self._table, x, y)
+            table = self.table(arena, x.device)
+            kernels.add_adapters(arena.adapted(layer, index), table, x, y)
+
+    def table(self, arena: AdapterArena, device: torch.device) -> RunTable:
+        """The runs as the kernels of a device read them."""
+        if self._table is None:
+            self._table = run_table(self.runs, arena, device)
+        return self._table
 
 
 def add_run(
     run: AdapterRun, arena: AdapterArena, layer: int, index: int, x: Tensor, y: Tensor
 ) -> None:
-    """Y += x @ shrink.T @ expand for the rows of one run, projection by projection."""
+    """Y += x @ shrink.T @ middle.T @ expand for a run's rows, projection by projection."""
     linear, columns = arena.linears[index], run.columns
     if not columns.targets(linear):
         return
     rows = slice(run.start, run.stop)
-    shrunk = x[rows] @ arena.shrink[index][layer][columns.rows(linear)].T
-    parts = zip(linear.slices, arena.expand[index][layer], strict=True)
-    for j, (part, expand) in enumerate(parts):
+    term = arena.terms(columns)[layer, index]
+    blocks = (x[rows] @ term.shrink_CI.T).split(columns.rank, dim=1)
+    for j, (part, shrunk) in enumerate(zip(linear.slices, blocks, strict=True)):
         if part.module in columns.modules:
-            block = slice(j * columns.rank, (j + 1) * columns.rank)
-            y[rows, part.start : part.stop].addmm_(shrunk[:, block], expand[columns.own])
+            if columns.middle:
+                shrunk = through(shrunk, term.middle_RM[j])
+            y[rows, part.start : part.stop].addmm_(shrunk, term.expand_RO[j])
 
 
 def run_table(runs: list[AdapterRun], arena: AdapterArena, device: torch.device) -> RunTable:
     """Runs, and tiles of them, as the kernels read them."""
-    lines = [
-        (run.start, run.stop, run.columns.offset, run.columns.rank, arena.targets(run.columns))
-        for run in runs
-    ]
+    lines = [(run.start, run.stop, *arena.run_numbers(run.columns)) for run in runs]
     rows = tile_rows([run.stop - run.start for run in runs])
     tiles = tile_places([run.start for run in runs], [run.stop for run in runs], rows)
     return RunTable(
@@ -78,4 +82,5 @@ def run_table(runs: list[AdapterRun], arena: AdapterArena, device: torch.device)
         upload(tiles, torch.int64, device),
         rows,
         max(run.columns.rank for run in runs),
+        any(run.columns.middle for run in runs),
     )

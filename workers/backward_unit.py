@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.adapter_arena import AdapterColumns
-from workers.attention import AttendsBack
+from workers.pack_range import PackRange
 from workers.term_grads import TermGrads
 from workers.train_pack import TrainPack
 
@@ -21,7 +20,7 @@ class BackwardUnit:
     stop: int
     columns: AdapterColumns
     grads: TermGrads
-    groups: Sequence[AttendsBack]
+    shared: PackRange
 
     @property
     def num_tokens(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,7 +12,6 @@ from workers.activations import LayerActivations
 from workers.adapter_rows import AdapterRows
 from workers.attention import Attends
 from workers.kv_cache import KVCache
-from workers.kv_watch import WatchedRows
 from workers.train_pack import TrainPack
 
 
@@ -47,12 +46,30 @@ class CacheRows:
     offsets_T: Tensor
 
 
+class SeesQueries(Protocol):
+    """Whoever wants to see the queries of a batch."""
+
+    def see(self, layer: int, q_THD: Tensor) -> None:
+        """Take in one layer's queries, of all rows of the batch, rotated."""
+
+
+class StoresHeads(Protocol):
+    """Rows of compressed sequences, whose heads have places of their own."""
+
+    def store(self, cache: KVCache, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
+        """Keep those of a batch's K and V that are the rows' own."""
+
+
 @dataclass(slots=True)
 class HeadRows:
     """Rows of compressed sequences, and the slots of their heads: (L, T, K)."""
 
     rows: slice
     slots_LTK: Tensor
+
+    def store(self, cache: KVCache, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
+        """See StoresHeads."""
+        cache.write_slots(self.slots_LTK[layer], k_TKD[self.rows], v_TKD[self.rows])
 
 
 @dataclass(slots=True)
@@ -73,8 +90,8 @@ class ForwardBatch:
     groups: Sequence[Attends]
     cache: KVCache | None = None
     cache_rows: CacheRows | None = None
-    head_rows: HeadRows | None = None
-    watched: Sequence[WatchedRows] = ()
+    head_rows: StoresHeads | None = None
+    watched: Sequence[SeesQueries] = ()
     prepared: Any = None
 
     @property
@@ -98,8 +115,7 @@ class ForwardBatch:
                 layer, place.blocks_T, place.offsets_T, k_TKD[place.rows], v_TKD[place.rows]
             )
         if self.cache is not None and self.head_rows is not None:
-            rows = self.head_rows.rows
-            self.cache.write_slots(self.head_rows.slots_LTK[layer], k_TKD[rows], v_TKD[rows])
+            self.head_rows.store(self.cache, layer, k_TKD, v_TKD)
 
     def show_queries(self, layer: int, q_THD: Tensor) -> None:
         """Let KV policies see a layer's rotated queries; the keys are stored by now."""

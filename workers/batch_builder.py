@@ -11,9 +11,10 @@ from scheduler.domain.request import Sequence
 from workers.adapter_arena import AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.attention import Attends, Extent
-from workers.batch import CacheRows, ForwardBatch, HeadRows, TrainWindow
+from workers.batch import CacheRows, ForwardBatch, HeadRows, StoresHeads, TrainWindow
 from workers.decoder import Decoder
 from workers.device_copy import upload
+from workers.gpu_heads import try_head_rows
 from workers.head_attention import HeadSpan
 from workers.head_pages import HeadPages
 from workers.held_slots import HeldSlots
@@ -140,9 +141,12 @@ class BatchBuilder:
         blocks, offsets = upload(self.blocks + self.offsets, torch.int64, device).split(count)
         return CacheRows(slice(first, first + count), blocks, offsets)
 
-    def _head_rows(self, device: torch.device) -> HeadRows | None:
+    def _head_rows(self, device: torch.device) -> StoresHeads | None:
         if not self.compressed:
             return None
+        placed = try_head_rows(self.compressed, self.cache)
+        if placed is not None:
+            return placed
         slots = [s.pages.slots(s.extent.start, s.extent.num_queries) for s in self.compressed]
         first = self.compressed[0].extent.row
         return HeadRows(slice(first, self.num_rows), torch.cat(slots, dim=1).to(device))

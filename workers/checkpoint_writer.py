@@ -16,7 +16,11 @@ from workers.peft_method import PeftMethod
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """A checkpoint to be written: copies that nobody changes any more."""
+    """A checkpoint to be written: copies that nobody changes any more.
+
+    Attributes:
+        seed: what alone has drawn the adapter's initial value; None: that hangs on the base, too.
+    """
 
     root: Path
     job_id: str
@@ -24,7 +28,7 @@ class WriteRequest:
     method: PeftMethod
     data: CheckpointData
     base: BaseIdentity
-    seed: int
+    seed: int | None
     is_final: bool
 
 

@@ -27,7 +27,7 @@ class CompactAdapter:
         Raises:
             InvalidInput: the payload is wrong.
         """
-        params = archive.codec.compact(archive.payload, archive.method.shapes())
+        params = archive.codec.compact(archive.payload, archive.method.file_shapes())
         return cls(archive.header, archive.method, params)
 
     @property

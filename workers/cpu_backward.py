@@ -80,22 +80,22 @@ class CpuBackward:
             self.scratch = scratch = RangeScratch(self.decoder, rows, rank)
         for name, tensor in scratch.tensors.items():
             setattr(self.range, name, tensor.data_ptr())
+        if not unit.columns.middle:
+            self.range.middled, self.range.grad_middled = self.range.shrunk, self.range.grad_shrunk
 
     def _set_adapter(self, unit: BackwardUnit) -> None:
-        columns, arena = unit.columns, self.decoder.arena
-        self.range.run = Run(
-            0, unit.num_tokens, columns.offset, columns.rank, arena.targets(columns)
-        )
+        self.range.run = Run(0, unit.num_tokens, *self.decoder.arena.run_numbers(unit.columns))
         for index in range(NUM_LINEARS):
             sums = TermSums()
             term = unit.grads.terms.get((unit.layer, index))
             if term is not None:
-                sums.shrink = _address(term.shrink_CI)
-                sums.expand[: len(term.expand_RO)] = [_address(part) for part in term.expand_RO]
+                sums.shrink = _wanted(term.shrink_CI)
+                sums.expand[: len(term.expand_RO)] = [_wanted(total) for total in term.expand_RO]
+                sums.middle[: len(term.middle_RM)] = [_wanted(total) for total in term.middle_RM]
             self.range.sums[index] = sums
 
     def _set_keys(self, unit: BackwardUnit) -> None:
-        (group,) = unit.groups
+        (group,) = unit.shared.groups
         assert isinstance(group, CpuSpans)
         described, (grad_k, grad_v) = self.range, unit.pack.grad_kv[unit.layer]
         described.source = group.source(unit.layer)
@@ -123,6 +123,8 @@ class RangeScratch:
             "grad_q": rows * config.q_size,
             "grad_qkv": rows * config.qkv_size,
             "shrunk": ranks * even(rows),
+            "grad_middled": ranks * even(rows),
+            "middled": ranks * even(rows),
             "grad_shrunk": ranks * even(rows),
             "grad_rows": rows * ranks,
             "panels": ranks * (widest + panel_outputs()),
@@ -143,3 +145,8 @@ def even(count: int) -> int:
 def _address(tensor: Tensor) -> int:
     assert tensor.is_contiguous()
     return tensor.data_ptr()
+
+
+def _wanted(total: Tensor) -> int | None:
+    """A sum's address; None: it has no rows."""
+    return _address(total) if len(total) else None

@@ -116,7 +116,7 @@ class PreparedBatch:
         if batch.cache is not None and batch.cache_rows is not None:
             described.cache.keys = batch.cache.keys[layer].data_ptr()
             described.cache.values = batch.cache.values[layer].data_ptr()
-        if batch.head_rows is not None:
+        if isinstance(batch.head_rows, HeadRows):
             described.compressed.slots = batch.head_rows.slots_LTK[layer].data_ptr()
         for place, group in zip(self.described_groups, self.groups, strict=True):
             place.source, place.next = group.source(layer), 0
@@ -173,7 +173,7 @@ class PreparedBatch:
                 page_tokens=batch.cache.block_size,
                 page_stride=batch.cache.keys.stride(1),
             )
-        if batch.cache is not None and batch.head_rows is not None:
+        if batch.cache is not None and isinstance(batch.head_rows, HeadRows):
             described.compressed = _described_rows(batch.head_rows, batch.cache)
 
     def _hold(self, name: str, tensor: Tensor) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from workers.activations import ActivationSpec, LayerActivations, SaveLevel
-from workers.adapter_rows import AdapterRows, AdapterRun, run_table
 from workers.attention import SavedAttention
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
@@ -21,6 +20,7 @@ from workers.cpu_backward import CpuBackward
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
+from workers.middle import back_through, through
 from workers.model import DOWN, GATE_UP, OUT, QKV
 
 
@@ -110,13 +110,13 @@ class DecoderBackward:
             token_ids=unit.pack.tokens.token_ids[tokens],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, unit.columns)]),
+            adapters=unit.shared.adapters,
             windows=[window],
-            groups=unit.groups,
+            groups=unit.shared.groups,
         )
 
     def _linear(self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor) -> Tensor:
-        """Gradient of a linear's input: grad_y @ W + (grad_y @ expand.T) @ shrink."""
+        """Gradient of a linear's input: grad_y @ W + (grad_y @ expand.T) @ middle @ shrink."""
         grad_x = self.decoder.weights.layers[unit.layer].linears[index].input_grad(grad_y)
         self._adapter_grads(unit, index, grad_y, x, grad_x)
         return grad_x
@@ -127,7 +127,8 @@ class DecoderBackward:
         """Add the range's share to the term gradients, and to the gradient of x.
 
         Semantics, per projection block:
-            s = x @ shrink.T;  d_expand += s.T @ grad_y;  ds = grad_y @ expand.T
+            s = x @ shrink.T;  m = s @ middle.T;  d_expand += m.T @ grad_y
+            dm = grad_y @ expand.T;  d_middle += dm.T @ s;  ds = dm @ middle
             d_shrink += ds.T @ x;  grad_x += ds @ shrink
         """
         if not unit.columns.targets(self.decoder.arena.linears[index]):
@@ -137,7 +138,7 @@ class DecoderBackward:
             self._adapter_products(unit, index, grad_y, x, grad_x)
             return
         arena, term = self.decoder.arena, unit.grads.terms[unit.layer, index]
-        run = run_table([AdapterRun(0, len(x), unit.columns)], arena, x.device)
+        run = unit.shared.adapters.table(arena, x.device)
         described = arena.adapted(unit.layer, index)
         kernels.adapter_backward(described, run, x, grad_y, term.matrices(), grad_x)
 
@@ -145,19 +146,24 @@ class DecoderBackward:
         self, unit: BackwardUnit, index: int, grad_y: Tensor, x: Tensor, grad_x: Tensor | None
     ) -> None:
         """The same in plain products."""
-        linear, arena = self.decoder.arena.linears[index], self.decoder.arena
-        rank, expands = unit.columns.rank, arena.expand[index][unit.layer]
-        shrink = arena.shrink[index][unit.layer][unit.columns.rows(linear)]
-        shrunk = x @ shrink.T
+        arena, grads = self.decoder.arena, unit.grads
+        term, rank = arena.terms(unit.columns)[unit.layer, index], unit.columns.rank
+        shrunk = x @ term.shrink_CI.T
         grad_shrunk = torch.zeros_like(shrunk)
-        for j, (part, expand) in enumerate(zip(linear.slices, expands, strict=True)):
-            if part.module in unit.columns.modules:
-                block, grad = slice(j * rank, (j + 1) * rank), grad_y[:, part.start : part.stop]
-                torch.mm(grad, expand[unit.columns.own].T, out=grad_shrunk[:, block])
-                unit.grads.add_expand(unit.layer, index, j, shrunk[:, block].T, grad)
-        unit.grads.add_shrink(unit.layer, index, grad_shrunk.T, x)
+        for j, part in enumerate(arena.linears[index].slices):
+            if part.module not in unit.columns.modules:
+                continue
+            block, grad = slice(j * rank, (j + 1) * rank), grad_y[:, part.start : part.stop]
+            middled, back = shrunk[:, block], grad @ term.expand_RO[j].T
+            if unit.columns.middle:
+                grads.add_middle(unit.layer, index, j, back, middled)
+                middled = through(middled, term.middle_RM[j])
+                back = back_through(back, term.middle_RM[j])
+            grad_shrunk[:, block] = back
+            grads.add_expand(unit.layer, index, j, middled.T, grad)
+        grads.add_shrink(unit.layer, index, grad_shrunk.T, x)
         if grad_x is not None:
-            grad_x.addmm_(grad_shrunk, shrink)
+            grad_x.addmm_(grad_shrunk, term.shrink_CI)
 
     def _attention(self, unit: BackwardUnit, saved: dict[str, Tensor], grad_attn: Tensor) -> Tensor:
         """Gradient of the fused qkv output, (stop - start, qkv_size)."""
@@ -169,7 +175,7 @@ class DecoderBackward:
             saved["lse"],
             grad_attn.view(grad_q.shape),
         )
-        for group in unit.groups:
+        for group in unit.shared.groups:
             group.backward(
                 unit.layer,
                 config.windows[unit.layer],

@@ -1,4 +1,4 @@
-"""Numbers from the host to a device, without waiting for what the device is doing."""
+"""Numbers between the host and a device, without waiting for what the device is doing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,34 @@ from torch import Tensor
 
 
 def upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A (nested) list as a tensor; on CUDA by way of pinned memory, in stream order."""
-    tensor = torch.tensor(values, dtype=dtype)
+    """A (nested) list as a tensor, see `copy_to`."""
+    return copy_to(torch.tensor(values, dtype=dtype), device)
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host; on CUDA by way of pinned memory, in stream order."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Download:
+    """Numbers on their way from a device, in stream order; only who reads them waits."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._has_come: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._has_come = torch.cuda.Event()
+            self._has_come.record()
+
+    def read(self) -> Tensor:
+        """The numbers, on the host."""
+        if self._has_come is not None:
+            self._has_come.synchronize()
+        return self._values
 
 
 def making_on(device: torch.device) -> AbstractContextManager[Any]:

@@ -8,18 +8,10 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-import workers.codecs
-import workers.kv_policies
-import workers.merges
-import workers.models
-import workers.optimizers
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.messages import (
     Abort,
     Drain,
@@ -39,20 +31,23 @@ from workers.adapter_loader import AdapterLoader
 from workers.adapter_shelf import AdapterShelf
 from workers.batch_builder import InferenceRow
 from workers.checkpoint_writer import CheckpointWriter, FollowersWriter
-from workers.codec import CODECS
-from workers.codecs.search import Ladder
+from workers.codec_search import Ladder
+from workers.codecs import CODECS
 from workers.compaction import compress_due
 from workers.connection import Connection
 from workers.engine_stats import EngineMeter
+from workers.flight import Flight
 from workers.group import ALONE, Group
 from workers.inline_executor import InlineExecutor
 from workers.job_checkpoint import fingerprint
 from workers.job_desk import JobDesk
-from workers.kv_policy import KV_POLICIES
-from workers.merge import MERGES
+from workers.kv_policies import KV_POLICIES
+from workers.lane_device import serve_before_lanes
+from workers.merges import MERGES
 from workers.model_host import ModelHost, compute_dtype, load_host
-from workers.optimizer import OPTIMIZERS
-from workers.peft_method import PEFT_METHODS
+from workers.optimizers import OPTIMIZERS
+from workers.peft_methods import PEFT_METHODS
+from workers.rehearsal import rehearse
 from workers.request_desk import RequestDesk
 from workers.request_policy import default_policy
 from workers.settings import EngineSettings
@@ -72,9 +67,9 @@ class EngineLoop:
         self.settings = settings
         self.group = group
         self.connection = connection
-        machine = fingerprint(
-            torch.device(settings.device), compute_dtype(settings), settings.weight_format
-        )
+        device = torch.device(settings.device)
+        serve_before_lanes(device)
+        machine = fingerprint(device, compute_dtype(settings), settings.weight_format)
         machine["tensor_parallel"] = group.shard.size
         group.check_same([machine, settings.common()])
         writer_type = CheckpointWriter if group.is_leader else FollowersWriter
@@ -87,6 +82,9 @@ class EngineLoop:
             for model_id, folder in settings.model_dirs().items()
         }
         group.check_same([host.info for host in self.hosts.values()])
+        for host in self.hosts.values():
+            if host.runner.graphs is not None:
+                rehearse(host, host.runner.graphs)
         self.meter = EngineMeter()
         shelf = AdapterShelf(settings.adapter_ram_bytes)
         self.loader = AdapterLoader(shelf, None if group.is_alone else InlineExecutor())
@@ -95,7 +93,6 @@ class EngineLoop:
         self.jobs = JobDesk(self.hosts, self.writer, group)
         self.pending: list[ToEngine] = []
         self.is_draining = False
-        self.num_threads = torch.get_num_threads()
         sys.setswitchinterval(LANE_SWITCH_S)
         gc.collect()
         gc.freeze()  # what was loaded stays: no collection needs to walk it again
@@ -148,32 +145,50 @@ class EngineLoop:
         began_s = time.perf_counter()
         self.jobs.begin_beside(host, plan)
         if plan.spans or plan.windows:
-            share = self.num_threads // 2 if plan.is_beside else 0
-            with threads(self.num_threads - share):
-                compress_due(host, self._forward(host, plan))
+            with host.trainer.side.device.step(is_beside=plan.is_beside):
+                self._forward(host, plan)
+        else:
+            self._land(host)
         beside = self.jobs.take_beside(host)
         units = self.jobs.run_lane(host, plan, self._nobody_new)
         self.jobs.advance(host)
         self.meter.count_step(plan, units, (time.perf_counter() - began_s) * 1e3, beside)
 
-    def _forward(self, host: ModelHost, plan: StepPlan) -> list[InferenceRow]:
+    def _forward(self, host: ModelHost, plan: StepPlan) -> None:
         """The packed forward; tokens leave before any backward begins."""
+        flight = self._launch(host, plan)
+        self._land(host)
+        host.scheduler.commit(plan)
+        flight.reserve()
+        host.flight = flight
+        if plan.windows:
+            host.trainer.finish_windows(plan.windows, flight.result.hidden)
+        if flight.needs_reading or not host.runner.reads_late:
+            self._land(host)
+        compress_due(host, flight.rows)
+
+    def _launch(self, host: ModelHost, plan: StepPlan) -> Flight:
+        """Issue the packed forward and the draw; nothing is waited for on a device of its own."""
         began_s = time.perf_counter()
         by_id = {sequence.id: sequence for sequence in host.scheduler.running}
         rows = [self._row(span, by_id[span.sequence_id]) for span in plan.spans]
         host.runner.cache.clear(list(plan.fresh_blocks))
         result = host.runner.run(rows, host.trainer.pack_windows(plan.windows))
-        host.scheduler.commit(plan)
         for row in rows:
             if row.span.sequence_id in result.prompt_logprobs:
                 scores = result.prompt_logprobs[row.span.sequence_id]
                 self.requests.keep_prompt_scores(row.sequence, row.span.start, scores)
-        self.requests.emit(host, [by_id[i] for i in result.sampled], list(result.sampled.values()))
-        if plan.windows:
-            host.trainer.finish_windows(plan.windows, result.hidden)
-        elapsed_ms = self.group.tell((time.perf_counter() - began_s) * 1e3)
-        host.scheduler.observe_forward(plan, elapsed_ms)
-        return rows
+        return Flight(plan, rows, result, began_s)
+
+    def _land(self, host: ModelHost) -> None:
+        """Read the tokens of the packed forward that is on its way, and send them."""
+        flight, host.flight = host.flight, None
+        if flight is None:
+            return
+        self.requests.emit(host, flight.leads, flight.read())
+        since_s, host.landed_s = max(flight.began_s, host.landed_s), time.perf_counter()
+        elapsed_ms = self.group.tell((host.landed_s - since_s) * 1e3)
+        host.scheduler.observe_forward(flight.plan, elapsed_ms)
 
     def _row(self, span: Span, sequence: Sequence) -> InferenceRow:
         columns = self.requests.columns(sequence)
@@ -214,14 +229,3 @@ class EngineLoop:
 def _schemas(registry: Registry[Any]) -> dict[str, dict[str, Any]]:
     """Name -> JSON Schema of the plug-in's options."""
     return {name: registry[name].Config.model_json_schema() for name in registry.names()}
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Give this thread's kernels `count` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

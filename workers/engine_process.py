@@ -18,7 +18,8 @@ import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from scheduler.domain.messages import FROM_ENGINE, TO_ENGINE, Message, decode, encode
+from scheduler.domain.message_codec import decode, encode
+from scheduler.domain.messages import FROM_ENGINE, TO_ENGINE, Message
 from scheduler.processes import tied_to_parent
 
 if TYPE_CHECKING:

@@ -41,6 +41,16 @@ class FrozenLinear:
         return self.out_features * self.in_features + (0 if self.bias is None else len(self.bias))
 
     @property
+    def weight(self) -> Tensor:
+        """The plain matrix, (out_features, in_features); a copy where it is kept otherwise."""
+        if self._quantized is not None:
+            return self._quantized.dequantize()
+        if self._weight is not None:
+            return self._weight
+        assert self._forward is not None
+        return self._forward.matrix()
+
+    @property
     def num_bytes(self) -> int:
         """Memory that one forward pass reads."""
         if self._quantized is not None:

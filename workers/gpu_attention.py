@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,15 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlacedSpan:
-    """An extent, and the first entry of its block table, or its first key."""
+    """An extent, and the first entry of its block table, or its first key.
+
+    Attributes:
+        dropped: tokens that no head keeps a slot for.
+    """
 
     extent: Extent
     first: int
+    dropped: int = 0
 
     @property
     def line(self) -> tuple[int, int, int, int]:
         """The span as kernels read it."""
         return self.extent.row, self.extent.num_queries, self.extent.start, self.first
+
+
+Placed = TypeVar("Placed", bound=PlacedSpan)
 
 
 @dataclass(slots=True)
@@ -143,7 +151,7 @@ def paged_place(cache: KVCache, tables: Tensor) -> Callable[[int], KeyPlace]:
     return place
 
 
-def by_length(spans: list[PlacedSpan], shape: HeadShape) -> list[list[PlacedSpan]]:
+def by_length(spans: list[Placed], shape: HeadShape) -> list[list[Placed]]:
     """Spans of few queries, then long ones; no empty lists."""
     most = SMALLEST_TILE // shape.stacked or 1
     short = [span for span in spans if span.extent.num_queries <= most]
@@ -151,7 +159,7 @@ def by_length(spans: list[PlacedSpan], shape: HeadShape) -> list[list[PlacedSpan
     return [members for members in (short, long) if members]
 
 
-def span_tiles(spans: list[PlacedSpan], shape: HeadShape, device: torch.device) -> SpanTiles:
+def span_tiles(spans: Sequence[PlacedSpan], shape: HeadShape, device: torch.device) -> SpanTiles:
     """Cut spans of like length into tiles."""
     queries = shape.tile_queries(max(span.extent.num_queries for span in spans))
     tiles = [
@@ -159,7 +167,8 @@ def span_tiles(spans: list[PlacedSpan], shape: HeadShape, device: torch.device) 
         for i, span in enumerate(spans)
         for query in range(0, span.extent.num_queries, queries)
     ]
-    most_keys = max(span.extent.num_keys for span in spans)
+    tiles.sort(key=lambda tile: -spans[tile[0]].extent.start - tile[1])  # the longest walk first
+    most_keys = max(span.extent.num_keys - span.dropped for span in spans)
     return SpanTiles(
         upload([span.line for span in spans], torch.int64, device),
         upload(tiles, torch.int64, device),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.domain.messages import TO_ENGINE, FromEngine, ToEngine, decode, encode
+from scheduler.domain.message_codec import decode, encode
+from scheduler.domain.messages import TO_ENGINE, FromEngine, ToEngine
 from workers.connection import Connection
 from workers.group import Group
 

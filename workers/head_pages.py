@@ -16,6 +16,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from workers.head_tables import HeadTables
 from workers.slot_record import SlotRecord
 
 
@@ -48,6 +49,7 @@ class HeadPages:
         self._pages = torch.zeros_like(kept_LK)
         self._num_dealt = 0
         self._reaches = 0
+        self._tables: HeadTables | None = None
 
     @property
     def num_kept(self) -> int:
@@ -71,10 +73,20 @@ class HeadPages:
         """Slots of each head when the sequence has `num_tokens`, (L, K) int64."""
         return self._kept + (num_tokens - self.num_tokens)
 
+    def most_slots(self, num_tokens: int) -> int:
+        """Slots of the fullest head when the sequence has `num_tokens`."""
+        return max(self._heads_by_length) + num_tokens - self.num_tokens
+
     def reserve(self, num_tokens: int, block_table: list[int]) -> None:
-        """Deal pages of the sequence's superblocks out, until `num_tokens` have a place."""
+        """Deal pages of the sequence's superblocks out, until `num_tokens` have a place.
+
+        Pages are dealt for as many more tokens as the superblocks have room for, so that tables
+        change as seldom as blocks are added.
+        """
         if num_tokens <= self._reaches:
             return
+        while self.blocks_for(num_tokens + 1) <= len(block_table):
+            num_tokens += 1
         wanted = -(-self.lengths(num_tokens) // self._page_tokens)
         most = max(int(wanted.max()), self.table_LKM.shape[2])
         table = self.table_LKM.new_zeros(*wanted.shape, most)
@@ -95,6 +107,14 @@ class HeadPages:
         pages = index // self._page_tokens
         numbers = self.table_LKM.long().gather(2, pages.transpose(1, 2)).transpose(1, 2)
         return numbers * self._page_tokens + index % self._page_tokens
+
+    def tables_on(self, device: torch.device) -> HeadTables:
+        """The tables as the kernels of a device find them."""
+        if self._tables is None:
+            shifts = self._kept - self.num_tokens
+            self._tables = HeadTables(shifts, self.log_counts_LKN, device)
+        self._tables.follow(self.table_LKM)
+        return self._tables
 
     def _page_numbers(self, dealt: Tensor, block_table: list[int]) -> Tensor:
         """Numbers of the sequence's pages, given their places in the order of dealing."""

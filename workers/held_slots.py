@@ -43,6 +43,11 @@ class HeldSlots:
         assert layout is None or isinstance(layout, HeadPages)
         return cls(cache, sequence.block_table, layout, num_tokens)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are read to."""
+        return self._cache.storage.device
+
     def read(self, layer: int) -> LayerSlots:
         """The slots of one layer's heads."""
         if self._pages is None:

@@ -106,7 +106,7 @@ def read_checkpoint(folder: Path, method: PeftMethod) -> CheckpointData:
     verify_checkpoint(folder)
     state = json.loads((folder / STATE).read_bytes())
     params = load_file(folder / ADAPTER / "adapter_model.safetensors")
-    if {name: tuple(t.shape) for name, t in params.items()} != method.shapes():
+    if {name: tuple(t.shape) for name, t in params.items()} != method.file_shapes():
         raise InvalidInput(f"Checkpoint {folder.name} belongs to another adapter shape.")
     return CheckpointData(
         params,

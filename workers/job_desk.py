@@ -15,7 +15,8 @@ from scheduler.policy.pack_cursor import Unit
 from workers.checkpoint_writer import CheckpointWriter
 from workers.group import Group
 from workers.model_host import ModelHost
-from workers.unit_clock import TimedUnit, unit_clock
+from workers.trainer import Trainer
+from workers.unit_clock import TimedUnit
 
 log = structlog.get_logger()
 
@@ -82,8 +83,9 @@ class JobDesk:
             active = host.trainer.active.get(lane.job_id)
             if active is None or active.pack is None:
                 continue  # it failed beside the forward, or gave its memory back after the plan
-            with self._boundary(lane.job_id, active.job.order.epoch):
-                for unit, own_ms in timed_units(host, lane, may_go_on):
+            boundary = self._boundary(lane.job_id, active.job.order.epoch)
+            with boundary, host.trainer.side.device.turn():
+                for unit, own_ms in timed_units(host.trainer, lane, may_go_on):
                     elapsed_ms = self.group.tell(own_ms)
                     host.scheduler.law.observe_unit(unit, elapsed_ms, is_cold=is_cold)
                     is_cold = False
@@ -93,7 +95,7 @@ class JobDesk:
     def begin_beside(self, host: ModelHost, plan: StepPlan) -> None:
         """Start the units that run beside this packed forward and those that follow."""
         for lane in plan.beside:
-            host.trainer.side.begin(lane, partial(whole_lane, host, lane))
+            host.trainer.side.begin(lane, partial(units_beside, host.trainer, lane))
 
     def take_beside(self, host: ModelHost) -> list[Unit]:
         """Units of lanes that have ended; a job that raised fails here, on the engine's thread."""
@@ -107,11 +109,11 @@ class JobDesk:
         return done
 
     def advance(self, host: ModelHost) -> None:
-        """Give jobs whose pack is done their next one; optimizer steps happen here."""
+        """Give jobs that wait for work their next pack; optimizer steps happen here."""
         for job_id, active in list(host.trainer.active.items()):
             if host.trainer.side.runs(job_id):
                 continue
-            if active.pack is not None and active.pack.cursor.is_done:
+            if active.waits_for_work:
                 with self._boundary(job_id, active.job.order.epoch):
                     host.trainer.advance(job_id)
 
@@ -142,16 +144,16 @@ class JobDesk:
 
 
 def timed_units(
-    host: ModelHost, lane: LaneUnits, may_go_on: Callable[[], bool]
+    trainer: Trainer, lane: LaneUnits, may_go_on: Callable[[], bool]
 ) -> Iterator[TimedUnit]:
     """Run the units of a lane while they may go on; each is yielded once its time is known."""
-    clock = unit_clock(host.trainer.device)
+    clock = trainer.side.device.clock()
     clock.start()
-    for unit in host.trainer.run_units(lane, may_go_on):
+    for unit in trainer.run_units(lane, may_go_on):
         yield from clock.lap(unit)
     yield from clock.finish()
 
 
-def whole_lane(host: ModelHost, lane: LaneUnits) -> list[TimedUnit]:
-    """Run all units of a lane."""
-    return list(timed_units(host, lane, lambda: True))
+def units_beside(trainer: Trainer, lane: LaneUnits) -> list[TimedUnit]:
+    """Run the units of a lane until somebody waits for its end."""
+    return list(timed_units(trainer, lane, trainer.side.may_go_on))

@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
@@ -47,16 +48,15 @@ def store_kept(
 
 def _log_counts(kept: Sequence[Sequence[KeptHead]]) -> Tensor | None:
     """(L, K, N) float32 on the host, padded with 0; None where all are 0."""
-    if not any(bool(head.log_count.any()) for layer in kept for head in layer):
-        return None
-    return _padded([[head.log_count for head in heads] for heads in kept])
+    counts = _padded([[head.log_count for head in heads] for heads in kept])
+    return counts if bool(counts.any()) else None
 
 
 def _padded(lines: Sequence[Sequence[Tensor]]) -> Tensor:
     """A line for each head of each layer, as long as the longest, on the host: (L, K, N)."""
-    most = max(len(line) for heads in lines for line in heads)
-    stacked = torch.zeros(len(lines), len(lines[0]), most, dtype=lines[0][0].dtype)
-    for layer, heads in enumerate(lines):
-        for head, line in enumerate(heads):
-            stacked[layer, head, : len(line)] = line
+    flat = list(chain.from_iterable(lines))
+    together = torch.cat(flat).cpu()  # one copy, for each waits for the device
+    parts = together.split([len(line) for line in flat])
+    lines_of_heads = pad_sequence(list(parts), batch_first=True)
+    stacked: Tensor = lines_of_heads.unflatten(0, (len(lines), -1))
     return stacked

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.device_copy import upload
 from workers.kernels.device_kernels import gpu_kernels_for
 from workers.model import DecoderConfig
 
@@ -55,7 +56,7 @@ class KVCache:
 
     def clear(self, blocks: list[int]) -> None:
         """Zero blocks that have a new owner: nothing of the former one's (NaN too) is read."""
-        self.storage[blocks] = 0
+        self.storage[upload(blocks, torch.int64, self.storage.device)] = 0
 
     def memory(self, blocks: range) -> Tensor:
         """The bytes of a run of blocks, (num_bytes,) uint8."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from workers.device_copy import upload
 from workers.kernels.cpu_compression import cpu_compression_for
+from workers.kernels.device_kernels import gpu_kernels_for
 from workers.layer_slots import LayerSlots
 
 MAX_SCORES = 1 << 22  # attention weights that are held at once: 16 MiB
@@ -58,6 +60,13 @@ class AttentionSums:
             self._waiting.append(queries[:, first :: self.query_stride].clone())
             self._positions += counted
 
+    def take(self, query: torch.Tensor, token: int) -> None:
+        """Take in one token's query [num_heads, 1, D], which is kept as it is."""
+        self._keep(query)
+        if self.query_stride is not None and token % self.query_stride == 0:
+            self._waiting.append(query)
+            self._positions.append(token)
+
     @property
     def is_full(self) -> bool:
         """Whether so many queries wait that they should be counted now."""
@@ -69,7 +78,7 @@ class AttentionSums:
             return
         assert self.query_stride is not None
         shift = slots.num_slots - slots.num_tokens
-        index = torch.tensor([position + shift for position in self._positions])
+        index = upload(self._positions, torch.int64, slots.keys.device) + shift
         queries = torch.cat(self._waiting, dim=1)
         sums = column_sums(queries, slots.keys, index, slots.log_counts)
         sums = self.query_stride * group_mean(sums, len(slots.keys))
@@ -123,7 +132,7 @@ def column_sums(
     num_heads, num_queries, num_keys = len(queries), queries.shape[1], keys.shape[1]
     if places is None:
         places = torch.arange(num_keys - num_queries, num_keys)
-    kernels = cpu_compression_for(keys)
+    kernels = cpu_compression_for(keys) or gpu_kernels_for(keys)
     if kernels is not None:
         return kernels.column_sums(queries, keys, places, log_counts)
     sums = keys.new_zeros(num_heads, num_keys, dtype=torch.float32)

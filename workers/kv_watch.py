@@ -37,6 +37,18 @@ class KvWatch:
         """Whether it has seen all that it should have before `token`."""
         return bool(self.layers) and self.stop == token
 
+    def take(self, q_LHD: Tensor, token: int, held: HeldSlots) -> None:
+        """Take in one token's queries of all layers, which are kept as they are."""
+        for layer, sums in enumerate(self.layers):
+            sums.take(q_LHD[layer, :, None], token)
+            self.count_if_full(layer, held)
+
+    def count_if_full(self, layer: int, held: HeldSlots) -> None:
+        """Count the queries that wait, if they are many; `held` are the slots that they see."""
+        if self.layers[layer].is_full:
+            with making_on(held.device):
+                self.layers[layer].count(held.read(layer))
+
     def forget(self) -> None:
         """Let go of what was seen: the K/V have been compressed."""
         self.layers = []
@@ -56,12 +68,9 @@ class WatchedRows:
     held: HeldSlots
 
     def see(self, layer: int, q_THD: Tensor) -> None:
-        """Take in one layer's queries; q_THD are those of the whole batch, rotated."""
-        sums = self.watch.layers[layer]
-        sums.see(q_THD[self.rows].transpose(0, 1), self.start)
-        if sums.is_full:
-            with making_on(q_THD.device):
-                sums.count(self.held.read(layer))
+        """See SeesQueries."""
+        self.watch.layers[layer].see(q_THD[self.rows].transpose(0, 1), self.start)
+        self.watch.count_if_full(layer, self.held)
 
 
 class WatchedLayers(Sequence[LayerObservation]):

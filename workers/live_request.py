@@ -7,16 +7,15 @@ from itertools import pairwise
 
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.engine_stats import RequestSample
-from scheduler.domain.kv_cadence import KvCadence
 from scheduler.domain.messages import Generate, TokenFrame, TokenLogprobs
 from scheduler.domain.plan import Span
 from scheduler.domain.request import BegunAnswer, FinishReason, RequestBody, Sequence
 from workers.adapter_loader import Load
 from workers.adapter_pool import AdapterSlot
+from workers.drawn_tokens import SampledToken
 from workers.kv_policy import KvPolicy
 from workers.kv_watch import KvWatch
 from workers.model_host import ModelHost
-from workers.sampler import SampledToken
 
 
 @dataclass(slots=True)
@@ -76,8 +75,7 @@ class LiveRequest:
         """A request that has just arrived."""
         request = order.request
         sequences = [
-            _answer(request, begun, now_s, _cadence(request, host, policy))
-            for begun in request.wanted_answers
+            _answer(request, begun, now_s, host, policy) for begun in request.wanted_answers
         ]
         refs = [part.adapter for part in request.members]
         members = [None if ref is None else WantedAdapter(ref) for ref in refs]
@@ -177,26 +175,21 @@ class LiveRequest:
         )
 
 
-def _cadence(request: RequestBody, host: ModelHost, policy: KvPolicy | None) -> KvCadence | None:
-    """When the K/V of its sequences are compressed; the last token of an answer has none."""
-    if policy is None:
-        return None
-    num_prompt_tokens = len(request.prompt_token_ids)
-    most = min(num_prompt_tokens + request.sampling.max_tokens, host.info.max_model_len)
-    return policy.cadence(num_prompt_tokens, most - 1)
-
-
 def _answer(
-    request: RequestBody, begun: BegunAnswer, now_s: float, cadence: KvCadence | None
+    request: RequestBody, begun: BegunAnswer, now_s: float, host: ModelHost, policy: KvPolicy | None
 ) -> Sequence:
     """The lead of the group of sequences that compute one answer."""
-    tokens = request.prompt_token_ids + begun.token_ids
+    num_prompt_tokens = len(request.prompt_token_ids)
+    most = host.most_tokens(len(request.members))
+    most = min(num_prompt_tokens + request.sampling.max_tokens, most)
+    cadence = None if policy is None else policy.cadence(num_prompt_tokens, most - 1)
     lead, *followers = (
         Sequence(
             request,
             begun.index,
-            list(tokens),
+            [*request.prompt_token_ids, *begun.token_ids],
             now_s,
+            most,
             member=member,
             weight=part.weight,
             cadence=cadence,

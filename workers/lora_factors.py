@@ -1,4 +1,4 @@
-"""LoRA adapters as factor pairs by site: what merging works on.
+"""Adapters as factor pairs by site: what merging works on.
 
 A site is one projection of one layer, named as in a peft file without `.lora_A.weight`.
 Shape suffixes: R rank, I in_features, O out_features.
@@ -14,8 +14,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from scheduler.domain.errors import InvalidInput
+from workers.adapter_arena import empty_terms
 from workers.adapter_file import LoadedAdapter
+from workers.adapter_sites import sites
 from workers.model import DecoderConfig
+from workers.peft_method import Params, PeftMethod
 from workers.peft_methods.lora import Lora
 
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
@@ -49,18 +52,24 @@ Sites = dict[str, Factors]
 
 
 def sites_of(adapter: LoadedAdapter) -> Sites:
-    """An adapter's factors.
-
-    Raises:
-        InvalidInput: it is not a LoRA.
-    """
+    """An adapter's factors; of a method other than LoRA, with its middle in A."""
     method = adapter.method
-    if not isinstance(method, Lora):
-        raise InvalidInput(f"Only LoRA adapters can be merged, not {method.peft_type}.")
     params = {name: tensor.detach().cpu().float() for name, tensor in adapter.params.items()}
+    if not isinstance(method, Lora):
+        return _lowered_sites(method, params)
     return {
         site: Factors(params[site + SUFFIX_A], params[site + SUFFIX_B], method.scale(site))
         for site in (n.removesuffix(SUFFIX_A) for n in params if n.endswith(SUFFIX_A))
+    }
+
+
+def _lowered_sites(method: PeftMethod, params: Params) -> Sites:
+    terms = empty_terms(method.model, method.columns(), torch.float32)
+    method.lower(params, terms)
+    return {
+        site.name: Factors(site.joined_shrink(term, method.rank), term.expand_RO[site.place].T)
+        for site in sites(method.model, method.modules)
+        for term in (terms[site.key],)
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from scheduler.domain.errors import InvalidInput
-from workers.adapter_arena import AdapterArena, are_finite
+from workers.adapter_arena import AdapterArena, are_finite, empty_terms
 from workers.adapter_file import LoadedAdapter
 from workers.peft_method import PeftMethod, Terms
 
@@ -26,7 +26,7 @@ class LoweredAdapter:
         Raises:
             InvalidInput: a weight is NaN, infinite, or overflows in the arena's dtype.
         """
-        terms = arena.empty_terms(adapter.method.rank, adapter.method.modules)
+        terms = empty_terms(arena.model, adapter.method.columns(), arena.dtype)
         adapter.method.lower(adapter.params, terms)
         if not are_finite(terms):
             raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
@@ -37,8 +37,9 @@ class LoweredAdapter:
         """Memory of all terms."""
         return sum(m.nbytes for term in self.terms.values() for m in term.matrices())
 
-    def lowered(self, arena: AdapterArena) -> LoweredAdapter:  # noqa: ARG002
+    def lowered(self, arena: AdapterArena) -> LoweredAdapter:
         """See ShelvedAdapter: nothing is left to do."""
+        del arena
         return self
 
     def copy_into(self, slot: Terms) -> None:

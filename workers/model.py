@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import Registry
 from workers.frozen_linear import FrozenLinear
 from workers.hf_config import HfConfig
@@ -202,15 +201,3 @@ class ModelFamily(ABC):
 
 
 MODELS: Registry[ModelFamily] = Registry("model architecture")
-
-
-def decoder_config(config: HfConfig) -> DecoderConfig:
-    """The decoder behind a Hugging Face config, by its `architectures` entry.
-
-    Raises:
-        UnknownPlugin: no file in `models/` knows the architecture.
-        InvalidInput: the config names no architecture.
-    """
-    if len(config.architectures) != 1:
-        raise InvalidInput(f"config.json must name one architecture, not {config.architectures}.")
-    return MODELS[config.architectures[0]].decoder_config(config)

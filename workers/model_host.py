@@ -19,14 +19,16 @@ from scheduler.text.model_files import read_model_files
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.checkpoint_writer import CheckpointWriter
 from workers.decoder import Decoder
+from workers.flight import Flight
 from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.kernels.cpu_kernels import cpu_kernels
 from workers.kv_cache import KVCache
-from workers.model import DecoderConfig, DecoderWeights, decoder_config
+from workers.model import DecoderConfig, DecoderWeights
 from workers.model_runner import ModelRunner
 from workers.pack_placement import TrainerLimits
 from workers.row_costs import measure_row_costs
@@ -58,7 +60,12 @@ class LoadedBase:
 
 @dataclass(slots=True)
 class ModelHost:
-    """Everything that belongs to one base model."""
+    """Everything that belongs to one base model.
+
+    Attributes:
+        flight: its newest packed forward, until its tokens are read.
+        landed_s: when tokens were read last, on the host's clock.
+    """
 
     info: BaseModelInfo
     eos_ids: frozenset[int]
@@ -66,11 +73,20 @@ class ModelHost:
     adapters: AdapterPool
     scheduler: IterationScheduler
     trainer: Trainer
+    flight: Flight | None = None
+    landed_s: float = 0.0
 
     @property
     def has_work(self) -> bool:
-        """Whether anybody runs, waits or trains."""
-        return bool(self.scheduler.running or self.scheduler.waiting or self.trainer.active)
+        """Whether anybody runs, waits or trains, or tokens are to be read."""
+        queued = self.scheduler.running or self.scheduler.waiting or self.flight
+        return bool(queued or self.trainer.active)
+
+    def most_tokens(self, num_members: int) -> int:
+        """Longest sequence that the model's positions hold, and the cache once for each member."""
+        pool = self.scheduler.pool
+        most = pool.num_blocks // num_members * pool.block_size - 1
+        return min(self.info.max_model_len, most)
 
 
 def load_host(
@@ -118,16 +134,14 @@ def make_host(
     )
     cache = KVCache(config, num_blocks, settings.page_tokens, dtype, device)
     adapters = AdapterPool(arena, settings.max_rank)
-    num_threads = torch.get_num_threads()
-    law = _law(weights, num_threads, group)
-    beside = None
-    if device.type == "cpu" and num_threads > 1 and group.is_alone:  # ranks meet on one thread
-        beside = _law(weights, num_threads - num_threads // 2, group)
     pool = BlockPool(num_blocks, settings.page_tokens)
     memory = TrainingMemory(pool, cache, settings.training_memory_bytes)
     limits = TrainerLimits(settings.max_jobs, **TRAINING_SHAPES[device.type])
     identity = base.identity
     trainer = Trainer(decoder, adapters, identity, limits, memory, writer, report, fair)
+    lanes, law, beside = trainer.side.device, _law(weights, torch.get_num_threads(), group), None
+    if lanes.can_share and group.is_alone:  # ranks meet on one thread
+        beside = _law(weights, lanes.step_threads, group)
     return ModelHost(
         info=BaseModelInfo(
             id=base.identity.model,
@@ -139,7 +153,7 @@ def make_host(
             weight_format=weights.weight_format,
         ),
         eos_ids=base.eos_ids,
-        runner=ModelRunner(decoder, cache),
+        runner=ModelRunner(decoder, cache, settings.max_num_sequences),
         adapters=adapters,
         scheduler=IterationScheduler(
             pool,
@@ -150,6 +164,7 @@ def make_host(
             trainer,
             PrefixCache(pool, identity.computed_digest, is_on=settings.prefix_caching),
             beside,
+            share_idles=lanes.share_idles,
         ),
         trainer=trainer,
     )
@@ -159,7 +174,8 @@ def _law(weights: DecoderWeights, num_threads: int, group: Group) -> LatencyLaw:
     """What steps take on so many threads, as the leader has measured it."""
     costs = measure_row_costs(weights, num_threads)
     shared = RowCosts(costs.rows, tuple(group.tell(costs.ms)))
-    return LatencyLaw(shared, len(weights.layers))
+    is_captured = weights.device.type == "cuda" and group.is_alone
+    return LatencyLaw(shared, len(weights.layers), captures_decode=is_captured)
 
 
 def slo_classes(settings: EngineSettings) -> dict[str, SloTargets]:

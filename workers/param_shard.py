@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.flat_params import FlatParams, named_views
 from workers.group import Group
-from workers.peft_method import Params, PeftMethod
+from workers.peft_method import Params, PeftMethod, SiteWeight
 
 
 class ParamShard:
@@ -29,15 +29,24 @@ class ParamShard:
         self.own = own
         self.group = group
         self._shapes, self._own_shapes = whole.shapes(), own.shapes()
-        self._cuts = {
-            name: _cut(shape, self._own_shapes[name]) for name, shape in self._shapes.items()
-        }
+        own_shapes = own.file_shapes()
+        self._cuts = {n: _cut(shape, own_shapes[n]) for n, shape in whole.file_shapes().items()}
 
     def init(self, into: FlatParams, seed: int) -> None:
         """Fill this rank's part of fresh parameters: the numbers are those of the whole."""
         drawn = FlatParams(self._shapes, into.flat.dtype, into.flat.device)
         self.whole.init(drawn.views, seed)
-        into.flat.copy_(self.flat_part(drawn.flat))
+        self._copy_part(drawn, into)
+
+    def make_fixed(self, into: FlatParams, weight_of: SiteWeight) -> None:
+        """Fill this rank's part of what is never trained, likewise.
+
+        Raises:
+            InvalidInput: the method cannot be used on this base model.
+        """
+        made = FlatParams(self.whole.fixed_shapes(), into.flat.dtype, into.flat.device)
+        self.whole.make_fixed(made.views, weight_of)
+        self._copy_part(made, into)
 
     def part(self, params: Params) -> Params:
         """This rank's part of whole parameters."""
@@ -51,7 +60,7 @@ class ParamShard:
         }
 
     def flat_part(self, flat: Tensor) -> Tensor:
-        """This rank's part of a vector that is laid out as the whole parameters."""
+        """This rank's part of a vector that is laid out as the whole trained parameters."""
         views = named_views(flat, self._shapes)
         return torch.cat([part.flatten() for part in self.part(views).values()])
 
@@ -63,7 +72,7 @@ class ParamShard:
     def add_up(self, grads: Params) -> None:
         """Complete the gradients of what lies on every rank, in place."""
         if not self.group.is_alone:
-            common = [grads[name] for name, cut in self._cuts.items() if cut is None]
+            common = [grad for name, grad in grads.items() if self._cuts[name] is None]
             sums = self.group.sum(torch.cat([grad.flatten() for grad in common]))
             for grad, total in zip(common, sums.split([g.numel() for g in common]), strict=True):
                 grad.copy_(total.view_as(grad))
@@ -77,6 +86,10 @@ class ParamShard:
         common = sum(s for name, s in squares.items() if self._cuts[name] is None)
         total = self.group.sum(torch.as_tensor(cut, dtype=grads.flat.dtype)) + common
         return float(total**0.5)
+
+    def _copy_part(self, whole: FlatParams, into: FlatParams) -> None:
+        for name, part in self.part(whole.views).items():
+            into.views[name].copy_(part)
 
     def _part(self, whole: Tensor, cut: int | None) -> Tensor:
         return whole if cut is None else self.group.shard.part(whole, cut)

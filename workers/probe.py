@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from scheduler.health_check import asked_briefly
 from scheduler.store.channels import connect_channel
 from workers.settings import WorkerSettings
-
-PATIENCE_S = 5.0
 
 
 async def is_announced(settings: WorkerSettings) -> bool:
@@ -21,12 +20,8 @@ async def is_announced(settings: WorkerSettings) -> bool:
     Raises:
         ChannelDown, TimeoutError: the registry cannot be asked.
     """
-    channel = connect_channel(settings.channel_url)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            workers = await channel.workers()
-    finally:
-        await channel.close()
+    async with asked_briefly(connect_channel(settings.channel_url)) as channel:
+        workers = await channel.workers()
     return settings.worker_id in {worker.worker_id for worker in workers}
 
 

@@ -22,6 +22,7 @@ from workers.adapter_arena import AdapterColumns
 from workers.adapter_loader import AdapterLoader
 from workers.adapter_tiers import ram_tier, slot_tier
 from workers.connection import Connection
+from workers.drawn_tokens import SampledToken
 from workers.ended_answers import EndedAnswers
 from workers.engine_stats import EngineMeter
 from workers.group import ALONE, Group
@@ -29,7 +30,6 @@ from workers.kv_watch import KvWatch
 from workers.live_request import LiveRequest, WantedAdapter
 from workers.model_host import ModelHost
 from workers.request_policy import request_policy, with_default
-from workers.sampler import SampledToken
 
 MIN_COPYING_S = 4e-3  # of a step, while others run: what comes on top waits for the next
 COPYING_SHARE = 0.1  # and of a long step this share of the time since the one before
@@ -152,13 +152,13 @@ class RequestDesk:
             self.live[sequence.request.request_id].prompt_scores[start:] = scores
 
     def emit(self, host: ModelHost, sequences: list[Sequence], tokens: list[SampledToken]) -> None:
-        """Append the drawn tokens and send one message of frames to each gateway."""
+        """Write down the drawn tokens and send one message of frames to each gateway."""
         now_s = self.group.now_s()
         frames: dict[str, list[TokenFrame]] = defaultdict(list)
         for sequence, token in zip(sequences, tokens, strict=True):
             live = self.live.get(sequence.request.request_id)
             if live is None or sequence.finish_reason is not None:
-                continue  # another answer of the request has just failed
+                continue  # it ended after the draw
             frames[live.order.reply_to].append(self._deliver(host, live, sequence, token, now_s))
             self._forget_if_done(live)
         for reply_to, batch in frames.items():
@@ -295,8 +295,8 @@ class RequestDesk:
             self._end(live, sequence, FinishReason.LENGTH)
             return live.frame(sequence, None)
         self.meter.output_tokens += 1
+        sequence.read(token.token_id)
         for member in sequence.group:
-            member.token_ids.append(token.token_id)
             if member.first_token_s is None:
                 member.first_token_s = now_s
         live.token_times_s.setdefault(sequence.index, []).append(now_s)
@@ -314,6 +314,7 @@ class RequestDesk:
 
     def _end(self, live: LiveRequest, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
+        sequence.forget_unread()
         if live.is_queued:
             live.host.scheduler.remove(sequence)
         live.notice_training()
@@ -342,7 +343,7 @@ def check_request(request: RequestBody, host: ModelHost) -> None:
             raise InvalidInput(f"A token id of {name} is outside the vocabulary.", param=name)
     check_class(request.service_class, host.scheduler.classes)
     check_mixture(request, host)
-    longest = max_tokens(host, len(request.members))
+    longest = host.most_tokens(len(request.members))
     num_begun = max(len(answer.token_ids) for answer in request.wanted_answers)
     if (num_tokens := len(request.prompt_token_ids) + num_begun) > longest:
         raise ContextTooLong(
@@ -380,20 +381,12 @@ def check_ranks(live: LiveRequest) -> None:
         )
 
 
-def max_tokens(host: ModelHost, num_members: int) -> int:
-    """Longest sequence that the model's positions hold, and the K/V cache once for each member."""
-    pool = host.scheduler.pool
-    return min(host.info.max_model_len, pool.num_blocks // num_members * pool.block_size - 1)
-
-
 def finish_reason(sequence: Sequence, host: ModelHost) -> FinishReason | None:
     """Why a sequence ends with its newest token, if it does."""
     sampling = sequence.request.sampling
     token = sequence.token_ids[-1]
     if token in sampling.stop_token_ids or (token in host.eos_ids and not sampling.ignore_eos):
         return FinishReason.STOP
-    if sequence.num_output_tokens >= sampling.max_tokens:
-        return FinishReason.LENGTH
-    if len(sequence.token_ids) >= max_tokens(host, len(sequence.group)):
+    if len(sequence.token_ids) >= sequence.most_tokens:
         return FinishReason.LENGTH
     return None

@@ -6,7 +6,8 @@ from typing import Any
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.request import NO_KV_POLICY, KvPolicyChoice, RequestBody
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policies import KV_POLICIES
+from workers.kv_policy import KvPolicy
 from workers.model import DecoderConfig
 from workers.plugin_options import plugin_options
 

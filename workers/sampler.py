@@ -8,26 +8,17 @@ Log-probabilities are those of the unmodified logits.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scheduler.domain.messages import TokenLogprobs
 from scheduler.domain.request import SamplingParams, Sequence
 from workers.device_copy import upload
+from workers.drawn_tokens import DrawnTokens
 from workers.group import ALONE, Group
 from workers.kernels.device_kernels import gpu_kernels_for
 
 MIN_TEMPERATURE = 1e-5  # below this, scaled logits overflow and the best token is certain
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """One drawn token; `token_id` is None where the logits were not finite."""
-
-    token_id: int | None
-    logprobs: TokenLogprobs | None
 
 
 class Sampler:
@@ -36,32 +27,38 @@ class Sampler:
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
 
-    def sample(self, logits_RV: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
-        """Draw one token for each row.
+    def sample(self, logits_RV: Tensor, leads: list[Sequence]) -> DrawnTokens:
+        """Begin to draw one token for each row.
 
         Shapes:
             logits_RV: (rows, vocab); not changed.
         """
         wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-        shaped = self._penalised(wide, sequences)
+        token_ids, is_finite = self._on_all_ranks(*self._choose(wide, leads))
+        return DrawnTokens(leads, wide, token_ids, is_finite)
+
+    def _choose(self, wide: Tensor, leads: list[Sequence]) -> tuple[Tensor, Tensor]:
+        """A token for each row, and whether its logits are finite."""
+        shaped = self._penalised(wide, leads)
         kernels = gpu_kernels_for(wide)
         if kernels is None:
             is_finite = torch.isfinite(wide.sum(-1))
             token_ids = shaped.argmax(-1)
-            drawn = [i for i, s in enumerate(sequences) if not _is_greedy(s.request.sampling)]
+            drawn = [i for i, s in enumerate(leads) if not _is_greedy(s.request.sampling)]
         else:
-            token_ids, is_finite = kernels.sample(shaped, *_marks(sequences, wide.device))
-            drawn = [i for i, s in enumerate(sequences) if _is_truncated(s.request.sampling)]
+            token_ids, is_finite = kernels.sample(shaped, *_marks(leads, wide.device))
+            drawn = [i for i, s in enumerate(leads) if _is_truncated(s.request.sampling)]
         if drawn:
-            rows = torch.tensor(drawn, device=wide.device)
-            token_ids[rows] = self._draw(shaped[rows], [sequences[i] for i in drawn])
-        drawn_here = torch.stack((token_ids, is_finite.to(token_ids.dtype))).tolist()
-        chosen, finite_rows = self.group.tell(drawn_here)
-        logprobs = score_rows(wide, chosen, sequences)
-        return [
-            SampledToken(token if finite else None, scored)
-            for token, finite, scored in zip(chosen, finite_rows, logprobs, strict=True)
-        ]
+            rows = upload(drawn, torch.int64, wide.device)
+            token_ids[rows] = self._draw(shaped[rows], [leads[i] for i in drawn])
+        return token_ids, is_finite
+
+    def _on_all_ranks(self, token_ids: Tensor, is_finite: Tensor) -> tuple[Tensor, Tensor]:
+        """What the leader has drawn."""
+        if self.group.is_alone:
+            return token_ids, is_finite
+        told = torch.tensor(self.group.tell([token_ids.tolist(), is_finite.tolist()]))
+        return told[0].to(token_ids), told[1].to(is_finite)
 
     def _penalised(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Logits after penalties and bias; the same tensor when no row asks for any."""
@@ -112,12 +109,7 @@ def _marks(sequences: list[Sequence], device: torch.device) -> tuple[Tensor, Ten
 
 
 def _reshapes(params: SamplingParams) -> bool:
-    return bool(
-        params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1
-        or params.logit_bias
-    )
+    return params.counts_tokens or bool(params.logit_bias)
 
 
 def apply_penalties(row: Tensor, sequence: Sequence) -> None:
@@ -162,27 +154,3 @@ def uniform(sequence: Sequence) -> float:
     text = f"{name}:{sequence.index}:{sequence.num_output_tokens}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 40) / (1 << 24)  # exact in float32, below 1
-
-
-def score_rows(
-    logits: Tensor, token_ids: list[int], sequences: list[Sequence]
-) -> list[TokenLogprobs | None]:
-    """Log-probabilities of the chosen tokens, for the rows that ask for them."""
-    asked = [i for i, s in enumerate(sequences) if s.request.sampling.num_logprobs is not None]
-    result: list[TokenLogprobs | None] = [None] * len(sequences)
-    for i in asked:
-        count = sequences[i].request.sampling.num_logprobs or 0
-        result[i] = score(torch.log_softmax(logits[i], dim=-1), token_ids[i], count)
-    return result
-
-
-def score(logprobs: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """One token's log-probability and rank, with the `count` best alternatives."""
-    chosen = logprobs[token_id]
-    top = logprobs.topk(min(count, len(logprobs)))
-    return TokenLogprobs(
-        logprob=float(chosen),
-        rank=int((logprobs > chosen).sum()) + 1,
-        top_ids=tuple(top.indices.tolist()),
-        top_logprobs=tuple(top.values.tolist()),
-    )

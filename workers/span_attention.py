@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers import cpu_attention, gpu_attention
+from workers import cpu_attention, gpu_attention, gpu_heads
 from workers.attention import Attends, AttendsBack, Extent
 from workers.attention_groups import paged_groups, window_groups
 from workers.batch import TrainWindow
@@ -14,7 +14,7 @@ from workers.model import DecoderConfig
 
 PACKS = (cpu_attention.try_pack_spans, gpu_attention.try_pack_spans)
 PAGES = (cpu_attention.try_paged_spans, gpu_attention.try_paged_spans)
-HEADS = (cpu_attention.try_head_spans,)
+HEADS = (cpu_attention.try_head_spans, gpu_heads.try_head_spans)
 
 
 def pack_attention(window: TrainWindow, config: DecoderConfig) -> Sequence[AttendsBack]:

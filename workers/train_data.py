@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from scheduler.domain.errors import InvalidInput
+from scheduler.text import dataset
 from scheduler.text.dataset import EncodedDataset
+from workers.model import DecoderConfig
 from workers.train_pack import PackTokens
 
 
@@ -62,3 +66,21 @@ def pack_examples(
         packs[-1].append((token_ids.tolist(), weights.tolist()))
         room -= len(token_ids)
     return [PackTokens.of(examples) for examples in packs]
+
+
+def read_examples(path: Path, config: DecoderConfig) -> tuple[EncodedDataset, int]:
+    """A data set for a base model, and the tokens of its longest example.
+
+    Raises:
+        InvalidInput: it cannot be read, or does not fit the model.
+    """
+    try:
+        examples = dataset.read(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"The data set cannot be read: {error}") from None
+    if not 0 <= examples.token_ids.min() <= examples.token_ids.max() < config.vocab_size:
+        raise InvalidInput("The data set holds a token id outside the vocabulary.")
+    longest = int(np.diff(examples.offsets).max())
+    if longest > config.max_model_len:
+        raise InvalidInput("The data set holds an example longer than the model's context.")
+    return examples, longest

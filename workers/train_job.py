@@ -72,6 +72,11 @@ class TrainJob:
         return self.shard.own
 
     @property
+    def trained(self) -> torch.Tensor:
+        """The parameters that the optimizer moves: the first of all in the adapter's file."""
+        return self.params.flat[: len(self.grads.flat)]
+
+    @property
     def job_id(self) -> str:
         """The job's id."""
         return self.order.job_id
@@ -138,7 +143,7 @@ class TrainJob:
             self.step,
             self.data.total_steps,
         )
-        self.optimizer.step(self.params.flat, grads, self.optimizer_state, lr, self.step + 1)
+        self.optimizer.step(self.trained, grads, self.optimizer_state, lr, self.step + 1)
         self._lower()
         self.step += 1
         self.trained_tokens += sums.tokens

@@ -9,6 +9,7 @@ A token attends within its own example only, so the gradient is that of the exam
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import LayerActivations, SaveLevel
 from workers.attention import Extent
+from workers.device_copy import copy_to
 from workers.pack_layout import PackLayout
 from workers.training_memory import Loan
 
@@ -32,6 +34,7 @@ class PackTokens:
         targets: (T,) the token to predict from each token; 0 at an example's last.
         weights: (T,) float32 loss weight of that prediction; 0 at an example's last.
         bounds: starts of the examples, and T at the end.
+        trained: tokens whose weight is not 0, ascending; known without asking a device.
     """
 
     token_ids: Tensor
@@ -39,6 +42,7 @@ class PackTokens:
     targets: Tensor
     weights: Tensor
     bounds: tuple[int, ...]
+    trained: tuple[int, ...]
 
     @classmethod
     def of(cls, examples: list[tuple[list[int], list[float]]]) -> PackTokens:
@@ -60,16 +64,17 @@ class PackTokens:
             torch.tensor(targets),
             torch.tensor(weights, dtype=torch.float32),
             tuple(bounds),
+            tuple(place for place, weight in enumerate(weights) if weight),
         )
 
     def to(self, device: torch.device) -> PackTokens:
         """The same on `device`."""
-        return PackTokens(
-            self.token_ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
-            self.weights.to(device),
-            self.bounds,
+        return replace(
+            self,
+            token_ids=copy_to(self.token_ids, device),
+            positions=copy_to(self.positions, device),
+            targets=copy_to(self.targets, device),
+            weights=copy_to(self.weights, device),
         )
 
     @property
@@ -81,6 +86,11 @@ class PackTokens:
     def total_weight(self) -> float:
         """Sum of the loss weights."""
         return float(self.weights.sum())
+
+    def trained_rows(self, start: int, stop: int) -> list[int]:
+        """The trained tokens inside [start, stop), counted from `start`."""
+        first, last = bisect_left(self.trained, start), bisect_left(self.trained, stop)
+        return [token - start for token in self.trained[first:last]]
 
     def extents(self, start: int, stop: int) -> list[Extent]:
         """The pieces of examples inside tokens [start, stop); rows count from `start`."""
@@ -133,6 +143,7 @@ class TrainPack:
         hidden: rows of a window between two layers, forward or again.
         grad_out: (T, hidden) gradient at the output of the layer that is next in backward, carried
             down in place; before the loss is taken, the rows after the last layer.
+        loss_sums: (3,) float64: loss, correct and weight of the tokens whose loss has been taken.
         grad_kv: by layer, sums of key and value gradients, while token ranges add to them.
         range_layers: all activations of the range in work of a window-outer pack, by layer.
     """
@@ -143,10 +154,10 @@ class TrainPack:
     loan: Loan
     layers: list[LayerActivations]
     grad_out: Tensor
+    loss_sums: Tensor
     hidden: Tensor | None = None
     grad_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     range_layers: list[LayerActivations] = field(default_factory=list)
-    sums: LossSums = field(default_factory=LossSums)
 
     @classmethod
     def within(
@@ -162,6 +173,7 @@ class TrainPack:
             loan=loan,
             layers=layers,
             grad_out=grad_out,
+            loss_sums=torch.zeros(3, dtype=torch.float64, device=memory.device),
         )
 
     @property
@@ -180,6 +192,11 @@ class TrainPack:
     def num_tokens(self) -> int:
         """Tokens of all examples."""
         return self.tokens.num_tokens
+
+    def read_sums(self) -> LossSums:
+        """Sums of a pack all of whose losses have been taken; waits for its device."""
+        loss, correct, weight = self.loss_sums.tolist()
+        return LossSums(loss, correct, weight, self.num_tokens)
 
     def keep_hidden(self, start: int, rows: Tensor) -> None:
         """Keep rows after the last layer until their loss is taken."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +16,10 @@ from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.fairness import TRAINING_PRICE, FairShare
 from scheduler.policy.pack_cursor import Direction, Unit
 from scheduler.policy.training import TrainDemand
-from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
 from workers.active_job import ActiveJob
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import JOB_PREFIX, AdapterPool, AdapterSlot
-from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.backward_unit import BackwardUnit
 from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
@@ -31,15 +28,18 @@ from workers.decoder import Decoder
 from workers.decoder_backward import DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
+from workers.job_preparer import JobPreparer
+from workers.lane_device import lane_device
 from workers.loss import window_loss
-from workers.optimizer import OPTIMIZERS
+from workers.optimizers import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.param_shard import ParamShard
-from workers.peft_method import PEFT_METHODS, PeftMethod
+from workers.peft_method import PeftMethod
+from workers.peft_methods import PEFT_METHODS
 from workers.plugin_options import plugin_options
 from workers.side_lane import SideLane
 from workers.term_grads import TermGrads
-from workers.train_data import TrainData
+from workers.train_data import TrainData, read_examples
 from workers.train_job import TrainJob
 from workers.train_pack import TrainPack
 from workers.training_memory import TrainingMemory
@@ -70,13 +70,14 @@ class Trainer:
         self.spec = ActivationSpec.of(decoder.config, decoder.weights.dtype)
         self.placement = PackPlacement(decoder, self.spec, limits, memory)
         self.backward = DecoderBackward(decoder, self.spec)
+        self.preparer = JobPreparer(decoder)
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
         self._tokens_of_dropped = 0
         # Inference alone replays captured steps on CUDA; with a window in it a step is eager.
         self.windows_ride = self.device.type == "cpu"
         self.num_recalls = 0
-        self.side = SideLane(max(1, torch.get_num_threads() // 2))
+        self.side = SideLane(lane_device(self.device))
         self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
             Direction.FORWARD: self._forward_unit,
             Direction.LOSS: self._loss_unit,
@@ -99,8 +100,8 @@ class Trainer:
             job = self._make_job(order, shard, slot)
             if order.resume_from is not None:
                 job.restore(read_checkpoint(Path(order.resume_from), job.shard.whole))
-            active = ActiveJob.try_begin(job)
-            if active is None:
+            active = ActiveJob.of(job, self.preparer.prepare(job))
+            if active.preparing is None and not active.begin():
                 return False
             undo.pop_all()
         self.active[order.job_id] = active
@@ -108,10 +109,13 @@ class Trainer:
         return True
 
     def stop(self, job_id: str, *, checkpoint: bool) -> None:
-        """Drop a job; a checkpoint holds its state after the last optimizer step."""
-        if checkpoint:
-            job = self.active[job_id].job
-            self._write(job, job.snapshot(), False)
+        """Drop a job; a checkpoint holds its state after the last optimizer step.
+
+        One that is still being prepared has no state.
+        """
+        active = self.active[job_id]
+        if checkpoint and active.preparing is None:
+            self._write(active.job, active.job.snapshot(), False)
         self.drop(job_id)
 
     def demands(self, lendable_blocks: int) -> list[TrainDemand]:
@@ -153,7 +157,11 @@ class Trainer:
 
     def _place_packs(self, lendable_blocks: int) -> None:
         """Memory for packs that have none, in order; nobody is let past."""
-        waiting = [active for active in self._in_order() if active.pack is None]
+        waiting = [
+            active
+            for active in self._in_order()
+            if active.pack is None and active.preparing is None
+        ]
         room = min(lendable_blocks, self.memory.num_left)
         for i, active in enumerate(waiting):
             is_fixed = active.job.order.spec.deterministic
@@ -250,12 +258,12 @@ class Trainer:
             yield unit
 
     def advance(self, job_id: str) -> bool:
-        """Ask a job whose pack is done for more work; False when the job has ended.
+        """Ask a job that waits for work for some; False when the job has ended.
 
         Raises:
-            DomainError: the optimizer step failed.
+            DomainError: see ActiveJob.
         """
-        if self.active[job_id].next_work():
+        if self.active[job_id].advance():
             return True
         self.drop(job_id)
         return False
@@ -285,14 +293,15 @@ class Trainer:
     def _unit_batch(self, active: ActiveJob, unit: Unit) -> ForwardBatch:
         pack = active.running_pack()
         window = TrainWindow(pack, unit.start, unit.stop, 0, pack.layers)
+        shared = active.range(unit.start, unit.stop, self.decoder.config)
         cos, sin = self.decoder.rotary.at(pack.tokens.positions[unit.start : unit.stop])
         return ForwardBatch(
             token_ids=pack.tokens.token_ids[unit.start : unit.stop],
             cos=cos,
             sin=sin,
-            adapters=AdapterRows([AdapterRun(0, unit.num_tokens, active.job.slot.columns)]),
+            adapters=shared.adapters,
             windows=[window],
-            groups=active.range_groups(unit.start, unit.stop, self.decoder.config),
+            groups=shared.groups,
         )
 
     def _backward_unit(self, active: ActiveJob, unit: Unit) -> None:
@@ -309,7 +318,7 @@ class Trainer:
             unit.stop,
             active.job.slot.columns,
             active.job.term_grads,
-            active.range_groups(unit.start, unit.stop, self.decoder.config),
+            active.range(unit.start, unit.stop, self.decoder.config),
         )
 
     def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:
@@ -318,11 +327,11 @@ class Trainer:
         sums, grad = window_loss(
             self.decoder,
             pack.grad_out[tokens],
-            pack.tokens.targets[tokens],
-            pack.tokens.weights[tokens],
+            pack.tokens,
+            unit.start,
             wants_grad=pack.cursor.trains,
         )
-        pack.sums.add(sums)
+        pack.loss_sums += sums
         if pack.cursor.trains:
             pack.grad_out[tokens] = grad
 
@@ -350,8 +359,10 @@ class Trainer:
         optimizer_type = OPTIMIZERS[spec.optimizer]
         optimizer = optimizer_type(optimizer_type.Config.model_validate(spec.optimizer_config))
         wide = self.spec.wide_dtype
-        params = FlatParams(shard.own.shapes(), wide, self.device)
-        shard.init(params, spec.seed)
+        params = FlatParams(shard.own.file_shapes(), wide, self.device)
+        if order.resume_from is None:
+            shard.init(params, spec.seed)
+        grads = FlatParams(shard.own.shapes(), wide, self.device)
         return TrainJob(
             order=order,
             shard=shard,
@@ -361,24 +372,18 @@ class Trainer:
             data=self._data(order.train_path, order),
             valid=self._data(order.valid_path, order) if order.valid_path else None,
             params=params,
-            grads=FlatParams(shard.own.shapes(), wide, self.device),
-            term_grads=TermGrads(self.decoder.config, slot.columns, wide, self.device),
-            optimizer_state=optimizer.init_state(params.flat),
+            grads=grads,
+            term_grads=TermGrads(
+                self.decoder.config, slot.columns, wide, self.device, shard.own.trained_parts
+            ),
+            optimizer_state=optimizer.init_state(params.flat[: len(grads.flat)]),
             report=self.report,
             checkpoint=self._write,
         )
 
     def _data(self, path: str, order: StartJob) -> TrainData:
-        spec, config = order.spec, self.decoder.config
-        try:
-            examples = dataset.read(Path(path))
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"The data set cannot be read: {error}") from None
-        if not 0 <= examples.token_ids.min() <= examples.token_ids.max() < config.vocab_size:
-            raise InvalidInput("The data set holds a token id outside the vocabulary.")
-        longest = int(np.diff(examples.offsets).max())
-        if longest > config.max_model_len:
-            raise InvalidInput("The data set holds an example longer than the model's context.")
+        spec = order.spec
+        examples, longest = read_examples(Path(path), self.decoder.config)
         if not self.placement.fits(longest):
             raise InvalidInput(
                 f"An example of {longest} tokens does not fit into this worker's memory for "
@@ -402,7 +407,7 @@ class Trainer:
                 method=job.shard.whole,
                 data=data,
                 base=self.base,
-                seed=job.order.spec.seed,
+                seed=None if job.method.fixed_shapes() else job.order.spec.seed,
                 is_final=is_final,
             )
         )

@@ -1,4 +1,4 @@
-"""How long each unit of a training lane took, on the host's clock or by the device's own events.
+"""How long work took, each unit of a training lane above all: on the host's clock or by events.
 
 A CUDA call returns before its work is done. Events between units are read once they have passed;
 the host runs at most MAX_QUEUED units ahead, so that the lane can still yield to who comes new.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -53,7 +54,7 @@ class HostClock:
 
 
 class EventClock:
-    """For CUDA: an event after each unit."""
+    """For CUDA: an event after each unit, on the current stream."""
 
     def __init__(self) -> None:
         self._last = torch.cuda.Event(enable_timing=True)
@@ -78,16 +79,28 @@ class EventClock:
 
     def _oldest(self) -> TimedUnit:
         unit, began, done = self._queued.popleft()
-        done.synchronize()
-        return unit, began.elapsed_time(done)
+        return unit, _ms_between(began, done)
 
 
-def unit_clock(device: torch.device) -> UnitClock:
-    """The clock that tells a device's time."""
-    return EventClock() if device.type == "cuda" else HostClock()
+def elapsed_ms(device: torch.device, work: Callable[[], None]) -> float:
+    """What a piece of work takes on its device."""
+    if device.type != "cuda":
+        began_s = time.perf_counter()
+        work()
+        return (time.perf_counter() - began_s) * 1e3
+    began = _recorded()
+    work()
+    done = _recorded()
+    return _ms_between(began, done)
 
 
 def _recorded() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+
+def _ms_between(began: torch.cuda.Event, done: torch.cuda.Event) -> float:
+    """Waits until the later one has passed."""
+    done.synchronize()
+    return float(began.elapsed_time(done))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scheduler.domain.adapter_order import VALIDATION_TOKENS
 from scheduler.domain.errors import InvalidInput
@@ -14,7 +15,7 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from scheduler.text import dataset
 from workers.activations import ActivationSpec, SaveLevel
-from workers.adapter_arena import AdapterArena, AdapterColumns
+from workers.adapter_arena import AdapterArena
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.base_weights import WeightFolder, load_weights
@@ -27,7 +28,7 @@ from workers.model import DecoderConfig
 from workers.pack_layout import PackLayout
 from workers.span_attention import pack_attention
 from workers.train_data import pack_examples
-from workers.train_pack import LossSums, PackTokens, TrainPack
+from workers.train_pack import PackTokens, TrainPack
 from workers.training_memory import TrainingMemory
 
 PACK_TOKENS = 512
@@ -68,14 +69,16 @@ class ValidationLoss:
         method, arena = adapter.method, self._decoder.arena
         if method.rank > arena.num_columns:
             raise InvalidInput(f"The adapter has rank {method.rank}; {arena.num_columns} fit.")
-        columns = AdapterColumns(0, method.rank, method.modules)
+        columns = method.columns()
         params = {name: tensor.float() for name, tensor in adapter.params.items()}
         method.lower(params, arena.terms(columns))
-        sums = LossSums()
-        for tokens in self._packs:
-            sums.add(self._pack_loss(tokens, AdapterRun(0, tokens.num_tokens, columns)))
+        parts = [
+            self._pack_loss(tokens, AdapterRun(0, tokens.num_tokens, columns))
+            for tokens in self._packs
+        ]
         arena.clear(columns)
-        return sums.loss / sums.weight
+        loss, _, weight = torch.stack(parts).sum(0).tolist()
+        return float(loss / weight)
 
     def _layout(self, num_tokens: int) -> PackLayout:
         layers = self._decoder.config.num_layers
@@ -88,8 +91,8 @@ class ValidationLoss:
         cache = KVCache(config, num_blocks, BLOCK_TOKENS, dtype, self._decoder.weights.device)
         return TrainingMemory(BlockPool(num_blocks, BLOCK_TOKENS), cache, cache.storage.nbytes)
 
-    def _pack_loss(self, tokens: PackTokens, run: AdapterRun) -> LossSums:
-        """The loss of one pack, whose keys and values are forgotten afterwards."""
+    def _pack_loss(self, tokens: PackTokens, run: AdapterRun) -> Tensor:
+        """The loss sums of one pack, whose keys and values are forgotten afterwards."""
         config, n = self._decoder.config, tokens.num_tokens
         layout = self._layout(n)
         loan = self._memory.try_borrow(self._memory.blocks_for(layout.num_bytes))
@@ -109,9 +112,7 @@ class ValidationLoss:
             groups=pack_attention(window, config),
         )
         hidden = self._decoder.forward(batch)
-        sums, _ = window_loss(
-            self._decoder, hidden, tokens.targets, tokens.weights, wants_grad=False
-        )
+        sums, _ = window_loss(self._decoder, hidden, tokens, 0, wants_grad=False)
         loan.end()
         return sums
 

@@ -54,9 +54,12 @@ def attention_checks(setting: Setting, decoder: Decoder) -> dict[str, Callable[[
     }
 
 
-def filled_pack(setting: Setting, decoder: Decoder, tokens: int) -> TrainPack:
-    """Two examples whose keys and values are random."""
-    halves = [([0] * (tokens // 2), [1.0] * (tokens // 2)) for _ in range(2)]
+def filled_pack(
+    setting: Setting, decoder: Decoder, tokens: int, num_examples: int = 2
+) -> TrainPack:
+    """Examples of equal length whose keys and values are random."""
+    each = tokens // num_examples
+    examples = [([0] * each, [1.0] * each) for _ in range(num_examples)]
     cursor = PackCursor.begin(
         tokens,
         decoder.config.num_layers,
@@ -73,7 +76,7 @@ def filled_pack(setting: Setting, decoder: Decoder, tokens: int) -> TrainPack:
     cache = KVCache(decoder.config, blocks, PAGE, setting.dtype, setting.device)
     loan = TrainingMemory(BlockPool(blocks, PAGE), cache, 1 << 40).try_borrow(blocks - 1)
     assert loan is not None
-    pack = TrainPack.within(loan, layout, PackTokens.of(halves), cursor)
+    pack = TrainPack.within(loan, layout, PackTokens.of(examples), cursor)
     for name in ("k", "v"):
         pack.layers[0][name].normal_()
     return pack

@@ -15,44 +15,49 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.random_model import random_weights
+from benchmarks.gpu.random_job import lora_job, write_dataset
+from benchmarks.gpu.random_model import BASE, random_weights
 from benchmarks.gpu.setting import Setting, llama_config
 from benchmarks.load import RequestTimes
 from benchmarks.step_record import RecordingMeter, trained_tokens
-from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.messages import (
     Abort,
     Frames,
     FromEngine,
     Generate,
     JobStopped,
-    StartJob,
     StopJob,
     ToEngine,
 )
-from scheduler.domain.request import RequestBody, SamplingParams
+from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
 from scheduler.policy.fairness import FairShare
-from scheduler.text.dataset import EncodedDataset, write
 from workers.adapter_file import BaseIdentity
 from workers.engine import EngineLoop
 from workers.model_host import LoadedBase, make_host
 from workers.settings import EngineSettings
 
-BASE = "random"
 PHASE_S = 2.0
 MEDIANS = {"prompt": 120.0, "output": 160.0}
 SPREAD = 0.9
 MOST_TOKENS = 1024
+JUDGED_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class CardPhase:
-    """What some seconds gave; the requests are those that were answered to the end."""
+    """What some seconds gave.
+
+    Attributes:
+        requests: those that were answered to the end in them.
+        running: those that were not, but had JUDGED_TOKENS and more by then: without them the
+            long answers would be missing.
+    """
 
     seconds: float
     output_tokens_per_s: float
     train_tokens_per_s: float
     requests: list[RequestTimes]
+    running: list[RequestTimes]
 
 
 class Arrivals:
@@ -101,19 +106,27 @@ class Arrivals:
             if frame.finish_reason is not None:
                 self.done.append(self.requests.pop(frame.request_id))
 
-    def ask(self, output_tokens: int | None = None) -> None:
-        """One more request."""
+    def ask(
+        self,
+        output_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        kv_policy: KvPolicyChoice | None = None,
+    ) -> RequestTimes:
+        """One more request; lengths that are not given are drawn."""
         request_id = f"r{next(self._ids)}"
-        tokens = self._length("output") if output_tokens is None else output_tokens
+        prompt = self._length("prompt") if prompt_tokens is None else prompt_tokens
+        output = self._length("output") if output_tokens is None else output_tokens
         body = RequestBody(
             request_id=request_id,
             tenant_id="callers",
             base_model=BASE,
-            prompt_token_ids=tuple(self.random.integers(2, 500, self._length("prompt")).tolist()),
-            sampling=SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True),
+            prompt_token_ids=tuple(self.random.integers(2, 500, prompt).tolist()),
+            sampling=SamplingParams(max_tokens=output, temperature=0, ignore_eos=True),
+            kv_policy=kv_policy,
         )
-        self.requests[request_id] = RequestTimes(time.perf_counter())
         self.orders.append(Generate(request=body, reply_to="callers"))
+        times = self.requests[request_id] = RequestTimes(time.perf_counter())
+        return times
 
     def _length(self, kind: str) -> int:
         if self.is_tiny:
@@ -147,24 +160,7 @@ class CardEngine:
     def start_job(self) -> str:
         """A LoRA of rank 16 on all linears that trains until it is stopped."""
         job_id = f"job{next(self._jobs)}"
-        spec = FinetuneSpec(
-            base_model=BASE,
-            n_epochs=50,
-            batch_size=4,
-            method_config={"rank": 16, "alpha": 32},
-            checkpoint_every_steps=10_000,
-            checkpoint_every_s=1e6,
-        )
-        self.connection.orders.append(
-            StartJob(
-                job_id=job_id,
-                tenant_id=job_id,
-                epoch=1,
-                spec=spec,
-                train_path=str(self.dataset),
-                checkpoint_root=str(self.folder / job_id),
-            )
-        )
+        self.connection.orders.append(lora_job(job_id, self.dataset, self.folder / job_id))
         self.engine.turn()
         return job_id
 
@@ -181,6 +177,7 @@ class CardEngine:
             (self.meter.output_tokens - tokens) / elapsed_s,
             trained_tokens(self.meter.records, layers) / elapsed_s,
             [times for times in self.connection.done if len(times.token_s) > 1],
+            [t for t in self.connection.requests.values() if len(t.token_s) >= JUDGED_TOKENS],
         )
 
     def drive(self, is_over: Callable[[], bool]) -> None:
@@ -225,13 +222,3 @@ def card_engine(setting: Setting, tpot_ms: float) -> CardEngine:
     """An engine over the largest shape, with a scratch folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="tandem-gpu-"))
     return CardEngine(setting, setting.largest, tpot_ms, folder)
-
-
-def write_dataset(path: Path, examples: int, tokens: int, vocabulary: int) -> None:
-    """Random examples of one length, every token trained."""
-    random = np.random.default_rng(1)
-    offsets = np.arange(0, examples * tokens + 1, tokens, dtype=np.int64)
-    weights = np.ones(examples * tokens, dtype=np.float32)
-    weights[offsets[:-1]] = 0
-    drawn = random.integers(2, vocabulary, examples * tokens).astype(np.int32)
-    write(path, EncodedDataset(offsets, drawn, weights))

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
 from benchmarks.gpu.setting import Figures, Setting
 
 
-def measure(setting: Setting) -> Figures:
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Bytes and operations a second, at most."""
+
+    bytes_per_s: float
+    flop_per_s: float
+
+    @classmethod
+    def of(cls, setting: Setting) -> Ceilings:
+        """What the device of this process can do."""
+        return cls(copy_bytes_per_s(setting), gemm_flop_per_s(setting))
+
+    def seconds(self, num_bytes: float, flop: float) -> float:
+        """The roofline: work of so many bytes and operations takes no less."""
+        return max(num_bytes / self.bytes_per_s, flop / self.flop_per_s)
+
+
+def measure(setting: Setting) -> Iterator[Figures]:
     """Copy bandwidth (bytes read and written) and GEMM rate in the dtype of the run."""
-    return {
-        "copy_gb_per_s": copy_bytes_per_s(setting) / 1e9,
-        "gemm_tflop_per_s": gemm_flop_per_s(setting) / 1e12,
-    }
+    yield {"copy_gb_per_s": copy_bytes_per_s(setting) / 1e9}
+    yield {"gemm_tflop_per_s": gemm_flop_per_s(setting) / 1e12}
 
 
 def copy_bytes_per_s(setting: Setting) -> float:

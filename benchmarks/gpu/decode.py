@@ -7,44 +7,37 @@ roofline  the larger of bytes that a step must read (weights, adapters in use, K
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from benchmarks.gpu.ceilings import copy_bytes_per_s, gemm_flop_per_s
-from benchmarks.gpu.random_model import adapter_bytes, adapter_columns, random_decoder
-from benchmarks.gpu.setting import Figures, Setting, linear_parameters
-from scheduler.domain.plan import Span
-from scheduler.domain.request import RequestBody, SamplingParams, Sequence
-from workers.batch_builder import InferenceRow
+from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.random_model import (
+    adapter_bytes,
+    adapter_columns,
+    random_decoder,
+    token_bytes,
+    weight_bytes,
+)
+from benchmarks.gpu.sequences import PAGE, DecodeSteps, sequence_of
+from benchmarks.gpu.setting import Figures, Setting
+from scheduler.domain.request import Sequence
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
 from workers.model_runner import ModelRunner
 
-PAGE = 32
 
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """Bytes and operations a second, at most."""
-
-    bytes_per_s: float
-    flop_per_s: float
-
-
-def measure(setting: Setting) -> Figures:
+def measure(setting: Setting) -> Iterator[Figures]:
     """Step times by model, batch and adapters, and how far they are from the roofline."""
-    ceilings = Ceilings(copy_bytes_per_s(setting), gemm_flop_per_s(setting))
+    ceilings = Ceilings.of(setting)
     batches = (1, 4) if setting.is_tiny else (1, 16, 64, 256)
     adapters = (0, 2) if setting.is_tiny else (0, 1, 64)
-    result: Figures = {}
     for shape in setting.models:
         decoder = random_decoder(shape, setting, max(adapters))
         runner = DecodeRunner(decoder, setting, max(batches))
-        result[shape] = [
-            runner.figures(batch, count, ceilings)
-            for batch, count in itertools.product(batches, adapters)
-        ]
+        figures: list[Figures] = []
+        for batch, count in itertools.product(batches, adapters):
+            figures.append(runner.figures(batch, count, ceilings))
+            yield {shape: figures}
         del decoder, runner
-    return result
 
 
 class DecodeRunner:
@@ -58,10 +51,9 @@ class DecodeRunner:
         cache.storage.normal_()
         self.runner = ModelRunner(decoder, cache)
 
-    def figures(self, batch: int, num_adapters: int, ceilings: Ceilings) -> dict[str, float]:
+    def figures(self, batch: int, num_adapters: int, ceilings: Ceilings) -> Figures:
         """A step's time beside its roofline."""
-        sequences = [self._sequence(place) for place in range(batch)]
-        step_s = self.setting.time_s(lambda: self._step(sequences, num_adapters))
+        step_s = self.setting.time_s(self.step_of(batch, num_adapters))
         bound_s = self._roofline_s(batch, num_adapters, ceilings)
         return {
             "batch": batch,
@@ -72,35 +64,23 @@ class DecodeRunner:
             "times_roofline": step_s / bound_s,
         }
 
-    def _step(self, sequences: list[Sequence], num_adapters: int) -> None:
-        rows = []
-        for place, sequence in enumerate(sequences):
-            columns = adapter_columns(place % num_adapters) if num_adapters else None
-            span = Span(sequence.id, sequence.num_computed_tokens, 1)
-            rows.append(InferenceRow(span, sequence, columns))
-        drawn = self.runner.run(rows, []).sampled
-        for sequence in sequences:
-            sequence.token_ids[-1] = drawn[sequence.id].token_id or 0
+    def step_of(self, batch: int, num_adapters: int) -> Callable[[], None]:
+        """A step of so many sequences, which take turns with the adapters."""
+        sequences = [self._sequence(place) for place in range(batch)]
+        columns = [
+            adapter_columns(i % num_adapters) if num_adapters else None for i in range(batch)
+        ]
+        return DecodeSteps(self.runner, sequences, columns).run
 
     def _sequence(self, place: int) -> Sequence:
-        body = RequestBody(
-            request_id=f"r{place}",
-            tenant_id="t",
-            base_model="m",
-            prompt_token_ids=tuple([2] * self.context),
-            sampling=SamplingParams(temperature=0, ignore_eos=True),
-        )
-        sequence = Sequence(body, 0, list(body.prompt_token_ids), 0.0)
-        sequence.num_computed_tokens = self.context - 1
         first = 1 + place * self.blocks
-        sequence.block_table = list(range(first, first + self.blocks))
-        return sequence
+        blocks = list(range(first, first + self.blocks))
+        return sequence_of(place, self.context, blocks, num_computed=self.context - 1)
 
     def _roofline_s(self, batch: int, num_adapters: int, ceilings: Ceilings) -> float:
-        config, item = self.decoder.config, self.setting.dtype.itemsize
-        parameters = linear_parameters(config) + config.vocab_size * config.hidden_size
-        cached = 2 * config.num_layers * config.kv_size * self.context * batch
-        num_bytes = (parameters + cached) * item
+        config, setting = self.decoder.config, self.setting
+        num_bytes = weight_bytes(config, setting)
+        flop = 2 * num_bytes / setting.dtype.itemsize * batch
+        num_bytes += token_bytes(config, setting) * self.context * batch
         num_bytes += min(batch, num_adapters) * adapter_bytes(self.decoder)
-        flop = 2 * parameters * batch
-        return max(num_bytes / ceilings.bytes_per_s, flop / ceilings.flop_per_s)
+        return ceilings.seconds(num_bytes, flop)

@@ -5,7 +5,7 @@ On a card both run in bf16 at the shapes of an 8B model's layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import torch
@@ -31,18 +31,17 @@ Check = Callable[[], Tensor]
 
 
 @torch.inference_mode()
-def measure(setting: Setting) -> Figures:
+def measure(setting: Setting) -> Iterator[Figures]:
     """Difference and times by kernel; `wrong` names those that are not within their tolerance."""
     decoder = random_decoder("tiny" if setting.is_tiny else "8b-layer", setting, 4)
     checks = row_checks(setting, decoder) | adapter_checks(setting, decoder)
     checks |= attention_checks(setting, decoder)
-    figures = {name: compare(setting, check) for name, check in checks.items()}
-    limit = TOLERANCE[setting.dtype]
-    return {
-        "kernels": type(kernels_of(setting.device, setting.dtype)).__name__,
-        "wrong": [name for name, f in figures.items() if not f["difference"] <= limit],
-        **figures,
-    }
+    limit, wrong = TOLERANCE[setting.dtype], []
+    yield {"kernels": type(kernels_of(setting.device, setting.dtype)).__name__}
+    for name, check in checks.items():
+        figures = compare(setting, check)
+        wrong += [] if figures["difference"] <= limit else [name]
+        yield {"wrong": wrong, name: figures}
 
 
 def compare(setting: Setting, check: Check) -> dict[str, float]:

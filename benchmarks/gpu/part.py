@@ -1,6 +1,8 @@
 """One part in a process of its own: an error, or a broken card, ends no other part.
 
 python -m benchmarks.gpu.part NAME FILE --device cuda [--tiny]
+
+A part gives its figures piece by piece. What it has given is in FILE, whatever becomes of the rest.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,26 +27,37 @@ class Part:
     limit_s: float
 
 
+# By what a missing figure would cost: a run that is cut short has the first ones.
 PARTS = {
-    "ceilings": Part("ceilings:measure", 30),
-    "kernel_checks": Part("kernel_checks:measure", 90),
-    "decode": Part("decode:measure", 120),
-    "prefill": Part("prefill:measure", 45),
-    "training": Part("training:measure", 60),
-    "coserving": Part("coserving:measure", 150),
-    "peft_training": Part("peers:training", 45),
-    "transformers_generate": Part("peers:generate", 60),
-    "transformers_continuous_batching": Part("peers:continuous_batching", 45),
-    "peft_training_checkpointed": Part("peers:checkpointed_training", 45),
+    "ceilings": Part("ceilings:measure", 12),
+    "kernel_checks": Part("kernel_checks:measure", 35),
+    "decode": Part("decode:measure", 45),
+    "training": Part("training:measure", 20),
+    "coserving": Part("coserving:measure", 120),
+    "prefill": Part("prefill:measure", 15),
+    "contexts": Part("contexts:measure", 40),
+    "peft": Part("peers:training", 20),
+    "memory": Part("memory:measure", 40),
+    "kernel_times": Part("kernel_times:measure", 25),
+    "transformers": Part("peers:serving", 30),
+    "service": Part("service:measure", 40),
+    "attention_peers": Part("attention_peers:measure", 15),
+    "tuning": Part("tuning:measure", 30),
 }
 
 
-def measure(name: str, setting: Setting) -> Figures:
-    """The figures of a part; its module is imported only now."""
+def pieces(name: str, setting: Setting) -> Iterator[Figures]:
+    """The figures of a part, as they come; its module is imported only now."""
     module, _, function = PARTS[name].function.partition(":")
-    figures: Figures = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(
-        setting
-    )
+    found = importlib.import_module(f"benchmarks.gpu.{module}")
+    yield from getattr(found, function)(setting)
+
+
+def measure(name: str, setting: Setting) -> Figures:
+    """All figures of a part."""
+    figures: Figures = {}
+    for piece in pieces(name, setting):
+        figures |= piece
     return figures
 
 
@@ -55,8 +69,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    setting = Setting(torch.device(args.device), args.tiny)
-    args.file.write_text(json.dumps(measure(args.name, setting)))
+    figures: Figures = {}
+    for piece in pieces(args.name, Setting(torch.device(args.device), args.tiny)):
+        figures |= piece
+        _replace(args.file, json.dumps(figures))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(file)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.setting import Setting, llama_config
+from benchmarks.gpu.setting import POSITIONS, Setting, linear_parameters, llama_config
 from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.decoder import Decoder
 from workers.frozen_linear import FrozenLinear
@@ -17,6 +17,7 @@ from workers.model import (
     fused_linears,
 )
 
+BASE = "random"
 SCALE = 0.02
 RANK = 16
 
@@ -46,9 +47,11 @@ def random_weights(config: DecoderConfig, setting: Setting) -> DecoderWeights:
     return DecoderWeights(embedding, layers, ones(), FrozenLinear(head), tied)
 
 
-def random_decoder(shape: str, setting: Setting, num_adapters: int) -> Decoder:
+def random_decoder(
+    shape: str, setting: Setting, num_adapters: int, positions: int = POSITIONS
+) -> Decoder:
     """A decoder whose arena holds `num_adapters` random adapters."""
-    config = llama_config(shape)
+    config = llama_config(shape, positions)
     columns = max(1, num_adapters) * RANK
     arena = AdapterArena(config, columns, setting.dtype, setting.device)
     for matrix in arena.matrices() if num_adapters else ():
@@ -66,3 +69,14 @@ def adapter_bytes(decoder: Decoder) -> int:
     arena = decoder.arena
     per_column = sum(matrix.nbytes for matrix in arena.matrices()) / arena.num_columns
     return int(per_column * RANK)
+
+
+def weight_bytes(config: DecoderConfig, setting: Setting) -> int:
+    """Weights that a step reads: all layers' and the vocabulary's."""
+    parameters = linear_parameters(config) + config.vocab_size * config.hidden_size
+    return parameters * setting.dtype.itemsize
+
+
+def token_bytes(config: DecoderConfig, setting: Setting) -> int:
+    """K and V of one token in all layers."""
+    return 2 * config.num_layers * config.kv_size * setting.dtype.itemsize

@@ -39,6 +39,7 @@ TINY: dict[str, int | bool] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+POSITIONS = 131_072
 LAYER_OF_8B = {**LLAMA_8B, "vocab_size": 512, "num_hidden_layers": 1}
 SHAPES: dict[str, dict[str, int | bool]] = {
     "8b": LLAMA_8B,
@@ -62,13 +63,13 @@ class Setting:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Shapes that are measured, the smaller first."""
-        return ("tiny",) if self.is_tiny else ("1b", "8b")
+        """Shapes that are measured, the larger first."""
+        return ("tiny",) if self.is_tiny else ("8b", "1b")
 
     @property
     def largest(self) -> str:
         """The shape of parts that take one."""
-        return self.models[-1]
+        return self.models[0]
 
     @property
     def seconds(self) -> float:
@@ -80,8 +81,14 @@ class Setting:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def time_s(self, run: Callable[[], object], *, warm: int = 3) -> float:
-        """Mean seconds of a call, over calls that fill a tenth of `seconds`, after `warm` more."""
+    def time_s(
+        self, run: Callable[[], object], *, warm: int = 3, seconds: float | None = None
+    ) -> float:
+        """Mean seconds of a call, over calls that fill `seconds`, after `warm` more.
+
+        By default they fill a tenth of the time in which a rate is measured.
+        """
+        enough_s = self.seconds / 10 if seconds is None else seconds
         for _ in range(1 if self.is_tiny else warm):
             run()
         self.synchronize()
@@ -89,16 +96,16 @@ class Setting:
         while True:
             run()
             count += 1
-            if time.perf_counter() - began_s >= self.seconds / 10 or count >= 100:
+            if time.perf_counter() - began_s >= enough_s or count >= 100:
                 self.synchronize()
                 return (time.perf_counter() - began_s) / count
 
 
-def hf_llama(shape: str) -> dict[str, object]:
+def hf_llama(shape: str, positions: int = POSITIONS) -> dict[str, object]:
     """The Hugging Face config of a shape, as keywords."""
     return {
         **SHAPES[shape],
-        "max_position_embeddings": 16_384,
+        "max_position_embeddings": positions,
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
         "bos_token_id": 0,
@@ -106,9 +113,13 @@ def hf_llama(shape: str) -> dict[str, object]:
     }
 
 
-def llama_config(shape: str) -> DecoderConfig:
+def llama_config(shape: str, positions: int = POSITIONS) -> DecoderConfig:
     """Our config of a shape."""
-    fields = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", **hf_llama(shape)}
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        **hf_llama(shape, positions),
+    }
     return base_config(HfConfig.model_validate(fields))
 
 

@@ -1,11 +1,9 @@
-"""A run's figures as a short table: one line for each number, with what it is measured against."""
+"""A run's figures as a short table; what is long in itself has one line for all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-
-SKIPPED = ("kernel_checks",)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -14,27 +12,51 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
+    figures = {key: figure for key, figure in part.items() if key != "error"}
+    yield from SHORT[name](figures) if name in SHORT else _lines(name, figures)
     if "error" in part:
-        yield f"{name}: {part['error'].splitlines()[-1] if part['error'] else 'failed'}"
-    elif name in SKIPPED:
-        yield f"{name}: {part['kernels']}, wrong: {', '.join(part['wrong']) or 'none'}"
-    else:
-        yield from _lines(name, part)
+        yield f"{name}: {part['error'].splitlines()[-1]}"
 
 
-def _lines(path: str, value: object) -> Iterator[str]:
-    match value:
-        case dict() if value and all(isinstance(v, int | float) for v in value.values()):
-            yield f"{path}: " + ", ".join(f"{k} {_number(v)}" for k, v in value.items())
-        case dict():
-            for key, inner in value.items():
-                yield from _lines(f"{path}, {key}", inner)
-        case list():
-            for inner in value:
-                yield from _lines(path, inner)
-        case _:
-            yield f"{path}: {_number(value)}"
+def _lines(path: str, figures: dict[str, Any]) -> Iterator[str]:
+    """Single figures on a line together, groups of them each below."""
+    groups = {key: value for key, value in figures.items() if isinstance(value, dict | list)}
+    single = {key: value for key, value in figures.items() if key not in groups}
+    if single:
+        yield f"{path}: " + ", ".join(f"{k} {_number(v)}" for k, v in single.items())
+    for key, group in groups.items():
+        for each in group if isinstance(group, list) else [group]:
+            yield from _lines(f"{path}, {key}", each)
 
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _checks(part: dict[str, Any]) -> Iterator[str]:
+    wrong = ", ".join(part.get("wrong", ())) or "none"
+    yield f"kernel_checks: {part.get('kernels')}, wrong: {wrong}"
+
+
+def _kernel_times(part: dict[str, Any]) -> Iterator[str]:
+    for name, step in part.items():
+        if name.startswith("linears"):
+            slow = {linear: figures["times_roofline"] for linear, figures in step.items()}
+            yield from _lines(f"kernel_times, {name}, times roofline", slow)
+        elif isinstance(step, dict):
+            families = {family: each["ms"] for family, each in step["families"].items()}
+            yield from _lines(f"kernel_times, {name}, ms", families | {"gap": step["gap_ms"]})
+
+
+def _tuning(part: dict[str, Any]) -> Iterator[str]:
+    for name, sweep in part.items():
+        if isinstance(sweep, dict) and sweep["best"]:
+            share = sweep["best"]["share_of_present"]
+            yield f"tuning, {name}: {sweep['best']['value']} takes {_number(share)} of the present"
+
+
+SHORT: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "kernel_checks": _checks,
+    "kernel_times": _kernel_times,
+    "tuning": _tuning,
+}

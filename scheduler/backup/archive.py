@@ -6,7 +6,7 @@ import io
 import shutil
 import tarfile
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -57,12 +57,11 @@ def new_backup(out: Path) -> Iterator[BackupWriter]:
             yield _TarWriter(tar)
         return
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, unfinished)
         yield _FolderWriter(unfinished)
         unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
+        undo.pop_all()
     sync_folder(out.parent)
 
 

@@ -3,14 +3,13 @@
 gateway --ToWorker--> agent --ToEngine--> engine child
 gateway <--ToGateway-- agent <--FromEngine-- engine child
 
-Encoded with msgpack; a message that does not fit its schema is refused on arrival.
+`message_codec` packs them; one that does not fit its schema is refused on arrival.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgpack
 from pydantic import Field, TypeAdapter
 
 from scheduler.domain.adapter import AdapterRef
@@ -20,9 +19,6 @@ from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.message import Message, Order, Report
 from scheduler.domain.request import FinishReason, RequestBody
 from scheduler.domain.service_class import BUILT_IN, ClassTargets
-
-MessageT = TypeVar("MessageT")
-
 
 # ---- gateway -> worker -------------------------------------------------------------------
 
@@ -320,22 +316,6 @@ TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(ToEngine)
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(FromEngine)
 
 
-def encode(message: Message) -> bytes:
-    """Message -> msgpack, without fields at their default but for the type."""
-    fields = message.model_dump(mode="json", exclude_defaults=True)
-    packed: bytes = msgpack.packb(message.model_dump(include={"type"}) | fields)
-    return packed
-
-
-def decode(adapter: TypeAdapter[MessageT], data: bytes) -> MessageT:
-    """Msgpack -> message of the union behind `adapter`.
-
-    Raises:
-        ValueError: the bytes are no msgpack, or not such a message (pydantic.ValidationError).
-    """
-    return adapter.validate_python(msgpack.unpackb(data, strict_map_key=False))
-
-
 __all__ = [
     "FROM_ENGINE",
     "TO_ENGINE",
@@ -370,6 +350,4 @@ __all__ = [
     "TokenLogprobs",
     "WorkerCapabilities",
     "WorkerInfo",
-    "decode",
-    "encode",
 ]

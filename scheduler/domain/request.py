@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -43,6 +44,11 @@ class SamplingParams(BaseModel):
         None, ge=0, le=20, description="Alternatives beside the chosen token; None: no scores."
     )
     prompt_logprobs: bool = Field(False, description="Also score the prompt's own tokens (echo).")
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether tokens are drawn with a penalty for those that came before."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
 class WeightedModel(BaseModel):
@@ -148,6 +154,11 @@ class HeadLayout(Protocol):
         """Blocks that hold the sequence when it has `num_tokens`."""
 
 
+def unread_token(row: int) -> int:
+    """Stands for a token that is drawn but not read yet: that of a row of the newest draw."""
+    return -1 - row
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Running state of one answer by one model: counters only, no phase.
@@ -164,7 +175,7 @@ class Sequence:
     Attributes:
         request: what was asked.
         index: which of the request's `n` answers this is.
-        token_ids: prompt and output so far.
+        token_ids: prompt and output so far; the last may be an `unread_token`.
         num_computed_tokens: tokens whose K/V are in the cache.
         block_table: ids of the superblocks that hold them, in order.
         layout: where they lie in there once they are compressed; None: side by side.
@@ -174,6 +185,7 @@ class Sequence:
         block_keys: keys of its first full blocks, as far as they have been asked for.
         num_cached_tokens: prompt tokens whose K/V were there when it first ran.
         arrival_s: monotonic time at which the engine took the request in.
+        most_tokens: tokens, its prompt's included, with which it ends at the latest.
         member: which of the request's members computes it; the first leads the group.
         adapter: that member's.
         weight: factor of its logits.
@@ -185,6 +197,7 @@ class Sequence:
     index: int
     token_ids: list[int]
     arrival_s: float
+    most_tokens: int = sys.maxsize
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     layout: HeadLayout | None = None
@@ -233,7 +246,19 @@ class Sequence:
     @property
     def num_next_tokens(self) -> int:
         """Uncomputed tokens that one step may run: those after a compression come after it."""
+        if self.has_unread and len(self.token_ids) >= self.most_tokens:
+            return 0  # it ends with the token that is to be read
         return self.held_until_compressed(len(self.token_ids)) - self.num_computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next step is a single token, with nothing left after it."""
+        return self.num_uncomputed_tokens == 1 and self.num_next_tokens == 1
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether its last token is drawn but not read yet."""
+        return self.token_ids[-1] < 0
 
     @property
     def is_due(self) -> bool:
@@ -246,6 +271,22 @@ class Sequence:
         """How many of its first `num_tokens` it computes before its K/V are compressed next."""
         end = None if self.cadence is None else self.cadence.next_after(self.num_computed_tokens)
         return num_tokens if end is None else min(num_tokens, end)
+
+    def append_unread(self, row: int) -> None:
+        """A token has been drawn for a group, in a row of the newest draw."""
+        for member in self.group:
+            member.token_ids.append(unread_token(row))
+
+    def read(self, token_id: int) -> None:
+        """The token that was drawn for a group is this one."""
+        for member in self.group:
+            member.token_ids[-1] = token_id
+
+    def forget_unread(self) -> None:
+        """Nobody will read what has been drawn for a group."""
+        if self.has_unread:
+            for member in self.group:
+                member.token_ids.pop()
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -60,11 +60,13 @@ class IterationScheduler:
         training: Training,
         prefixes: PrefixCache,
         beside: LatencyLaw | None = None,
+        *,
+        share_idles: bool = True,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.law = law
-        self.planner = TrainingPlanner(law, beside, limits.idle_quantum_ms)
+        self.planner = TrainingPlanner(law, beside, limits.idle_quantum_ms, share_idles=share_idles)
         self.prefixes = prefixes
         self.classes = classes
         self.fair = fair
@@ -102,7 +104,7 @@ class IterationScheduler:
         is_beside = self._goes_on_beside(now_s)
         spans = tuple(self._decode_only() if is_beside else self._serve(now_s, admit))
         shape = ForwardShape.of(spans, ())
-        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms
+        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms(shape)
         slack_ms = step_slack_ms(self._callers(), self.classes, now_s, inference_ms)
         share = TrainingShare()
         if not self.training.lane_runs:
@@ -134,8 +136,9 @@ class IterationScheduler:
         """
         if not self.training.lane_runs:
             return False
-        decoding = [_span(s, 1) for s in self.running if s.num_uncomputed_tokens == 1]
-        if self.planner.decodes_beside(tuple(decoding), now_s):
+        decoding = [_span(s, 1) for s in self.running if s.is_decoding]
+        is_awaited = len(decoding) < len(self._callers())
+        if self.planner.decodes_beside(tuple(decoding), now_s, is_awaited=is_awaited):
             return True
         self.training.finish_lane()
         return False
@@ -218,7 +221,8 @@ class IterationScheduler:
         if count <= 1 or not self._is_best_effort(lead):
             return count
         held = tuple(spans)
-        inference_ms = self.law.forward_ms(ForwardShape.of(held, ())) + self.law.margin_ms
+        shape = ForwardShape.of(held, ())
+        inference_ms = self.law.forward_ms(shape) + self.law.margin_ms(shape)
         slack_ms = step_slack_ms(self._hurried(), self.classes, now_s, inference_ms)
         if slack_ms is None:
             return count
@@ -228,8 +232,7 @@ class IterationScheduler:
         """Spans of running groups that need one token each; prompts wait for the lane's end."""
         spans: list[Span] = []
         for lead in self._leads():
-            is_decoding = lead in self.running and lead.num_uncomputed_tokens == 1
-            if is_decoding and self._make_room(lead, 1):
+            if lead in self.running and lead.is_decoding and self._make_room(lead, 1):
                 spans += _spans_of(lead, 1)
         return self._still_running(spans)
 
@@ -242,12 +245,15 @@ class IterationScheduler:
         One whose prompt is just being computed by another sequence is passed over.
 
         Where the blocks do not suffice nobody is let past, or small prompts would starve long ones;
-        nor where a group does not fit beside those that run.
+        nor where a group does not fit beside those that run, or was preempted in this very step and
+        has not read its last token.
         """
         seats = self.limits.max_num_sequences - len(self.running)
         if budget <= 0:
             return None
         for lead in self.waiting.heads():
+            if lead.has_unread:
+                return None
             self._is_full = len(lead.group) > seats or not self._pin_if_it_fits(lead)
             if self._is_full:
                 return None

@@ -3,8 +3,8 @@
 A packed forward costs a fixed part, the GEMMs of its rows (a measured curve, since small batches
 are bound by memory), and attention by kind. A unit of the training lane costs a fixed part, its
 tokens (fewer products at the first layer, whose input needs no gradient), its attention, and more
-right after a packed forward. Each has a fit of its own; predictions carry the fit's own mean error
-as a margin.
+right after a packed forward. Each has a fit of its own, and so have steps of single tokens where
+the device replays them captured; predictions carry the fit's own mean error as a margin.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ UNIT_WORK = {  # relative to a forward of the same tokens, before anything is kn
     Direction.RECOMPUTE: 1.0,
     Direction.BACKWARD: 1.5,
 }
+FORWARD_PRIOR = [0.5, 1.0, 0.02, 0.001, 0.01, 0.02, 0.1, 0.1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class ForwardShape:
     num_adapters: int = 0
     begins_lane: bool = False
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether all its rows are single tokens of sequences."""
+        return self.num_rows == self.num_spans and not self.num_window_rows
+
     @classmethod
     def of(cls, spans: tuple[Span, ...], windows: tuple[WindowSpan, ...]) -> ForwardShape:
         """The shape of a packed forward."""
@@ -80,12 +86,19 @@ class ForwardShape:
 
 
 class LatencyLaw:
-    """Predicts, and learns from, packed forwards and units."""
+    """Predicts, and learns from, packed forwards and units.
 
-    def __init__(self, costs: RowCosts, num_layers: int) -> None:
+    Args:
+        costs: of the base model.
+        num_layers: of the base model.
+        captures_decode: steps of single tokens run captured: their fixed costs are others.
+    """
+
+    def __init__(self, costs: RowCosts, num_layers: int, *, captures_decode: bool = False) -> None:
         self.costs = costs
         per_token_layer = costs.at(costs.rows[-1]) / costs.rows[-1] / num_layers
-        self._forward = OnlineLeastSquares([0.5, 1.0, 0.02, 0.001, 0.01, 0.02, 0.1, 0.1])
+        self._forward = OnlineLeastSquares(FORWARD_PRIOR)
+        self._decode = OnlineLeastSquares(FORWARD_PRIOR) if captures_decode else self._forward
         self._units = {
             direction: OnlineLeastSquares([0.1 * work, work * per_token_layer, 0.0, 0.0, 0.0])
             for direction, work in UNIT_WORK.items()
@@ -96,7 +109,7 @@ class LatencyLaw:
         if shape.num_rows == 0:
             return 0.0
         floor = 0.5 * self.costs.at(shape.num_rows)
-        return max(floor, self._forward.predict(self._features(shape)))
+        return max(floor, self._fit(shape).predict(self._features(shape)))
 
     def unit_ms(self, unit: Unit, *, is_cold: bool = False) -> float:
         """Expected time of one unit; it is cold if it finds a packed forward in the caches."""
@@ -107,18 +120,20 @@ class LatencyLaw:
         """What a run of units may take longer: the mean error of one, in the worst direction."""
         return max(fit.error for fit in self._units.values())
 
-    @property
-    def margin_ms(self) -> float:
-        """Mean error of forward predictions."""
-        return self._forward.error
+    def margin_ms(self, shape: ForwardShape) -> float:
+        """Mean error of predictions for packed forwards of this kind."""
+        return self._fit(shape).error
 
     def observe_forward(self, shape: ForwardShape, elapsed_ms: float) -> None:
         """Learn from a packed forward."""
-        self._forward.observe(self._features(shape), elapsed_ms)
+        self._fit(shape).observe(self._features(shape), elapsed_ms)
 
     def observe_unit(self, unit: Unit, elapsed_ms: float, *, is_cold: bool = False) -> None:
         """Learn from a unit."""
         self._units[unit.direction].observe(unit_features(unit, is_cold=is_cold), elapsed_ms)
+
+    def _fit(self, shape: ForwardShape) -> OnlineLeastSquares:
+        return self._decode if shape.is_decode else self._forward
 
     def _features(self, shape: ForwardShape) -> list[float]:
         return [

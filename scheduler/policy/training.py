@@ -79,7 +79,7 @@ class Training(Protocol):
         """Whether units of an earlier step still run beside the engine."""
 
     def finish_lane(self) -> None:
-        """Wait until none does."""
+        """Wait until none does; no more are begun."""
 
 
 def in_order(demands: Iterable[TrainDemand]) -> list[TrainDemand]:

@@ -24,20 +24,35 @@ class TrainingPlanner:
 
     Args:
         idle_quantum_ms: training time of a step that nobody waits for.
+        share_idles: whether a lane's share of the machine idles from its end to that of the step
+            beside it.
     """
 
-    def __init__(self, law: LatencyLaw, beside: LatencyLaw | None, idle_quantum_ms: float) -> None:
+    def __init__(
+        self,
+        law: LatencyLaw,
+        beside: LatencyLaw | None,
+        idle_quantum_ms: float,
+        *,
+        share_idles: bool = True,
+    ) -> None:
         self.law = law
         self.beside = beside
         self._idle_quantum_ms = idle_quantum_ms
+        self._share_idles = share_idles
         self._ran_s = 0.0
         self._lane_ends_s = 0.0
         self._lane_began_s = 0.0
 
-    def decodes_beside(self, spans: tuple[Span, ...], now_s: float) -> bool:
-        """Whether these single tokens should run beside the lane in work, not wait for its end."""
+    def decodes_beside(self, spans: tuple[Span, ...], now_s: float, *, is_awaited: bool) -> bool:
+        """Whether these single tokens should run beside the lane in work, not wait for its end.
+
+        `is_awaited` tells whether others do.
+        """
         if self.beside is None or not spans:
             return False
+        if not (self._share_idles or is_awaited):
+            return True
         left_ms = (self._lane_ends_s - now_s) * 1e3
         return left_ms > WAIT_SHARE * self.beside.forward_ms(ForwardShape.of(spans, ()))
 
@@ -89,7 +104,7 @@ class TrainingPlanner:
         if self.beside is None or slack_ms is None or not shape.num_rows or shape.score_pairs:
             return turn
         begins = replace(shape, begins_lane=True)
-        beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms
+        beside_ms = self.beside.forward_ms(begins) + self.beside.margin_ms(begins)
         step = DecodeStep(self.law.forward_ms(shape), beside_ms)
         lane = plan_beside(demands, slack_ms, step, self.law, self.beside)
         if lane.beside and now_s - self._lane_began_s > RETRY_S:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, select, update
 
-from scheduler.domain.errors import InvalidInput, InvalidTransition, NotFound, QuotaExceeded
+from scheduler.domain.errors import InvalidTransition, NotFound
 from scheduler.domain.job import JobStatus, check_transition
-from scheduler.store.clock import DbNow
 from scheduler.store.idempotency import IdempotencyKey, remember
 from scheduler.store.ids import new_id
+from scheduler.store.job_creation import count_active, create_job
 from scheduler.store.job_curve import CurvePoint, fetch_curve
 from scheduler.store.job_end import end_job
 from scheduler.store.job_events import (
@@ -23,8 +23,7 @@ from scheduler.store.job_events import (
 from scheduler.store.job_record import Job, JobDraft, JobError, job_of
 from scheduler.store.outbox import OutboxKind, enqueue
 from scheduler.store.page import Page, fetch_page
-from scheduler.store.tables import files, job_metadata, jobs
-from scheduler.store.tenants import lock_tenant
+from scheduler.store.tables import job_metadata, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from scheduler.store.database import Database
 
 __all__ = ["Job", "JobCheckpoint", "JobDraft", "JobError", "JobEvent", "Jobs", "TenantJobs"]
-
-ADAPTER_ID_CHARS = 8
-ACTIVE = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED)
 
 
 class Jobs:
@@ -79,17 +75,7 @@ class TenantJobs:
                 owner = await remember(conn, self._tenant_id, idempotency, job_id)
                 if owner != job_id:
                     return job_of(await self._row(conn, owner))
-            tenant = await lock_tenant(conn, self._tenant_id)
-            await self._check_quota(conn, max_active)
-            digests = await self._check_files(conn, draft)
-            row = _new_row(job_id, tenant.id, tenant.name, draft)
-            await conn.execute(insert(jobs).values(row | {"data_digests": digests}))
-            for key, value in draft.metadata.items():
-                await conn.execute(insert(job_metadata).values(job_id=job_id, key=key, value=value))
-            await append_event(
-                conn, job_id, f"Created fine-tuning job {job_id}; checking its files."
-            )
-            await enqueue(conn, OutboxKind.VALIDATE_JOB, job_id)
+            await create_job(conn, self._tenant_id, job_id, draft, max_active)
             return job_of(await self._row(conn, job_id))
 
     async def get(self, job_id: str) -> Job:
@@ -231,7 +217,7 @@ class TenantJobs:
     async def count_active(self) -> int:
         """Jobs of the tenant that are not over (paused ones count)."""
         async with self._db.read() as conn:
-            return await self._count_active(conn)
+            return await count_active(conn, self._tenant_id)
 
     async def _row(self, conn: AsyncConnection, job_id: str, *, lock: bool = False) -> Row[Any]:
         query = select(jobs).where(jobs.c.id == job_id, jobs.c.tenant_id == self._tenant_id)
@@ -242,47 +228,6 @@ class TenantJobs:
                 param="fine_tuning_job_id",
             )
         return row
-
-    async def _count_active(self, conn: AsyncConnection) -> int:
-        query = select(func.count()).where(
-            jobs.c.tenant_id == self._tenant_id, jobs.c.status.in_(ACTIVE)
-        )
-        return int(await conn.scalar(query) or 0)
-
-    async def _check_quota(self, conn: AsyncConnection, max_active: int | None) -> None:
-        if max_active is not None and await self._count_active(conn) >= max_active:
-            raise QuotaExceeded(
-                f"You have {max_active} unfinished fine-tuning jobs, which is the limit; wait for "
-                "one to end or cancel one."
-            )
-
-    async def _check_files(self, conn: AsyncConnection, draft: JobDraft) -> dict[str, str]:
-        """Refuse files that are not the tenant's; the digests of the others by role."""
-        roles = {"training_file": draft.training_file, "validation_file": draft.validation_file}
-        digests: dict[str, str] = {}
-        for role, file_id in roles.items():
-            if file_id is not None:
-                sha256 = await self._check_file(conn, file_id, role)
-                digests |= {role: sha256} if sha256 else {}
-        return digests
-
-    async def _check_file(self, conn: AsyncConnection, file_id: str, param: str) -> str | None:
-        query = select(files.c.purpose, files.c.sha256).where(
-            files.c.id == file_id, files.c.tenant_id == self._tenant_id
-        )
-        row = (await conn.execute(query)).one_or_none()
-        if row is None:
-            raise InvalidInput(
-                f"No file {file_id!r}; upload it first with purpose 'fine-tune'.", param=param
-            )
-        if row.purpose != "fine-tune":
-            raise InvalidInput(
-                f"File {file_id!r} has purpose {row.purpose!r}; upload it with purpose "
-                "'fine-tune'.",
-                param=param,
-            )
-        sha256: str | None = row.sha256
-        return sha256
 
     async def _ask_worker(
         self,
@@ -303,33 +248,3 @@ class TenantJobs:
 
 async def _set(conn: AsyncConnection, job_id: str, **values: object) -> None:
     await conn.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-
-
-def _new_row(job_id: str, tenant_id: str, tenant_name: str, draft: JobDraft) -> dict[str, object]:
-    spec = draft.spec
-    adapter_id = new_id("", ADAPTER_ID_CHARS)
-    return {
-        "id": job_id,
-        "tenant_id": tenant_id,
-        "status": JobStatus.VALIDATING_FILES,
-        "base_model": spec.base_model,
-        "priority": spec.priority,
-        "spec": spec.model_dump(mode="json"),
-        "training_file": draft.training_file,
-        "validation_file": draft.validation_file,
-        "suffix": draft.suffix,
-        "adapter_id": adapter_id,
-        "model_name": f"ft:{spec.base_model}:{tenant_name}:{draft.suffix}:{adapter_id}",
-        "hyperparameters": draft.hyperparameters,
-        "method": draft.method,
-        "metadata": draft.metadata,
-        "created_at": DbNow(),
-        "trained_tokens": 0,
-        "result_files": [],
-        "epoch": 0,
-        "cancel_requested": False,
-        "pause_requested": False,
-        "num_crashes": 0,
-        "num_checks": 0,
-        "hinted_at": DbNow(),
-    }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from scheduler.domain.messages import JobHint, encode
+from scheduler.domain.message_codec import encode
+from scheduler.domain.messages import JobHint
 from scheduler.store.adapter_orders import Orders
 from scheduler.store.channel import Channel, ChannelDown
 from scheduler.store.idempotency import Idempotency

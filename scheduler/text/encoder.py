@@ -52,7 +52,7 @@ class PromptEncoder:
         bare = {**tokenizer_json, "post_processor": None, "truncation": None, "padding": None}
         try:
             self.tokenizer = Tokenizer.from_str(json.dumps(bare))
-        except Exception as error:
+        except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(f"tokenizer.json cannot be read: {error}.") from error
         self._specials = specials
         self.ids = self._file_specials()

@@ -56,11 +56,6 @@ class ChatTokenizer:
         source = files.chat_template
         self._template = None if source is None else ChatTemplate(source, named)
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the model can answer chat requests."""
-        return self._template is not None
-
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Text to tokens; special tokens' texts in it are plain text.
 
@@ -117,22 +112,6 @@ class ChatTokenizer:
                 param="model",
             )
         return Conversation(self._template, self._specials, messages, tools, template_kwargs)
-
-    def render_chat(
-        self,
-        messages: Messages,
-        tools: Tools | None = None,
-        add_generation_prompt: bool = True,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Messages to the prompt's text.
-
-        Raises:
-            InvalidInput: malformed messages, no template, or the template refuses them.
-        """
-        chat = self.conversation(messages, tools, template_kwargs)
-        rendered = chat.render(add_generation_prompt=add_generation_prompt)
-        return rendered.replace(chat.marker, "")
 
     def encode_chat(
         self,

@@ -4,8 +4,6 @@ from typing import Literal
 
 from service.schemas.base import Read
 
-Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
-
 
 class FileRead(Read):
     """OpenAI's file object."""

@@ -84,10 +84,10 @@ class Ledger:
         return JobRecord(
             status=str(status),
             epoch=int(str(epoch)),
-            owner=owner,  # type: ignore[arg-type]
+            owner=owner,
             num_checks=int(str(num_checks)),
             num_events=len(self._rows(events)),
-            steps=tuple(sorted(self._rows(steps))),  # type: ignore[arg-type]
+            steps=tuple(sorted(self._rows(steps))),
             checkpoint_steps=tuple(sorted(int(str(step)) for (step,) in self._rows(saved))),
             num_versions=len(self._rows(versions)),
         )
@@ -107,7 +107,7 @@ class Ledger:
             select(table.c.step).where(table.c.job_id == job_id, table.c.epoch == epoch)
             for table in (metrics, checkpoints)
         )
-        return [sorted(step for (step,) in self._rows(query)) for query in queries]  # type: ignore[type-var]
+        return [sorted(step for (step,) in self._rows(query)) for query in queries]
 
     def work(self, table: Table, work_id: str) -> tuple[object, object]:
         """Status of an order or an evaluation, and how often it was taken."""

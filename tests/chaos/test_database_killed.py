@@ -200,15 +200,15 @@ def test_a_worker_that_slept_through_its_lease_changes_nothing_and_works_on(
 ) -> None:
     for _ in range(scale.num_zombies):
         job = _start(client)
-        until(lambda job=job: _has_begun(ledger, job))  # type: ignore[misc]
+        until(lambda job=job: _has_begun(ledger, job))
         held = ledger.job(job.id)
         assert held.owner is not None
         num_lost = cluster.log.read_text().count("lease_lost")
         with _asleep(cluster.workers[held.owner]):
-            until(lambda job=job, held=held: _is_elsewhere(ledger, job, held.owner))  # type: ignore[misc]
+            until(lambda job=job, held=held: _is_elsewhere(ledger, job, held.owner))
             accepted = ledger.accepted(job.id, held.epoch)
         assert finished(client, job).status == "succeeded"
-        until(lambda n=num_lost: cluster.log.read_text().count("lease_lost") > n)  # type: ignore[misc]
+        until(lambda n=num_lost: cluster.log.read_text().count("lease_lost") > n)
 
         assert ledger.accepted(job.id, held.epoch) == accepted
         assert ledger.job(job.id).epoch == held.epoch + 1

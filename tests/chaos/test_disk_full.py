@@ -38,7 +38,7 @@ def test_a_full_disk_ends_the_job_with_a_reason_and_nothing_else(
     with closing(Ledger.of_folder(service.data)) as ledger:
         for _ in range(repeats):
             job = start_job(client, examples=100, epochs=20, batch=1, checkpoint_every_steps=10)
-            until(lambda job=job: len(ledger.job(job.id).checkpoint_steps) > 0)  # type: ignore[misc]
+            until(lambda job=job: len(ledger.job(job.id).checkpoint_steps) > 0)
             _limit_files(service.process.pid, FULL_BYTES)
             failed = finished(client, job)
             saved = ledger.job(job.id).checkpoint_steps

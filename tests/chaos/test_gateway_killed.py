@@ -16,7 +16,9 @@ from openai import OpenAI
 
 from scheduler.store.tables import adapter_promotions, evaluations
 from tests.chaos.ledger import Ledger
+from tests.e2e.calls import call
 from tests.e2e.cluster import running_cluster
+from tests.e2e.evaluations import GRADERS, evaluated
 from tests.e2e.service import (
     BASE_MODEL,
     PATIENCE_S,
@@ -29,8 +31,6 @@ from tests.e2e.service import (
     until,
     upload,
 )
-from tests.e2e.test_adapters import call
-from tests.e2e.test_quality_gate import GRADERS, evaluated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,7 +93,7 @@ def test_a_killed_gateway_ends_its_streams_and_no_job(
     for repeat in range(repeats):
         threading.Event().wait(PAUSE_S if repeat else 0)
         job = start_job(patient, examples=100, epochs=2, batch=1, checkpoint_every_steps=20)
-        until(lambda job=job: len(steps(patient, job)) > 2)  # type: ignore[misc]
+        until(lambda job=job: len(steps(patient, job)) > 2)
         began, endings = threading.Barrier(NUM_STREAMS + 1), list[str]()
         streams = [
             threading.Thread(target=_stream, args=(client, began, endings))

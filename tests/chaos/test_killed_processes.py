@@ -55,7 +55,7 @@ def _run_with_kills(service: RunningService, client: OpenAI, chance: random.Rand
     job = _start(client)
     for number, first in enumerate(KILL_STEPS):
         step = first + chance.randrange(20)
-        until(lambda step=step: (steps(client, job) or [0])[-1] >= step)  # type: ignore[misc]
+        until(lambda step=step: (steps(client, job) or [0])[-1] >= step)
         time.sleep(chance.uniform(0, 0.05))  # anywhere within a step, or in its checkpoint
         _kill(service, VICTIMS[number % len(VICTIMS)])
     assert finished(client, job).status == "succeeded"

@@ -18,7 +18,8 @@ import pytest
 import redis
 from openai import BadRequestError, OpenAI
 
-from scheduler.domain.messages import JobHint, encode
+from scheduler.domain.message_codec import encode
+from scheduler.domain.messages import JobHint
 from scheduler.store.channels.redis import RedisChannel
 from scheduler.store.outbox import OutboxKind
 from scheduler.store.tables import adapter_orders
@@ -26,10 +27,10 @@ from scheduler.tasks.celery_queue import make_celery
 from scheduler.tasks.registry import ADAPTER_ORDER, TASKS, TaskQueue
 from tests.chaos.ledger import Ledger
 from tests.chaos.streams import EXACT, NUM_TOKENS, ask_all
+from tests.e2e.calls import call
 from tests.e2e.cluster import running_cluster
 from tests.e2e.load import answer
 from tests.e2e.service import finished, start_job_on, until, upload
-from tests.e2e.test_adapters import call
 from tests.servers.redis import LEAST_BYTES
 
 if TYPE_CHECKING:
@@ -66,12 +67,14 @@ class Scale:
     patience_s: float
 
 
-def _empty(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:  # noqa: ARG001
+def _empty(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:
+    del scale
     server.flush()
     meanwhile()
 
 
-def _kill(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:  # noqa: ARG001
+def _kill(server: RedisServer, scale: Scale, meanwhile: Callable[[], None]) -> None:
+    del scale
     server.kill()
     server.start()
     meanwhile()

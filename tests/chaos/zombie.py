@@ -26,7 +26,8 @@ async def haunt(url: str, lease_s: float) -> None:
             leased = await leases.claim(job_id, "zombie", lease_s)
             if leased is not None:
                 await _write_until_lost(leases, job_id, leased.epoch, lease_s)
-                print("lost", job_id, flush=True)  # noqa: T201
+                sys.stdout.write(f"lost {job_id}\n")
+                sys.stdout.flush()
         await asyncio.sleep(LOOK_S)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -12,19 +10,18 @@ from openai import NotFoundError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.e2e.calls import call, say, unpack
 from tests.e2e.service import BASE_MODEL, RunningService, finished, start, start_job, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from openai import OpenAI
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
 ]
-QUESTION = [{"role": "user", "content": "question 1"}]
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +29,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     running = start(tmp_path_factory.mktemp("up"))
     yield running
     running.stop()
-
-
-def call(client: OpenAI, method: str, path: str, **options: Any) -> httpx.Response:
-    """A route that OpenAI's client has no word for."""
-    headers = {"authorization": f"Bearer {client.api_key}"}
-    with httpx.Client(base_url=str(client.base_url), headers=headers, timeout=60) as http:
-        return http.request(method, path, **options).raise_for_status()
-
-
-def say(client: OpenAI, model: str, **extras: Any) -> str:
-    answer = client.chat.completions.create(
-        model=model,
-        messages=QUESTION,
-        max_tokens=12,
-        temperature=0,  # type: ignore[arg-type]
-        extra_body=extras,
-    )
-    text: str = answer.choices[0].message.content
-    return text
-
-
-def unpack(content: bytes, folder: Path) -> Path:
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(folder, filter="data")
-    (inside,) = folder.iterdir()
-    return inside
 
 
 def test_it_goes_round(service: RunningService, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_service_backed_up_under_load_lives_on_elsewhere(
     versions, answer = _versions(client), _answer(client, job.fine_tuned_model)
     rows = client.files.content(job.training_file).read()
 
-    unfinished = start_job(client, examples=200, epochs=3, batch=1, checkpoint_every_steps=20)
+    unfinished = start_job(client, examples=100, epochs=3, batch=1, checkpoint_every_steps=20)
     until(lambda: len(list(client.fine_tuning.jobs.checkpoints.list(unfinished.id))) > 0)
     enough, answers = threading.Event(), list[str]()
 
@@ -133,6 +133,6 @@ def test_a_service_backed_up_under_load_lives_on_elsewhere(
         assert finished(client, unfinished).status == "succeeded"
         events = client.fine_tuning.jobs.list_events(unfinished.id, limit=100)  # all pages
         assert any(event.message.startswith("Training resumes at step") for event in events)
-        assert steps(client, unfinished)[-1] == 600
+        assert steps(client, unfinished)[-1] == 300
     finally:
         second.stop()

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from openai import BadRequestError, NotFoundError
 
+from tests.e2e.calls import QUESTION
 from tests.e2e.service import (
     BASE_MODEL,
     RunningService,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 PAGE_TOKENS = 32  # the default
-QUESTION = [{"role": "user", "content": "question 1"}]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 def _say(client: OpenAI, model: str, **options: object) -> str:
     answer = client.chat.completions.create(
         model=model,
-        messages=QUESTION,  # type: ignore[arg-type]
+        messages=QUESTION,
         max_tokens=8,
         temperature=0,
-        **options,  # type: ignore[call-overload]
+        **options,
     )
     text: str = answer.choices[0].message.content
     return text
@@ -78,7 +78,7 @@ def test_streamed_chunks_add_up_to_the_whole_answer(service: RunningService) -> 
 
     with client.chat.completions.create(
         model=BASE_MODEL,
-        messages=QUESTION,  # type: ignore[arg-type]
+        messages=QUESTION,
         max_tokens=8,
         temperature=0,
         stream=True,

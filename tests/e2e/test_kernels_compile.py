@@ -13,7 +13,17 @@ pytestmark = pytest.mark.e2e
 PROGRAM = Path(__file__).parents[1] / "unit/workers/compile_kernels.py"
 KERNELS = {
     *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_delta", "_expand"),
-    *("_forward", "_grad_keys", "_grad_queries", "_join", "_rotate", "_sample", "_store"),
+    *(
+        "_forward",
+        "_grad_keys",
+        "_grad_queries",
+        "_join",
+        "_log_sums",
+        "_rotate",
+        "_sample",
+        "_store",
+        "_store_heads",
+    ),
 }
 
 

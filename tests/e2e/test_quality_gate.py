@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai import NotFoundError
 
+from tests.e2e.calls import call, say
+from tests.e2e.evaluations import GRADERS, evaluated
 from tests.e2e.service import (
     BASE_MODEL,
     RunningService,
@@ -14,9 +16,7 @@ from tests.e2e.service import (
     rows,
     start,
     start_job,
-    until,
 )
-from tests.e2e.test_adapters import call, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 pytestmark = pytest.mark.e2e
-GRADERS = [
-    {"type": "loss"},
-    {"type": "token_accuracy"},
-    {"type": "string_check"},
-    {"type": "regex", "config": {"pattern": "ok"}},
-    {"type": "pairwise", "config": {"against": "base"}},
-]
 BETTER = {"grader": "loss", "comparison": "at_most", "against": "base", "margin": -0.1}
 PERFECT = {"grader": "loss", "comparison": "at_most", "margin": 0.0}
 
@@ -40,15 +33,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     running = start(tmp_path_factory.mktemp("up"))
     yield running
     running.stop()
-
-
-def evaluated(client: OpenAI, evaluation_id: str) -> Any:
-    """An evaluation once it is over."""
-    path = f"evaluations/{evaluation_id}"
-    until(lambda: call(client, "GET", path).json()["status"] in ("succeeded", "failed"))
-    shown = call(client, "GET", path).json()
-    assert shown["status"] == "succeeded", shown["error"]
-    return shown
 
 
 def gated(client: OpenAI, rule: dict[str, Any]) -> tuple[Any, Any]:

@@ -8,8 +8,8 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.e2e.calls import call, say, unpack
 from tests.e2e.service import BASE_MODEL, RunningService, finished, rows, start, start_job, until
-from tests.e2e.test_adapters import call, say, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

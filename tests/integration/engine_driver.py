@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,21 +25,20 @@ from scheduler.domain.messages import (
     StartJob,
     ToEngine,
     TokenFrame,
+    TokenLogprobs,
 )
-from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams
+from scheduler.domain.request import KvPolicyChoice, RequestBody, SamplingParams, WeightedModel
 from scheduler.text import dataset
 from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import VOCAB_SIZE, save_oracle
 from workers.adapter_file import BaseIdentity, write_adapter
+from workers.architecture import decoder_config
 from workers.engine import EngineLoop
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 from workers.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-    from random import Random
 
     from workers.model_host import ModelHost
 
@@ -45,6 +46,8 @@ BASE = "tiny"
 REPLY_TO = "gateway"
 MAX_RUN_S = 60.0
 MessageT = TypeVar("MessageT", bound=Message)
+Condition = Callable[["Script"], bool]
+Entry = tuple[Condition, list[ToEngine]]
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Script:
         entries: (condition, orders), given one after another; the engine is drained after the last.
     """
 
-    entries: list[tuple[Callable[[Script], bool], list[ToEngine]]]
+    entries: list[Entry]
     sent: list[FromEngine] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
@@ -89,6 +92,10 @@ class Script:
         frames = [frame for frame in self.frames(request_id) if frame.index == index]
         return [token for frame in frames for token in frame.token_ids]
 
+    def logprobs(self, request_id: str) -> list[TokenLogprobs]:
+        """How likely each token of a request was."""
+        return [line for frame in self.frames(request_id) for line in frame.logprobs or ()]
+
     def is_answered(self, request_id: str, n: int = 1) -> bool:
         """Whether the request's every sequence has ended."""
         return sum(f.finish_reason is not None for f in self.frames(request_id)) == n
@@ -106,6 +113,23 @@ class Script:
 def always(_: Script) -> bool:
     """The condition of orders that are due at once."""
     return True
+
+
+def turned(count: int) -> Condition:
+    """True from the count-th look on: so many turns of the loop have passed."""
+    looks = iter(range(count))
+    return lambda _: next(looks, None) is None
+
+
+def ended(*orders: ToEngine) -> Condition:
+    """The condition that every answer asked for and every job has ended."""
+    requests = [order.request for order in orders if isinstance(order, Generate)]
+    wanted = [(request.request_id, len(request.wanted_answers)) for request in requests]
+    jobs = [order.job_id for order in orders if isinstance(order, StartJob)]
+    return lambda script: (
+        all(script.is_answered(name, count) for name, count in wanted)
+        and all(map(script.has_ended, jobs))
+    )
 
 
 class TinyEngine:
@@ -126,7 +150,11 @@ class TinyEngine:
         }
         self.settings = EngineSettings(base_models=[f"{BASE}={model_dir}"], **plain | settings)
 
-    def run(self, *entries: tuple[Callable[[Script], bool], list[ToEngine]]) -> Script:
+    def complete(self, *orders: ToEngine) -> Script:
+        """Run orders at once, until every answer and every job has ended."""
+        return self.run((always, [*orders]), (ended(*orders), []))
+
+    def run(self, *entries: Entry) -> Script:
         """Start an engine, play the script, drain; all blocks must be free in the end."""
         script = Script([*entries])
         engine = self.start(script)
@@ -192,9 +220,15 @@ class TinyEngine:
         )
 
 
+def prompt(seed: int, count: int) -> list[int]:
+    """Random tokens, none of them special."""
+    random = Random(seed)
+    return [random.randrange(3, VOCAB_SIZE) for _ in range(count)]
+
+
 def generate(
     request_id: str,
-    prompt: list[int],
+    token_ids: list[int],
     adapter_dir: Path | None = None,
     n: int = 1,
     base_model: str = BASE,
@@ -210,13 +244,24 @@ def generate(
         tenant_id=tenant_id,
         base_model=base_model,
         adapter=adapter,
-        prompt_token_ids=tuple(prompt),
+        prompt_token_ids=tuple(token_ids),
         sampling=SamplingParams(**plain | sampling),
         n=n,
         kv_policy=kv_policy,
     )
     folders = {} if adapter is None else {adapter.digest: str(adapter_dir)}
     return Generate(request=body, reply_to=REPLY_TO, adapter_dirs=folders)
+
+
+def mixed(order: Generate, *parts: tuple[Path | None, float]) -> Generate:
+    """The order for a mixture of the base (None) and adapters, by weight."""
+    refs = {folder: adapter_ref(folder) for folder, _ in parts if folder is not None}
+    mixture = tuple(
+        WeightedModel(adapter=folder and refs[folder], weight=weight) for folder, weight in parts
+    )
+    body = order.request.model_copy(update={"mixture": mixture})
+    folders = {ref.digest: str(folder) for folder, ref in refs.items()}
+    return order.model_copy(update={"request": body, "adapter_dirs": folders})
 
 
 def adapter_ref(folder: Path) -> AdapterRef:

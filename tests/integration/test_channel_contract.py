@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import stat
-import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from scheduler.store.channel import START, Channel, ChannelDown
 from scheduler.store.channels import connect_channel, local, memory
 from scheduler.store.channels.local import LocalBroker
 from scheduler.store.channels.redis import RedisChannel
+from tests.integration.store_kit import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,33 +38,6 @@ class Rig:
         return channel
 
 
-@pytest.fixture
-def short_dir() -> AsyncIterator[Path]:
-    """A folder whose path is short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="tandem-"))
-    yield path
-    shutil.rmtree(path)
-
-
-async def start_redis(folder: Path) -> asyncio.subprocess.Process:
-    """A redis-server that listens only on a socket in `folder`, and answers already."""
-    server = await asyncio.create_subprocess_exec(
-        "redis-server", "--port", "0", "--unixsocket", str(folder / "redis.sock"),
-        "--dir", str(folder), "--save", "", "--appendonly", "no",
-        stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_unix_connection(str(folder / "redis.sock"))
-        except OSError:
-            await asyncio.sleep(0.02)
-            continue
-        writer.close()
-        await writer.wait_closed()
-        return server
-    raise AssertionError("redis-server did not start")
-
-
 async def local_rig(folder: Path, clients: AsyncExitStack) -> Rig:
     brokers = [LocalBroker(folder / "channel.sock")]
     await brokers[0].start()
@@ -82,20 +54,15 @@ async def local_rig(folder: Path, clients: AsyncExitStack) -> Rig:
 
 
 async def redis_rig(folder: Path, clients: AsyncExitStack) -> Rig:
-    servers = [await start_redis(folder)]
-
-    async def stop() -> None:
-        if servers[0].returncode is None:
-            servers[0].kill()
-            await servers[0].wait()
-            (folder / "redis.sock").unlink(missing_ok=True)
+    server = AsyncExitStack()
+    await server.enter_async_context(redis_server(folder))
 
     async def restart() -> None:
-        await stop()
+        await server.aclose()
         await asyncio.sleep(0.2)
-        servers[0] = await start_redis(folder)
+        await server.enter_async_context(redis_server(folder))
 
-    return Rig("", restart, stop, clients)
+    return RedisRig(f"unix://{folder}/redis.sock", restart, server.aclose, clients)
 
 
 class RedisRig(Rig):
@@ -113,9 +80,7 @@ async def rig(request: pytest.FixtureRequest, short_dir: Path) -> AsyncIterator[
         if request.param == "local":
             rig = await local_rig(short_dir, clients)
         else:
-            made = await redis_rig(short_dir, clients)
-            url = f"unix://{short_dir}/redis.sock"
-            rig = RedisRig(url, made.restart, made.stop, clients)
+            rig = await redis_rig(short_dir, clients)
         yield rig
         await clients.aclose()
         await rig.stop()
@@ -287,20 +252,18 @@ async def test_a_closed_channel_ends_its_waiting_reads(rig: Rig) -> None:
 
 
 async def test_a_redis_that_takes_no_writes_is_waited_for(short_dir: Path) -> None:
-    server = await start_redis(short_dir)
-    channel = RedisChannel(f"unix://{short_dir}/redis.sock")
-    async with Redis(unix_socket_path=str(short_dir / "redis.sock")) as operator:
+    socket = str(short_dir / "redis.sock")
+    async with redis_server(short_dir), Redis(unix_socket_path=socket) as operator:
+        channel = RedisChannel(f"unix://{socket}")
         await operator.config_set("maxmemory", 1)
         appending = asyncio.create_task(channel.append("s", b"x"))
         await asyncio.sleep(0.3)
         assert not appending.done()
         await operator.config_set("maxmemory", 0)
-    appended = await appending
+        appended = await appending
 
-    assert await channel.read({"s": START}) == [("s", appended, b"x")]
-    await channel.close()
-    server.kill()
-    await server.wait()
+        assert await channel.read({"s": START}) == [("s", appended, b"x")]
+        await channel.close()
 
 
 class TestOnlyTheLocalBroker:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
 
-from scheduler.domain.request import BegunAnswer, KvPolicyChoice, RequestBody, WeightedModel
-from tests.integration.engine_driver import Script, TinyEngine, adapter_ref, always, generate
-from tests.unit.workers.tiny_models import VOCAB_SIZE
+from scheduler.domain.request import BegunAnswer, KvPolicyChoice, RequestBody
+from tests.integration.engine_driver import TinyEngine, generate, mixed, prompt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scheduler.domain.messages import Generate, TokenLogprobs
+    from scheduler.domain.messages import Generate
 
 NUM_TOKENS = 12
 CUTS = (1, 5, NUM_TOKENS - 1)
@@ -25,24 +23,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "penalised": {"temperature": 1.0, "seed": 6, "frequency_penalty": 1.5, "presence_penalty": 1.0},
     "repetition-penalised": {"repetition_penalty": 2.0, "logit_bias": {7: 2.0}},
 }
+PROMPT = prompt(3, 40)
 SNAPKV = KvPolicyChoice(type="snapkv", options={"budget": 20, "window": 6, "num_sinks": 2})
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> TinyEngine:
     return TinyEngine(tmp_path)
-
-
-def prompt(count: int = 40) -> list[int]:
-    random = Random(3)
-    return [random.randrange(3, VOCAB_SIZE) for _ in range(count)]
-
-
-def serve(engine: TinyEngine, orders: list[Generate]) -> Script:
-    wanted = [(order.request.request_id, len(order.request.wanted_answers)) for order in orders]
-    return engine.run(
-        (always, [*orders]), (lambda s: all(s.is_answered(name, n) for name, n in wanted), [])
-    )
 
 
 def gone_on(order: Generate, tokens: dict[int, list[int]], name: str) -> Generate:
@@ -52,21 +39,17 @@ def gone_on(order: Generate, tokens: dict[int, list[int]], name: str) -> Generat
     return order.model_copy(update={"request": order.request.model_copy(update=changes)})
 
 
-def scores(script: Script, name: str) -> list[TokenLogprobs]:
-    return [line for frame in script.frames(name) for line in frame.logprobs or ()]
-
-
 def assert_gone_on_equally(engine: TinyEngine, order: Generate) -> None:
     """Cut the order's answer at several places; every rest equals the unbroken answer's."""
-    whole = serve(engine, [order])
-    tokens, wanted = whole.tokens("r"), scores(whole, "r")
+    whole = engine.complete(order)
+    tokens, wanted = whole.tokens("r"), whole.logprobs("r")
     assert len(tokens) == NUM_TOKENS
 
-    rests = serve(engine, [gone_on(order, {0: tokens[:cut]}, f"r-{cut}") for cut in CUTS])
+    rests = engine.complete(*(gone_on(order, {0: tokens[:cut]}, f"r-{cut}") for cut in CUTS))
 
     for cut in CUTS:
         assert rests.tokens(f"r-{cut}") == tokens[cut:]
-        found = [line.logprob for line in scores(rests, f"r-{cut}")]
+        found = [line.logprob for line in rests.logprobs(f"r-{cut}")]
         assert found == pytest.approx([line.logprob for line in wanted[cut:]], abs=1e-4)
         assert {frame.num_cached_tokens for frame in rests.frames(f"r-{cut}")} == {0}
 
@@ -75,39 +58,31 @@ def assert_gone_on_equally(engine: TinyEngine, order: Generate) -> None:
 def test_the_rest_of_an_answer_is_that_of_the_unbroken_one(engine: TinyEngine, way: str) -> None:
     sampling = {"max_tokens": NUM_TOKENS, "num_logprobs": 2} | WAYS[way]
 
-    assert_gone_on_equally(engine, generate("r", prompt(), **sampling))
+    assert_gone_on_equally(engine, generate("r", PROMPT, **sampling))
 
 
 def test_a_compressed_prompt_is_compressed_alike_and_its_answer_goes_on(
     engine: TinyEngine,
 ) -> None:
-    order = generate("r", prompt(), kv_policy=SNAPKV, max_tokens=NUM_TOKENS, num_logprobs=2)
+    order = generate("r", PROMPT, kv_policy=SNAPKV, max_tokens=NUM_TOKENS, num_logprobs=2)
 
     assert_gone_on_equally(engine, order)
 
 
 def test_an_answer_of_several_models_goes_on(engine: TinyEngine) -> None:
     folder = engine.adapter("a", 4, ("q_proj", "v_proj"))
-    order = generate("r", prompt(), max_tokens=NUM_TOKENS, num_logprobs=2)
-    mixture = (
-        WeightedModel(adapter=None, weight=-0.5),
-        WeightedModel(adapter=adapter_ref(folder), weight=1.5),
-    )
-    body = order.request.model_copy(update={"mixture": mixture})
-    folders = {adapter_ref(folder).digest: str(folder)}
+    order = generate("r", PROMPT, max_tokens=NUM_TOKENS, num_logprobs=2)
 
-    assert_gone_on_equally(
-        engine, order.model_copy(update={"request": body, "adapter_dirs": folders})
-    )
+    assert_gone_on_equally(engine, mixed(order, (None, -0.5), (folder, 1.5)))
 
 
 def test_only_the_answers_that_have_not_ended_go_on_under_their_own_index(
     engine: TinyEngine,
 ) -> None:
-    order = generate("r", prompt(), n=3, temperature=1.5, seed=1, max_tokens=NUM_TOKENS)
-    whole = serve(engine, [order])
+    order = generate("r", PROMPT, n=3, temperature=1.5, seed=1, max_tokens=NUM_TOKENS)
+    whole = engine.complete(order)
 
-    rest = serve(engine, [gone_on(order, {1: whole.tokens("r", 1)[:4], 2: []}, "rest")])
+    rest = engine.complete(gone_on(order, {1: whole.tokens("r", 1)[:4], 2: []}, "rest"))
 
     assert [rest.tokens("rest", index) for index in range(3)] == [
         [],
@@ -117,11 +92,11 @@ def test_only_the_answers_that_have_not_ended_go_on_under_their_own_index(
 
 
 def test_the_end_token_and_the_limit_count_what_was_there_before(engine: TinyEngine) -> None:
-    free = serve(engine, [generate("r", prompt(), max_tokens=NUM_TOKENS)]).tokens("r")
+    free = engine.complete(generate("r", PROMPT, max_tokens=NUM_TOKENS)).tokens("r")
     stop = next(place for place in range(1, NUM_TOKENS) if free[place] not in free[:place])
-    order = generate("r", prompt(), max_tokens=NUM_TOKENS, stop_token_ids=(free[stop],))
+    order = generate("r", PROMPT, max_tokens=NUM_TOKENS, stop_token_ids=(free[stop],))
 
-    rest = serve(engine, [gone_on(order, {0: free[:stop]}, "rest")])
+    rest = engine.complete(gone_on(order, {0: free[:stop]}, "rest"))
 
     assert rest.tokens("rest") == [free[stop]]
 
@@ -129,21 +104,18 @@ def test_the_end_token_and_the_limit_count_what_was_there_before(engine: TinyEng
 def test_prompt_scores_come_again_only_with_an_answer_that_has_no_token_yet(
     engine: TinyEngine,
 ) -> None:
-    order = generate("r", prompt(), n=2, seed=1, temperature=1.0, prompt_logprobs=True)
-    whole = serve(engine, [order])
+    order = generate("r", PROMPT, n=2, seed=1, temperature=1.0, prompt_logprobs=True)
+    whole = engine.complete(order)
     first, second = (whole.tokens("r", index) for index in range(2))
 
-    rests = serve(
-        engine,
-        [
-            gone_on(order, {0: first[:2], 1: second[:2]}, "begun"),
-            gone_on(order, {0: [], 1: second[:2]}, "fresh"),
-        ],
+    rests = engine.complete(
+        gone_on(order, {0: first[:2], 1: second[:2]}, "begun"),
+        gone_on(order, {0: [], 1: second[:2]}, "fresh"),
     )
 
     assert all(frame.prompt_logprobs is None for frame in rests.frames("begun"))
     scored = [f.prompt_logprobs for f in rests.frames("fresh") if f.prompt_logprobs]
-    assert [len(line) for line in scored] == [len(prompt())]
+    assert [len(line) for line in scored] == [len(PROMPT)]
 
 
 @pytest.mark.parametrize(

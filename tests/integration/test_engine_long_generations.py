@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-import workers.kv_policies  # noqa: F401
-from scheduler.domain.request import BegunAnswer, KvPolicyChoice, WeightedModel
-from tests.integration.engine_driver import BASE, Script, TinyEngine, adapter_ref, always
-from tests.integration.test_engine_kv_policies import (
+from scheduler.domain.request import BegunAnswer, KvPolicyChoice
+from tests.integration.compressed_requests import (
     BUDGET,
     LENGTH,
     NAMES,
     NUM_SINKS,
-    all_of,
     asked,
+    assert_answered_alike,
+    assert_members_are_compressed_each_for_itself,
+    assert_preemption_changes_no_answer,
+    assert_transformers_answers_so,
+    last_counts,
     poison_free_blocks,
     policy,
-    prompt,
     reads_sums,
     scores,
-    serve,
 )
-from tests.unit.workers.tiny_models import save_oracle
+from tests.integration.engine_driver import BASE, Script, TinyEngine, always, ended
 from workers.head_pages import HeadPages
 
 if TYPE_CHECKING:
@@ -49,11 +49,6 @@ def long(name: str, seed: int, kind: str, **more: Any) -> Generate:
     return asked(name, seed, growing(kind), **{"max_tokens": NUM_OUTPUT, **more})
 
 
-def last_counts(script: Script, name: str) -> tuple[int | None, int]:
-    frame = script.frames(name)[-1]
-    return frame.num_kept_tokens, frame.num_dropped_tokens
-
-
 @pytest.fixture
 def engine(tmp_path: Path) -> TinyEngine:
     return TinyEngine(tmp_path)
@@ -63,30 +58,22 @@ def engine(tmp_path: Path) -> TinyEngine:
 def test_tokens_are_those_of_transformers_with_the_dropped_ones_masked(
     tmp_path: Path, family: str
 ) -> None:
-    script = serve(TinyEngine(tmp_path, family), long("r", 0, "streaming"))
+    script = TinyEngine(tmp_path, family).complete(long("r", 0, "streaming"))
 
-    tokens = script.tokens("r")
-    token_ids = torch.tensor([prompt(0) + tokens])
-    visible = torch.ones(token_ids.shape[1], token_ids.shape[1], dtype=torch.bool).tril()
-    for boundary in range(LENGTH, token_ids.shape[1], INTERVAL):
+    total = LENGTH + NUM_OUTPUT
+    visible = torch.ones(total, total, dtype=torch.bool).tril()
+    for boundary in range(LENGTH, total, INTERVAL):
         visible[boundary:, NUM_SINKS : boundary - BUDGET + NUM_SINKS] = False
-    mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
-    oracle = save_oracle(family, tmp_path / "oracle")
-    with torch.no_grad():
-        logits = oracle(token_ids, attention_mask=mask[None, None]).logits[0]
-    lines = logits[LENGTH - 1 : -1].log_softmax(-1)
-    assert tokens == lines.argmax(-1).tolist()
-    own = [frame.logprobs[0].logprob for frame in script.frames("r") if frame.logprobs]
-    assert own == pytest.approx(lines.max(-1).values.tolist(), abs=1e-4)
+    assert_transformers_answers_so(script, "r", family, tmp_path / "oracle", visible)
 
 
 @pytest.mark.parametrize("budget", [LENGTH + NUM_OUTPUT, 1.0])
 def test_a_budget_of_the_whole_answer_changes_no_bit(engine: TinyEngine, budget: float) -> None:
-    alone = serve(engine, asked("plain", max_tokens=NUM_OUTPUT))
+    alone = engine.complete(asked("plain", max_tokens=NUM_OUTPUT))
 
     orders = [asked(n, kv_policy=growing(n, budget=budget), max_tokens=NUM_OUTPUT) for n in NAMES]
 
-    script = serve(engine, *orders)
+    script = engine.complete(*orders)
 
     for name in NAMES:
         assert script.tokens(name) == alone.tokens("plain")
@@ -102,14 +89,16 @@ def test_chunks_company_and_training_change_nothing(tmp_path: Path, name: str) -
     kinds = [NAMES[0], None, NAMES[3], None]
     company = [asked(f"c{i}", i + 1, kind and growing(kind)) for i, kind in enumerate(kinds)]
 
-    alone = serve(TinyEngine(tmp_path), order)
-    mixed = small.run((always, [job, *company[:2], order, *company[2:]]), all_of([order, *company]))
+    alone = TinyEngine(tmp_path).complete(order)
+    beside = small.run(
+        (always, [job, *company[:2], order, *company[2:]]), (ended(order, *company), [])
+    )
 
-    assert mixed.tokens("r") == alone.tokens("r")
-    assert scores(mixed, "r") == pytest.approx(scores(alone, "r"), abs=2e-4)
+    assert beside.tokens("r") == alone.tokens("r")
+    assert scores(beside, "r") == pytest.approx(scores(alone, "r"), abs=2e-4)
     last = LENGTH + (NUM_OUTPUT - 1) // INTERVAL * INTERVAL
     assert last_counts(alone, "r") == (BUDGET, last - BUDGET)
-    once = serve(TinyEngine(tmp_path), asked("r", kv_policy=policy(name), max_tokens=NUM_OUTPUT))
+    once = TinyEngine(tmp_path).complete(asked("r", kv_policy=policy(name), max_tokens=NUM_OUTPUT))
     compared = slice(0, 3 * INTERVAL)  # three numbers a token: the same up to the second time
     if not reads_sums(name):
         assert scores(alone, "r")[compared] == pytest.approx(scores(once, "r")[compared], abs=1e-4)
@@ -119,7 +108,7 @@ def test_chunks_company_and_training_change_nothing(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_goes_on_elsewhere_as_it_would_have(engine: TinyEngine, name: str) -> None:
     order = long("r", 5, name)
-    whole = serve(engine, order)
+    whole = engine.complete(order)
     tokens, wanted = whole.tokens("r"), scores(whole, "r")
     rests = []
     for cut in CUTS:
@@ -127,7 +116,7 @@ def test_an_answer_goes_on_elsewhere_as_it_would_have(engine: TinyEngine, name: 
         body = order.request.model_copy(update={"request_id": f"r-{cut}", "begun": begun})
         rests.append(order.model_copy(update={"request": body}))
 
-    script = serve(TinyEngine(engine.folder, max_batched_tokens=64), *rests)
+    script = TinyEngine(engine.folder, max_batched_tokens=64).complete(*rests)
 
     for cut in CUTS:
         assert script.tokens(f"r-{cut}") == tokens[cut:]
@@ -142,18 +131,7 @@ def waves() -> list[Generate]:
 def test_preempted_requests_compress_at_the_same_tokens_and_answer_the_same(
     tmp_path: Path,
 ) -> None:
-    tight = TinyEngine(tmp_path, kv_cache_tokens=192)
-    script = Script([(always, [*waves()]), all_of(waves())])
-    loop = tight.start(script)
-    tight.finish(loop, script)
-
-    roomy = serve(TinyEngine(tmp_path), *waves())
-
-    assert loop.hosts[BASE].scheduler.num_preemptions > 0
-    for order in waves():
-        name = order.request.request_id
-        assert script.tokens(name) == roomy.tokens(name)
-        assert last_counts(script, name) == last_counts(roomy, name)
+    assert_preemption_changes_no_answer(tmp_path, waves())
 
 
 def most_slots(sequence: Sequence) -> int:
@@ -173,7 +151,7 @@ def test_freed_blocks_are_free_at_once_and_never_read_again(tmp_path: Path) -> N
     size = host.runner.cache.block_size
     compressed: set[str] = set()
 
-    while not all(script.is_answered(order.request.request_id) for order in waves()):
+    while not ended(*waves())(script):
         loop.turn()
         poison_free_blocks(host)
         host.scheduler.pool.check_conserved()
@@ -182,11 +160,8 @@ def test_freed_blocks_are_free_at_once_and_never_read_again(tmp_path: Path) -> N
                 compressed.add(sequence.id)
                 assert len(sequence.block_table) <= (BUDGET + INTERVAL) // size + 4
 
-    roomy = serve(TinyEngine(tmp_path), *waves())
     assert len(compressed) == len(waves())
-    for order in waves():
-        name = order.request.request_id
-        assert script.tokens(name) == roomy.tokens(name)
+    assert_answered_alike(script, TinyEngine(tmp_path).complete(*waves()), waves())
 
 
 @pytest.mark.parametrize("name", UNIFORM)
@@ -216,10 +191,10 @@ def test_a_short_prompts_answer_is_compressed_once_it_is_long(engine: TinyEngine
     script = engine.run(
         (always, [asked("plain", max_tokens=1)]),
         (lambda s: s.is_answered("plain"), [*orders]),
-        all_of(orders),
+        (ended(*orders), []),
     )
 
-    whole = serve(engine, asked("plain", max_tokens=NUM_OUTPUT))
+    whole = engine.complete(asked("plain", max_tokens=NUM_OUTPUT))
     for order in orders:
         name = order.request.request_id
         until = 3 * (INTERVAL + 1)  # the token drawn at a compression still sees all
@@ -240,30 +215,21 @@ def test_what_is_shared_is_read_but_not_changed(engine: TinyEngine) -> None:
     script = engine.run(
         (always, [plain]),
         (lambda s: len(s.tokens("plain")) > 2, [*orders]),
-        all_of([plain, *orders]),
+        (ended(plain, *orders), []),
     )
 
     fresh = TinyEngine(engine.folder, prefix_caching=False)
     for order in (plain, *orders):
         name = order.request.request_id
-        assert script.tokens(name) == serve(fresh, order).tokens(name)
+        assert script.tokens(name) == fresh.complete(order).tokens(name)
 
 
 def test_members_of_a_mixture_are_compressed_each_for_itself(engine: TinyEngine) -> None:
-    folder = engine.adapter("a", 4, ("q_proj", "k_proj", "v_proj"))
-    ref = adapter_ref(folder)
-    order = long("r", 0, "adakv")
-    parts = (WeightedModel(adapter=None, weight=0.4), WeightedModel(adapter=ref, weight=0.6))
-    body = order.request.model_copy(update={"mixture": parts})
-    order = order.model_copy(update={"request": body, "adapter_dirs": {ref.digest: str(folder)}})
-
-    tight = TinyEngine(engine.folder, max_batched_tokens=32)
-
-    assert serve(tight, order).tokens("r") == serve(engine, order).tokens("r")
+    assert_members_are_compressed_each_for_itself(engine, long("r", 0, "adakv"))
 
 
 def test_an_interval_that_is_too_short_is_refused_in_a_sentence(engine: TinyEngine) -> None:
-    script = serve(engine, asked("r", kv_policy=growing("snapkv", window=17)))
+    script = engine.complete(asked("r", kv_policy=growing("snapkv", window=17)))
 
     (frame,) = script.frames("r")
     assert frame.error is not None

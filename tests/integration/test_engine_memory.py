@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.domain.messages import JobStopped
-from tests.integration.engine_driver import BASE, Script, TinyEngine, always, generate
-from tests.unit.workers.tiny_models import VOCAB_SIZE
+from tests.integration.engine_driver import (
+    BASE,
+    Script,
+    TinyEngine,
+    always,
+    ended,
+    generate,
+    prompt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,15 +30,7 @@ SETTINGS = {"kv_cache_tokens": 640, "tpot_ms": 5000.0, "ttft_ms": 5000.0}
 
 def wave(number: int) -> list[Generate]:
     """Requests that together need most of the pool."""
-    random = Random(number)
-    return [
-        generate(
-            f"w{number}-{i}",
-            [random.randrange(3, VOCAB_SIZE) for _ in range(90)],
-            max_tokens=30,
-        )
-        for i in range(4)
-    ]
+    return [generate(f"w{number}-{i}", prompt(4 * number + i, 90), max_tokens=30) for i in range(4)]
 
 
 def after_step(count: int) -> Callable[[Script], bool]:
@@ -48,13 +47,8 @@ def run(engine: TinyEngine, *, trains: bool) -> tuple[Script, int, int]:
     script = Script([(always, orders)])
     for number in range(NUM_WAVES):
         script.entries.append((after_step(number) if trains else always, [*wave(number)]))
-    names = [order.request.request_id for i in range(NUM_WAVES) for order in wave(i)]
-    script.entries.append(
-        (
-            lambda s: all(map(s.is_answered, names)) and (not trains or s.has_ended("job")),
-            [],
-        )
-    )
+    waves = [order for number in range(NUM_WAVES) for order in wave(number)]
+    script.entries.append((ended(*orders, *waves), []))
     loop = engine.start(script)
     host = loop.hosts[BASE]
     host.runner.cache.storage[1:] = float("nan")
@@ -85,7 +79,7 @@ def test_a_job_whose_examples_cannot_fit_is_refused_at_once(tmp_path: Path) -> N
     engine = TinyEngine(tmp_path, training_memory_bytes=10_000)
     order = engine.job("job", engine.data("train", Random(3)))
 
-    script = engine.run((always, [order]), (lambda s: s.has_ended("job"), []))
+    script = engine.complete(order)
 
     (stopped,) = script.of(JobStopped)
     assert stopped.error is not None

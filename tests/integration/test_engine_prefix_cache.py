@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,41 +10,31 @@ import pytest
 from scheduler.policy.blocks import EMPTY
 from tests.integration.engine_driver import (
     BASE,
+    Entry,
     Script,
     TinyEngine,
     always,
+    ended,
     generate,
+    prompt,
 )
-from tests.unit.workers.tiny_models import VOCAB_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from scheduler.domain.messages import Generate, ToEngine
+    from scheduler.domain.messages import Generate
     from scheduler.domain.plan import StepPlan
     from scheduler.domain.request import RequestBody, Sequence
     from workers.engine import EngineLoop
     from workers.model_host import ModelHost
 
-Entry = tuple["Callable[[Script], bool]", "list[ToEngine]"]
-
-
-def prompt(seed: int, count: int) -> list[int]:
-    random = Random(seed)
-    return [random.randrange(3, VOCAB_SIZE) for _ in range(count)]
-
 
 def one_by_one(*waves: list[Generate]) -> list[Entry]:
     """Each wave once the one before it is answered, and the end."""
     entries: list[Entry] = [(always, [*waves[0]])]
-    entries += [(is_over(before), [*wave]) for before, wave in pairwise(waves)]
-    return [*entries, (is_over(waves[-1]), [])]
-
-
-def is_over(wave: list[Generate]) -> Callable[[Script], bool]:
-    requests = [order.request for order in wave]
-    return lambda s: all(s.is_answered(r.request_id, r.n) for r in requests)
+    entries += [(ended(*before), [*wave]) for before, wave in pairwise(waves)]
+    return [*entries, (ended(*waves[-1]), [])]
 
 
 def cached(script: Script, request_id: str) -> int:
@@ -168,7 +157,7 @@ def watch_tables(loop: EngineLoop) -> dict[str, set[int]]:
             tables.setdefault(sequence.id, set()).update(sequence.block_table)
         return plan
 
-    scheduler.schedule = watched  # type: ignore[method-assign]
+    scheduler.schedule = watched
     return tables
 
 
@@ -214,7 +203,7 @@ def poison_what_is_empty(loop: EngineLoop) -> None:
         host.runner.cache.storage[empty] = float("nan")
         step(stepping)
 
-    loop.step = poisoned  # type: ignore[method-assign]
+    loop.step = poisoned
 
 
 def test_an_answer_that_is_not_finite_leaves_nothing_behind(tmp_path: Path) -> None:

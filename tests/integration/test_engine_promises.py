@@ -11,23 +11,24 @@ from safetensors.torch import load_file
 
 from scheduler.domain.messages import CheckpointWritten, JobStopped, StopJob
 from scheduler.domain.request import FinishReason
-from tests.integration.engine_driver import BASE, Script, TinyEngine, always, generate
-from tests.unit.workers.tiny_models import VOCAB_SIZE
+from tests.integration.engine_driver import (
+    BASE,
+    Script,
+    TinyEngine,
+    always,
+    ended,
+    generate,
+    prompt,
+)
 from workers.model import MODULE_PATHS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from scheduler.domain.messages import Generate, ToEngine
+    from scheduler.domain.messages import Generate
     from workers.peft_method import Params
 
 ALL = tuple(MODULE_PATHS)
-
-
-def prompt(seed: int, count: int) -> list[int]:
-    random = Random(seed)
-    return [random.randrange(VOCAB_SIZE) for _ in range(count)]
 
 
 def mixed_requests(engine: TinyEngine) -> list[Generate]:
@@ -46,34 +47,21 @@ def mixed_requests(engine: TinyEngine) -> list[Generate]:
     ]
 
 
-def all_answered(requests: list[Generate]) -> list[str]:
-    return [request.request.request_id for request in requests]
-
-
-def ended(name: str) -> tuple[Callable[[Script], bool], list[ToEngine]]:
-    return (lambda script: script.is_answered(name), [])
-
-
 def test_greedy_tokens_are_the_same_alone_in_a_batch_and_beside_training(tmp_path: Path) -> None:
     engine = TinyEngine(tmp_path)
     requests = mixed_requests(engine)
-    names = all_answered(requests)
+    names = [order.request.request_id for order in requests]
     jobs = [
         engine.job("j1", engine.data("one", Random(1)), n_epochs=50, method_config={"rank": 8}),
         engine.job("j2", engine.data("two", Random(2)), n_epochs=50, tenant_id="other"),
     ]
 
-    alone = {
-        name: engine.run((always, [r]), ended(name))
-        for name, r in zip(names, requests, strict=True)
-    }
-    batch = engine.run(
-        (always, [*requests]), (lambda s: all(s.is_answered(name) for name in names), [])
-    )
+    alone = {name: engine.complete(order) for name, order in zip(names, requests, strict=True)}
+    batch = engine.complete(*requests)
     beside = engine.run(
         (always, [*jobs]),
         (lambda s: all(s.steps(job.job_id) for job in jobs), [*requests]),
-        (lambda s: all(s.is_answered(name) for name in names), []),
+        (ended(*requests), []),
     )
 
     for name in names:
@@ -100,12 +88,7 @@ def test_a_job_that_runs_alone_repeats_itself_bit_for_bit(tmp_path: Path) -> Non
     engine = TinyEngine(tmp_path)
     data = engine.data("train", Random(3))
 
-    runs = [
-        engine.run(
-            (always, [engine.job("job", data, root=root)]), (lambda s: s.has_ended("job"), [])
-        )
-        for root in ("first", "second")
-    ]
+    runs = [engine.complete(engine.job("job", data, root=root)) for root in ("first", "second")]
 
     assert len(losses(runs[0])) == 6
     assert losses(runs[0]) == losses(runs[1])
@@ -117,13 +100,13 @@ def test_a_job_beside_serving_follows_the_same_curve_within_tolerance(tmp_path: 
     data = engine.data("train", Random(3))
     requests = mixed_requests(engine)
 
-    alone = engine.run(
-        (always, [engine.job("job", data, root="alone")]), (lambda s: s.has_ended("job"), [])
-    )
+    job = engine.job("job", data, root="mixed")
+
+    alone = engine.complete(engine.job("job", data, root="alone"))
     mixed = engine.run(
-        (always, [engine.job("job", data, root="mixed"), *requests[:8]]),
+        (always, [job, *requests[:8]]),
         (lambda s: bool(s.steps("job")), [*requests[8:]]),
-        (lambda s: s.has_ended("job") and all(map(s.is_answered, all_answered(requests))), []),
+        (ended(job, *requests), []),
     )
 
     for (loss, norm), (mixed_loss, mixed_norm) in zip(losses(alone), losses(mixed), strict=True):
@@ -136,14 +119,13 @@ def test_a_deterministic_job_keeps_every_bit_beside_serving(tmp_path: Path) -> N
     data = engine.data("train", Random(3))
     requests = mixed_requests(engine)
 
-    alone = engine.run(
-        (always, [engine.job("job", data, root="alone", deterministic=True)]),
-        (lambda s: s.has_ended("job"), []),
-    )
+    job = engine.job("job", data, root="mixed", deterministic=True)
+
+    alone = engine.complete(engine.job("job", data, root="alone", deterministic=True))
     mixed = engine.run(
-        (always, [engine.job("job", data, root="mixed", deterministic=True), *requests[:8]]),
+        (always, [job, *requests[:8]]),
         (lambda s: bool(s.steps("job")), [*requests[8:]]),
-        (lambda s: s.has_ended("job") and all(map(s.is_answered, all_answered(requests))), []),
+        (ended(job, *requests), []),
     )
 
     assert losses(alone) == losses(mixed)
@@ -155,9 +137,7 @@ def test_a_resumed_job_is_bit_equal_to_an_unbroken_one(tmp_path: Path, stop_afte
     engine = TinyEngine(tmp_path)
     data = engine.data("train", Random(4))
     how = {"n_epochs": 3, "batch_size": 3, "gradient_accumulation_steps": 2}
-    whole = engine.run(
-        (always, [engine.job("job", data, root="whole", **how)]), (lambda s: s.has_ended("job"), [])
-    )
+    whole = engine.complete(engine.job("job", data, root="whole", **how))
 
     broken = engine.run(
         (always, [engine.job("job", data, root="broken", **how)]),
@@ -168,9 +148,8 @@ def test_a_resumed_job_is_bit_equal_to_an_unbroken_one(tmp_path: Path, stop_afte
         (lambda s: s.has_ended("job"), []),
     )
     (written,) = broken.of(CheckpointWritten)
-    resumed = engine.run(
-        (always, [engine.job("job", data, root="resumed", resume_from=written.path, **how)]),
-        (lambda s: s.has_ended("job"), []),
+    resumed = engine.complete(
+        engine.job("job", data, root="resumed", resume_from=written.path, **how)
     )
 
     assert written.step == stop_after
@@ -203,10 +182,7 @@ def test_changing_one_tenants_adapter_leaves_anothers_logprobs_equal_bit_for_bit
     ]
 
     runs = [
-        engine.run(
-            (always, [ask[0], ask[1], generate("b", prompt(9, 12), other), ask[2], ask[3]]),
-            (lambda s: all(s.is_answered(f"r{i}") for i in range(4)) and s.is_answered("b"), []),
-        )
+        engine.complete(*ask[:2], generate("b", prompt(9, 12), other), *ask[2:])
         for other in foreign
     ]
 
@@ -250,9 +226,7 @@ def test_an_adapter_that_holds_nan_is_refused(tmp_path: Path) -> None:
     engine = TinyEngine(tmp_path)
     bad = engine.adapter("bad", 4, ALL, edit=spoil)
 
-    script = engine.run(
-        (always, [generate("bad", prompt(1, 9), bad)]), (lambda s: s.is_answered("bad"), [])
-    )
+    script = engine.complete(generate("bad", prompt(1, 9), bad))
 
     (frame,) = script.frames("bad")
     assert frame.error_code == "invalid_value"
@@ -275,7 +249,7 @@ def test_a_diverging_job_publishes_nothing_and_hurts_nobody(tmp_path: Path) -> N
         (always, [requests[0]]),
         (lambda s: bool(s.tokens("r0")), [wild, tame]),
         (lambda s: s.has_ended("wild"), [*requests[1:]]),
-        (lambda s: s.has_ended("tame") and all(s.is_answered(f"r{i}") for i in range(4)), []),
+        (ended(tame, *requests), []),
     )
 
     (stopped,) = script.of(JobStopped)

@@ -36,7 +36,7 @@ def of_class(request_id: str, service_class: str, max_tokens: int = 30) -> Gener
     return order.model_copy(update={"request": request})
 
 
-def until_answered(*names: str) -> Callable[[Script], bool]:
+def until_ended(*names: str) -> Callable[[Script], bool]:
     return lambda script: all(script.is_answered(name) for name in names)
 
 
@@ -47,7 +47,7 @@ def reports(script: Script) -> list[EngineStats]:
 def test_the_engine_announces_its_classes_and_refuses_others(engine: TinyEngine) -> None:
     script = engine.run(
         (always, [of_class("r0", "patient", 3), of_class("r1", "silver")]),
-        (until_answered("r0", "r1"), []),
+        (until_ended("r0", "r1"), []),
     )
 
     (ready,) = script.of(EngineReady)
@@ -118,7 +118,7 @@ def run_with_training(engine: TinyEngine, *classes: str) -> tuple[EngineLoop, Sc
         [
             (always, [engine.job("job", data, n_epochs=50)]),
             (lambda s: bool(s.steps("job")), [of_class(name, name) for name in classes]),
-            (until_answered(*classes), [StopJob(job_id="job")]),
+            (until_ended(*classes), [StopJob(job_id="job")]),
             (lambda s: s.has_ended("job"), []),
         ]
     )

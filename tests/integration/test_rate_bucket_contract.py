@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import tempfile
-import time
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler.domain.rate_limit import MAX_PER_MINUTE, RateKind
-from scheduler.store.rate_bucket import BucketsDown
 from scheduler.store.rate_buckets import connect_rate_buckets
 from scheduler.store.rate_buckets import redis as redis_buckets
 from scheduler.store.rate_buckets.memory import MemoryRateBuckets
@@ -27,7 +22,7 @@ from scheduler.store.rate_buckets.redis import RedisRateBuckets
 from tests.integration.store_kit import redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from scheduler.domain.rate_limit import RateLimits
     from scheduler.store.rate_bucket import RateBuckets, Reservation
@@ -88,21 +83,6 @@ def key_of(tenant: str) -> str:
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine says nothing about the code."""
     monkeypatch.setattr(redis_buckets, "PATIENCE_S", 60.0)
-
-
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A folder whose path is short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="tandem-"))
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-async def redis_url(short_dir: Path) -> AsyncIterator[str]:
-    """A running Redis."""
-    async with redis_server(short_dir):
-        yield f"unix://{short_dir}/redis.sock"
 
 
 @asynccontextmanager
@@ -325,92 +305,6 @@ async def test_the_largest_limits_are_exact(rig: Rig) -> None:
     assert made.levels[TOKENS].parts == full - 60_000
     before = min(made.levels[TOKENS].parts + elapsed_ms * MAX_PER_MINUTE, full)
     assert again.levels[TOKENS].parts == before - 60_000
-
-
-class TestOnlyRedis:
-    @pytest.mark.parametrize(
-        ("limits", "num_tokens"), [({REQUESTS: 200}, 1), ({REQUESTS: 10**6, TOKENS: 20_000}, 100)]
-    )
-    async def test_gateways_that_ask_at_once_are_granted_what_one_would_be(
-        self, redis_url: str, limits: RateLimits, num_tokens: int
-    ) -> None:
-        start_s = time.monotonic()
-        counts = await asyncio.gather(
-            *(
-                asyncio.to_thread(asyncio.run, _ask_much(redis_url, limits, num_tokens))
-                for _ in range(4)
-            )
-        )
-        elapsed_s = time.monotonic() - start_s
-
-        granted = {REQUESTS: sum(counts), TOKENS: sum(counts) * num_tokens}
-        for kind, limit in limits.items():
-            assert granted[kind] <= limit + limit * elapsed_s / 60
-        assert any(granted[kind] >= limit for kind, limit in limits.items())
-        assert all(counts)
-
-    async def test_an_unused_bucket_leaves_no_key(self, redis_url: str) -> None:
-        buckets = RedisRateBuckets(redis_url)
-        await buckets.reserve("t", {REQUESTS: 5}, 1)
-        async with redis.asyncio.Redis.from_url(redis_url, protocol=2) as plain:
-            left_ms = await plain.pttl(key_of("t"))
-        await buckets.close()
-
-        assert 0 < left_ms <= 60_000
-
-    async def test_a_server_that_forgot_the_script_gets_it_again(self, redis_url: str) -> None:
-        buckets = RedisRateBuckets(redis_url)
-        await buckets.reserve("t", {REQUESTS: 5}, 1)
-        async with redis.asyncio.Redis.from_url(redis_url, protocol=2) as plain:
-            await plain.script_flush()
-
-        made = await buckets.reserve("t", {REQUESTS: 5}, 1)
-        await buckets.close()
-
-        assert made.levels[REQUESTS].left == 3
-
-    async def test_a_server_that_is_away_is_reported_at_once(self, short_dir: Path) -> None:
-        buckets = RedisRateBuckets(f"unix://{short_dir}/redis.sock")
-
-        async with asyncio.timeout(5):
-            with pytest.raises(BucketsDown):
-                await buckets.reserve("t", {REQUESTS: 5}, 1)
-        await buckets.close()
-
-    async def test_a_server_that_is_stuck_is_not_waited_for(
-        self, short_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(redis_buckets, "PATIENCE_S", 0.1)
-        stuck = await asyncio.start_unix_server(_say_nothing, short_dir / "redis.sock")
-        buckets = RedisRateBuckets(f"unix://{short_dir}/redis.sock")
-
-        async with asyncio.timeout(5):
-            with pytest.raises(BucketsDown):
-                await buckets.reserve("t", {REQUESTS: 5}, 1)
-        await buckets.close()
-        stuck.close()
-
-    async def test_a_server_that_takes_no_writes_is_reported(self, redis_url: str) -> None:
-        buckets = RedisRateBuckets(redis_url)
-        async with redis.asyncio.Redis.from_url(redis_url, protocol=2) as plain:
-            await plain.replicaof("127.0.0.1", "1")
-
-        with pytest.raises(BucketsDown):
-            await buckets.reserve("t", {REQUESTS: 5}, 1)
-        await buckets.close()
-
-
-async def _ask_much(url: str, limits: RateLimits, num_tokens: int) -> int:
-    """Ask 300 times, as fast as the server answers, and count what is granted."""
-    buckets = RedisRateBuckets(url)
-    made = [await buckets.reserve("t", limits, num_tokens) for _ in range(300)]
-    await buckets.close()
-    return sum(one.granted for one in made)
-
-
-async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-    writer.close()
 
 
 @pytest.mark.parametrize(

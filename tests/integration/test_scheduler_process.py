@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import socket
 import sys
-import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.domain.job import FinetuneSpec, JobStatus
-from scheduler.domain.messages import TO_WORKER, JobHint, WorkerCapabilities, WorkerInfo, decode
+from scheduler.domain.message_codec import decode
+from scheduler.domain.messages import TO_WORKER, JobHint, WorkerCapabilities, WorkerInfo
 from scheduler.settings import SchedulerSettings
 from scheduler.store.channel import START
 from scheduler.store.channels import connect_channel
@@ -28,6 +26,7 @@ from scheduler.store.objects import ObjectStore
 from scheduler.store.outbox import Outbox
 from scheduler.store.tenants import Tenants
 from tests.integration.store_kit import chat_rows, make_model_dir, redis_server, upload
+from tests.servers.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,27 +79,19 @@ CELERY = (
 
 
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    data = Path(tempfile.mkdtemp(prefix="tandem-"))
-    settings = SchedulerSettings(data_dir=data)
+async def service(short_dir: Path) -> AsyncIterator[Service]:
+    settings = SchedulerSettings(data_dir=short_dir)
     await migrate(settings.database_url)
     db = Database(settings.database_url)
     environment = {
-        "TANDEM_DATA_DIR": str(data),
-        "TANDEM_BASE_MODELS": json.dumps([f"m={make_model_dir(data / 'm')}"]),
+        "TANDEM_DATA_DIR": str(short_dir),
+        "TANDEM_BASE_MODELS": json.dumps([f"m={make_model_dir(short_dir / 'm')}"]),
         "TANDEM_RELAY_POLL_S": "0.1",
         "TANDEM_RESEND_AFTER_S": "2",
     }
     tenant = await Tenants(db).create("acme")
     yield Service(db, ObjectStore(settings.object_store_url), tenant, environment)
     await db.close()
-    shutil.rmtree(data)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def children_of(pid: int) -> list[int]:

@@ -7,15 +7,13 @@ from random import Random
 
 import torch
 
-import workers.codecs
 from scheduler.domain.adapter import AdapterManifest
 from scheduler.domain.messages import CheckpointWritten
-from tests.integration.engine_driver import TinyEngine, always
+from tests.integration.engine_driver import TinyEngine
 from workers.adapter_archive import initial_params, pack_archive, read_archive
 from workers.adapter_file import BaseIdentity, read_adapter
-from workers.codec import CODECS
+from workers.codecs import CODECS
 
-assert workers.codecs
 UNMOVED = 1e-12  # a learning rate that leaves A, in float32, where it began
 
 
@@ -23,7 +21,7 @@ def test_the_manifest_tells_the_seed_that_draws_the_initial_value_again(tmp_path
     engine = TinyEngine(tmp_path)
     job = engine.job("job", engine.data("train", Random(1)), seed=41, learning_rate=UNMOVED)
 
-    script = engine.run((always, [job]), (lambda s: s.has_ended("job"), []))
+    script = engine.complete(job)
 
     folder = Path(script.of(CheckpointWritten)[-1].path) / "adapter"
     manifest = AdapterManifest.model_validate_json((folder / "manifest.json").read_bytes())
@@ -37,7 +35,7 @@ def test_the_manifest_tells_the_seed_that_draws_the_initial_value_again(tmp_path
 def test_a_trained_adapter_goes_through_a_compressed_archive(tmp_path: Path) -> None:
     engine = TinyEngine(tmp_path)
     job = engine.job("job", engine.data("train", Random(1)), seed=41)
-    script = engine.run((always, [job]), (lambda s: s.has_ended("job"), []))
+    script = engine.complete(job)
     folder = Path(script.of(CheckpointWritten)[-1].path) / "adapter"
     adapter = read_adapter(folder, engine.config)
     codec = CODECS["compeft"](CODECS["compeft"].Config.model_validate({"density": 0.5}))

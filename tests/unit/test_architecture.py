@@ -13,8 +13,7 @@ from scheduler.base_model import ARCHITECTURES
 from scheduler.domain.errors import DomainError
 from scheduler.settings import SchedulerSettings
 from service.settings import ServiceSettings
-from workers.model import MODELS
-from workers.models import llama
+from workers.models import MODELS, llama
 from workers.settings import FollowerSettings, WorkerSettings
 
 REPO = Path(__file__).resolve().parents[2]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from scheduler.domain.errors import DomainError, WorkerLost
+from scheduler.domain.message_codec import decode, encode
 from scheduler.domain.messages import (
     TO_WORKER,
     UNREAD_SUBMIT,
@@ -26,8 +27,6 @@ from scheduler.domain.messages import (
     Listening,
     Replay,
     Submit,
-    decode,
-    encode,
 )
 from scheduler.store.channel import START, ChannelDown
 from workers.agent.announcement import Announcement

@@ -2,4 +2,6 @@
 
 from workers.codec import CODECS
 
+__all__ = ["CODECS"]
+
 CODECS.discover(__name__)

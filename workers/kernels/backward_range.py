@@ -11,15 +11,21 @@ NUM_LINEARS = 4
 
 
 class Run(Structure):
-    """Rows [start, stop) with one adapter: its rank columns, and the projections that it has."""
+    """Rows [start, stop) with one adapter: a row of segments' RunTable."""
 
-    _fields_ = tuple((name, c_int64) for name in ("start", "stop", "column", "rank", "targets"))
+    _fields_ = (
+        *((name, c_int64) for name in ("start", "stop", "column", "rank", "targets", "middle")),
+        ("middles", c_void_p),
+    )
 
 
 class TermSums(Structure):
-    """Where the gradients of one linear's adapter are summed; null: it is not adapted."""
+    """Where the gradients of one linear's adapter are summed; null: they are not wanted."""
 
-    _fields_ = (("shrink", c_void_p), ("expand", c_void_p * MAX_PROJECTIONS))
+    _fields_ = (
+        ("shrink", c_void_p),
+        *((name, c_void_p * MAX_PROJECTIONS) for name in ("expand", "middle")),
+    )
 
 
 class BackwardRange(Structure):
@@ -30,7 +36,10 @@ class BackwardRange(Structure):
         *("activated", "grad_activated", "grad_gate_up", "normed", "grad_normed"),
         *("grad_attn", "grad_q", "grad_qkv"),
     )
-    ADAPTER_SCRATCH: ClassVar = ("shrunk", "grad_shrunk", "grad_rows", "panels")
+    ADAPTER_SCRATCH: ClassVar = (
+        *("shrunk", "grad_middled", "middled", "grad_shrunk"),
+        *("grad_rows", "panels"),
+    )
     _fields_ = (
         *(("hidden", c_int64), ("inner", c_int64), ("shape", AttentionShape)),
         *(("eps", c_float), ("is_first", c_int32)),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels.native import cpu_flags, library
-from workers.kernels.segments import RunTable
+from workers.kernels.segments import LinearPlace, RunTable
 
 MAX_PROJECTIONS = 3
 MAX_HEAD_DIM = 256
@@ -31,6 +31,7 @@ class AdaptedLinear(Structure):
 
     _fields_ = (
         ("index", c_int64),
+        ("first_middle", c_int64),
         ("num_projections", c_int64),
         ("in_features", c_int64),
         ("out_features", c_int64),
@@ -247,6 +248,12 @@ class PanelWeights:
             panels = padded.view(-1, panel, in_features).transpose(1, 2)
         return cls(panels.contiguous(), out_features, in_features)
 
+    def matrix(self) -> Tensor:
+        """The weight as it was before."""
+        outputs_last = self.panels.dim() == 3
+        rows = self.panels.transpose(1, 2) if outputs_last else self.panels.permute(0, 2, 1, 3)
+        return rows.reshape(-1, self.in_features)[: self.out_features]
+
 
 def panel_outputs() -> int:
     """Outputs of a panel: two vector registers of float32."""
@@ -331,11 +338,12 @@ class CpuKernels:
         return y
 
     def adapted_linear(
-        self, first_bit: int, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
+        self, place: LinearPlace, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
     ) -> AdaptedLinear:
         """One fused linear's matrices; output columns bounds[j] to bounds[j + 1] are expand j's."""
         described = AdaptedLinear(
-            first_bit // MAX_PROJECTIONS, len(expands), shrink.shape[1], bounds[-1]
+            *(place.first_bit // MAX_PROJECTIONS, place.first_middle),
+            *(len(expands), shrink.shape[1], bounds[-1]),
         )
         described.shrink = shrink.data_ptr()
         for j, expand in enumerate(expands):

@@ -6,6 +6,8 @@ K KV heads, D head_dim.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -34,26 +36,44 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def shrink_expand(x_TI: Tensor, terms: list[tuple[Tensor, Tensor] | None]) -> Tensor:
-    """What each row's own adapter adds: x[t] @ shrink[t].T @ expand[t]; None adds zero.
+class RowTerm(NamedTuple):
+    """What one row's adapter is: shrink (C, I), expand (C, O), and what stands between them.
 
-    Shapes:
-        terms: one per row: shrink (C, I) and expand (C, O), or None.
+    The middle is the identity (None), a diagonal (C,) or a matrix (C, C).
     """
-    out_features = next(term[1].shape[1] for term in terms if term is not None)
+
+    shrink: Tensor
+    expand: Tensor
+    middle: Tensor | None = None
+
+
+def shrink_expand(x_TI: Tensor, terms: list[RowTerm | None]) -> Tensor:
+    """What each row's own adapter adds: (middle @ (shrink @ x[t])) @ expand; None adds zero."""
+    out_features = next(term.expand.shape[1] for term in terms if term is not None)
     rows = []
     for x, term in zip(x_TI, terms, strict=True):
         if term is None:
             rows.append(x.new_zeros(out_features))
-        else:
-            rows.append((term[0] @ x) @ term[1])
+            continue
+        shrunk = term.shrink @ x
+        if term.middle is not None:
+            diagonal = term.middle.dim() == 1
+            shrunk = term.middle * shrunk if diagonal else term.middle @ shrunk
+        rows.append(shrunk @ term.expand)
     return torch.stack(rows)
 
 
 def attention(
-    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, start: int, window: int | None
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    start: int,
+    window: int | None,
+    log_counts_KT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the queries at positions start, start+1, ... over keys from position 0.
+
+    Log-counts, where there are any, are added to the logits of each key.
 
     Returns:
         Output (queries, H, D) and log-sum-exp (queries, H).
@@ -68,6 +88,8 @@ def attention(
         for head in range(num_heads):
             keys = k_TKD[first:stop, head // group_size]
             scores = keys @ q_THD[i, head] * head_dim**-0.5
+            if log_counts_KT is not None:
+                scores = scores + log_counts_KT[head // group_size, first:stop]
             lse[i, head] = torch.logsumexp(scores, 0)
             out[i, head] = torch.softmax(scores, 0) @ v_TKD[first:stop, head // group_size]
     return out, lse

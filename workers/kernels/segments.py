@@ -1,4 +1,9 @@
-"""What kernels over the rows of many adapters read: runs, tiles of runs, matrices of the arena."""
+"""What kernels over the rows of many adapters read: runs, tiles of runs, matrices of the arena.
+
+A run says as numbers what stands between its adapter's shrink and expand, so that one launch serves
+adapters of every kind: how many numbers a row of a projection's middle holds (none: the identity,
+one: a diagonal, the rank: a matrix), and where the middles of all projections begin.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,21 @@ from torch import Tensor
 
 SMALLEST_TILE = 16  # a side of Triton's matrix product
 LARGEST_TILE = 64
+RUN_FIELDS = 7
 ALIGNMENT = 16  # bytes of an address, elements of a row: what wide loads need
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPlace:
+    """Where a fused linear finds what a run says of its projections.
+
+    Attributes:
+        first_bit: of the run's targets, that of the first projection.
+        first_middle: middles of other projections, of all layers, that come before its own.
+    """
+
+    first_bit: int
+    first_middle: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +40,7 @@ class Factor:
         stacked: projections whose rows lie together in one matrix: its adapter's rows are
             [stacked * offset, stacked * (offset + rank)).
         widest: most features of a matrix.
-        first_bit: the targets bit of the linear's first projection.
+        place: what kernels read of a run for this linear.
         is_aligned: whether every matrix, row and bound is a multiple of ALIGNMENT.
     """
 
@@ -29,7 +48,7 @@ class Factor:
     bounds: Tensor
     stacked: int
     widest: int
-    first_bit: int
+    place: LinearPlace
     is_aligned: bool
 
     def __len__(self) -> int:
@@ -41,16 +60,19 @@ class RunTable:
     """Runs of a batch as kernels read them.
 
     Attributes:
-        runs: (n, 5) int64: start, stop, column, rank, targets.
+        runs: (n, RUN_FIELDS) int64: start, stop, column, rank, targets, numbers in a row of its
+            middles, their address.
         tiles: (m, 2) int64: run, first row; a tile past its run's end is empty.
         tile_rows: most rows of a tile.
         max_rank: largest rank of a run.
+        has_middles: whether any run may have some; without, they are not looked for.
     """
 
     runs: Tensor
     tiles: Tensor
     tile_rows: int
     max_rank: int
+    has_middles: bool
 
 
 def tile_rows(lengths: list[int]) -> int:

@@ -18,14 +18,32 @@ MAX_SPLITS = 32
 
 
 @dataclass(frozen=True, slots=True)
+class HeadLines:
+    """Where one layer's heads look their pages up, in a batch that has compressed sequences.
+
+    A page is known by its number: where it lies among all pages of keys and of values. A uniform
+    span finds its pages through its block table all the same.
+
+    Attributes:
+        lines_S5: int64, see `HeadTables.line`; zeros: the span's sequence is uniform.
+        layer: the layer.
+        block_stride: elements of a superblock.
+    """
+
+    lines_S5: Tensor
+    layer: int
+    block_stride: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPlace:
     """Keys and values of one layer, and how their dimensions stride, in elements.
 
     Attributes:
         tables: (n,) int32 block ids of all spans, end to end; None where keys lie side by side.
         page_tokens: tokens of a page; 0 without tables.
-        lengths_SK: keys of each span in each KV head, its own queries' included, where heads keep
-            different numbers of them; None: start + queries.
+        heads: tables of compressed sequences; `keys` and `values` are then those of all layers, and
+            pages stride by number. None: every span has a key for each of its tokens.
     """
 
     keys: Tensor
@@ -35,7 +53,7 @@ class KeyPlace:
     token_stride: int
     tables: Tensor | None = None
     page_tokens: int = 0
-    lengths_SK: Tensor | None = None
+    heads: HeadLines | None = None
 
 
 @dataclass(frozen=True, slots=True)

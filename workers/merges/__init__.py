@@ -2,4 +2,6 @@
 
 from workers.merge import MERGES
 
+__all__ = ["MERGES"]
+
 MERGES.discover(__name__)

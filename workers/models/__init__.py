@@ -2,4 +2,6 @@
 
 from workers.model import MODELS
 
+__all__ = ["MODELS"]
+
 MODELS.discover(__name__)

@@ -2,4 +2,6 @@
 
 from workers.optimizer import OPTIMIZERS
 
+__all__ = ["OPTIMIZERS"]
+
 OPTIMIZERS.discover(__name__)

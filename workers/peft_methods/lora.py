@@ -9,19 +9,16 @@ Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; file layout of Hugging Fa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from pydantic import Field, ValidationError
 
 from scheduler.artefact.lora_config import PLAIN, Alphas, Ranks, at_site, read_lora_options
 from scheduler.domain.errors import InvalidInput
-from workers.adapter_arena import Term
-from workers.model import MODULE_PATHS, DecoderConfig, FusedLinear, LinearSlice, fused_linears
+from workers.adapter_sites import Target, sites
+from workers.model import DecoderConfig
 from workers.peft_method import PEFT_METHODS, Params, PeftMethod, Terms, generator
-
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @PEFT_METHODS.register("lora")
@@ -49,13 +46,10 @@ class Lora(PeftMethod):
 
     def __init__(self, config: Config, model: DecoderConfig) -> None:
         super().__init__(config, model)
-        sites = [
-            _site(layer, module)
-            for layer in range(model.num_layers)
-            for module in config.target_modules
-        ]
-        self._ranks = {site: at_site(site, config.rank_pattern, config.rank) for site in sites}
-        self._alphas = {site: at_site(site, config.alpha_pattern, config.alpha) for site in sites}
+        self._sites = list(sites(model, self.modules))
+        names = [site.name for site in self._sites]
+        self._ranks = {name: at_site(name, config.rank_pattern, config.rank) for name in names}
+        self._alphas = {name: at_site(name, config.alpha_pattern, config.alpha) for name in names}
         self._rank = max(self._ranks.values())
 
     @property
@@ -76,11 +70,10 @@ class Lora(PeftMethod):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See PeftMethod."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer, _, linear, _, part in self._parts():
-            site = _site(layer, part.module)
-            rank = self._ranks[site]
-            shapes[f"{site}.lora_A.weight"] = (rank, linear.in_features)
-            shapes[f"{site}.lora_B.weight"] = (part.stop - part.start, rank)
+        for site in self._sites:
+            rank, (outputs, inputs) = self._ranks[site.name], site.shape
+            shapes[f"{site.name}.lora_A.weight"] = (rank, inputs)
+            shapes[f"{site.name}.lora_B.weight"] = (outputs, rank)
         return shapes
 
     def init(self, params: Params, seed: int) -> None:
@@ -95,24 +88,21 @@ class Lora(PeftMethod):
 
     def lower(self, params: Params, into: Terms) -> None:
         """Stack A by projection; put scale * B^T beside it."""
-        for layer, index, _, j, part in self._parts():
-            site = _site(layer, part.module)
-            a, b = _factors(params, site)
-            shrink, expand = self._block(into[layer, index], j)
-            rank = len(a)
+        for site in self._sites:
+            a, b = _factors(params, site.name)
+            term, rank = into[site.key], len(a)
+            shrink, expand = site.shrink(term, self.rank), term.expand_RO[site.place]
             shrink[:rank], shrink[rank:] = a, 0.0
-            torch.mul(b.T, self.scale(site), out=expand[:rank])
+            torch.mul(b.T, self.scale(site.name), out=expand[:rank])
             expand[rank:] = 0.0
 
     def pull_back(self, grads: Terms, into: Params) -> None:
         """DA is a block of d_shrink; dB is scale times the transposed d_expand."""
-        for layer, index, _, j, part in self._parts():
-            site = _site(layer, part.module)
-            a, b = _factors(into, site)
-            shrink, expand = self._block(grads[layer, index], j)
-            rank = len(a)
-            a.copy_(shrink[:rank])
-            torch.mul(expand[:rank].T, self.scale(site), out=b)
+        for site in self._sites:
+            a, b = _factors(into, site.name)
+            term, rank = grads[site.key], len(a)
+            a.copy_(site.shrink(term, self.rank)[:rank])
+            torch.mul(term.expand_RO[site.place][:rank].T, self.scale(site.name), out=b)
 
     def peft_config(self) -> dict[str, Any]:
         """See PeftMethod."""
@@ -139,24 +129,6 @@ class Lora(PeftMethod):
         except ValidationError as error:
             raise InvalidInput(f"adapter_config.json is not a plain LoRA: {error}.") from None
         return cls(options, model)
-
-    def _parts(self) -> Iterator[tuple[int, int, FusedLinear, int, LinearSlice]]:
-        """(layer, linear index, linear, place among its projections, projection), adapted ones."""
-        linears = fused_linears(self.model)
-        for layer in range(self.model.num_layers):
-            for index, linear in enumerate(linears):
-                for j, part in enumerate(linear.slices):
-                    if part.module in self.modules:
-                        yield layer, index, linear, j, part
-
-    def _block(self, term: Term, j: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of A and of B^T that belong to a linear's projection j."""
-        return term.shrink_CI[j * self.rank : (j + 1) * self.rank], term.expand_RO[j]
-
-
-def _site(layer: int, module: str) -> str:
-    """What the names of a projection's parameters in adapter_model.safetensors begin with."""
-    return f"base_model.model.model.layers.{layer}.{MODULE_PATHS[module]}"
 
 
 def _factors(params: Params, site: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,15 +13,12 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import workers.codecs
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter import ARCHIVE_FILE
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_archive import read_archive
 from workers.adapter_folder import complete_archive_folder
+from workers.architecture import decoder_config
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 from workers.tasks.program import run_program
 
 FLOAT_BYTES = 4

@@ -14,18 +14,16 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-import workers.codecs
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter_order import Compression, OrderFolder
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_archive import Archive, initial_params, pack_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_manifest
 from workers.adapter_folder import read_folder, write_archive_folder
-from workers.codec import CODECS, Codec
-from workers.codecs.search import Ladder, decoded, search
+from workers.architecture import decoder_config
+from workers.codec import Codec
+from workers.codec_search import Ladder, decoded, search
+from workers.codecs import CODECS
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 from workers.peft_method import Params
 from workers.plugin_options import plugin_options
 from workers.tasks.program import run_program

@@ -9,14 +9,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import workers.codecs
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter import ARCHIVE_FILE
 from workers.adapter_archive import read_archive
 from workers.adapter_file import BaseIdentity, write_adapter
+from workers.architecture import decoder_config
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 from workers.tasks.program import run_program
 
 OPTIONS = {"base": Path, "folder": Path, "out": Path}

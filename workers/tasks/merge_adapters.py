@@ -14,17 +14,15 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import workers.codecs
-import workers.merges
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.adapter_order import Merging, OrderFolder
 from scheduler.domain.errors import InvalidInput
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_manifest, write_adapter
 from workers.adapter_folder import read_folder
+from workers.architecture import decoder_config
 from workers.hf_config import read_hf_config
-from workers.merge import MERGES, Merge
-from workers.model import DecoderConfig, decoder_config
+from workers.merge import Merge
+from workers.merges import MERGES
+from workers.model import DecoderConfig
 from workers.plugin_options import plugin_options
 from workers.tasks.program import run_program
 from workers.validation_loss import ValidationLoss

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-import workers.codecs
-import workers.models
-import workers.peft_methods  # noqa: F401
 from scheduler.domain.errors import InvalidInput
-from workers.adapter_arena import Term
+from workers.adapter_arena import Term, empty_terms
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_folder import read_folder
+from workers.adapter_sites import sites
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder
 from workers.hf_config import read_hf_config
-from workers.model import MODULE_PATHS, DecoderConfig, decoder_config, fused_linears
+from workers.model import MODULE_PATHS, DecoderConfig
 from workers.tasks.program import run_program
 from workers.tasks.shard_writer import DTYPE_NAMES, TensorSpec, plan_shards, write_shards
 
@@ -51,27 +50,24 @@ class Deltas:
     def __init__(self, adapter: LoadedAdapter, config: DecoderConfig) -> None:
         self._rank = adapter.method.rank
         self._terms = _lowered(adapter, config)
-        self._places = {
-            f"model.layers.{layer}.{MODULE_PATHS[part.module]}.weight": (layer, index, j)
-            for layer in range(config.num_layers)
-            for index, linear in enumerate(fused_linears(config))
-            for j, part in enumerate(linear.slices)
-            if part.module in adapter.method.modules
+        self._sites = {
+            f"model.layers.{site.layer}.{MODULE_PATHS[site.part.module]}.weight": site
+            for site in sites(config, adapter.method.modules)
         }
 
     @property
     def names(self) -> frozenset[str]:
         """Base tensors that change."""
-        return frozenset(self._places)
+        return frozenset(self._sites)
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """The tensor with the adapter's part, in its own dtype; others come back as they are."""
-        if name not in self._places:
+        site = self._sites.get(name)
+        if site is None:
             return weight
-        layer, index, j = self._places[name]
-        term = self._terms[layer, index]
-        shrink = term.shrink_CI[j * self._rank : (j + 1) * self._rank]
-        total = weight.float() + term.expand_RO[j].T @ shrink
+        term = self._terms[site.key]
+        change = term.expand_RO[site.place].T @ site.joined_shrink(term, self._rank)
+        total = weight.float() + change
         merged = total.to(weight.dtype)
         if not bool(torch.isfinite(merged).all()):
             raise InvalidInput(f"Merged tensor {name!r} overflows {weight.dtype}.")
@@ -108,16 +104,7 @@ def merge_export(
 
 def _lowered(adapter: LoadedAdapter, config: DecoderConfig) -> dict[tuple[int, int], Term]:
     """The adapter's terms in float32, outside any arena."""
-    rank = adapter.method.rank
-    terms = {
-        (layer, index): Term(
-            torch.zeros(len(linear.slices) * rank, linear.in_features),
-            tuple(torch.zeros(rank, part.num_features) for part in linear.slices),
-        )
-        for layer in range(config.num_layers)
-        for index, linear in enumerate(fused_linears(config))
-        if any(part.module in adapter.method.modules for part in linear.slices)
-    }
+    terms = empty_terms(config, adapter.method.columns(), torch.float32)
     params = {name: param.float() for name, param in adapter.params.items()}
     adapter.method.lower(params, terms)
     return terms

@@ -2,4 +2,6 @@
 
 from workers.weight_format import WEIGHT_FORMATS
 
+__all__ = ["WEIGHT_FORMATS"]
+
 WEIGHT_FORMATS.discover(__name__)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from scheduler.domain.messages import WorkerInfo, decode, encode
+from scheduler.domain.message_codec import decode, encode
+from scheduler.domain.messages import WorkerInfo
 from scheduler.store.channel import DEFAULT_MAXLEN, PATIENCE_S, WORKER_INFO, Channel, ChannelDown
 from scheduler.store.channels.frames import pack_frame, read_frame
 from scheduler.store.channels.memory import Memory

@@ -9,7 +9,8 @@ import redis.asyncio
 import redis.exceptions
 from typing_extensions import override
 
-from scheduler.domain.messages import WorkerInfo, decode, encode
+from scheduler.domain.message_codec import decode, encode
+from scheduler.domain.messages import WorkerInfo
 from scheduler.store.channel import DEFAULT_MAXLEN, PATIENCE_S, WORKER_INFO, Channel, ChannelDown
 
 if TYPE_CHECKING:

@@ -13,14 +13,8 @@ import pytest
 
 from scheduler.domain.adapter import AdapterRef
 from scheduler.domain.job import FinetuneSpec, JobStatus
-from scheduler.domain.messages import (
-    TO_GATEWAY,
-    Submit,
-    TokenFrame,
-    WorkerInfo,
-    decode,
-    encode,
-)
+from scheduler.domain.message_codec import decode, encode
+from scheduler.domain.messages import TO_GATEWAY, Submit, TokenFrame, WorkerInfo
 from scheduler.domain.request import RequestBody, WeightedModel
 from scheduler.store.channels.local import LocalBroker, LocalChannel
 from scheduler.store.checks import Checks

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.domain.job import JobStatus
-from scheduler.domain.messages import (
-    JobHint,
-    encode,
-)
+from scheduler.domain.message_codec import encode
+from scheduler.domain.messages import JobHint
 from scheduler.store.adapters import Adapters
 from scheduler.store.board import Board
 from scheduler.store.leases import Leases

@@ -10,11 +10,8 @@ import msgpack
 import pytest
 
 from scheduler.domain.adapter import AdapterRef
-from scheduler.domain.messages import (
-    Abort,
-    Listening,
-    encode,
-)
+from scheduler.domain.message_codec import encode
+from scheduler.domain.messages import Abort, Listening
 from scheduler.domain.request import WeightedModel
 from tests.integration.agent.conftest import OUT, until
 from tests.integration.scripted_engine import HANG, write_adapter

@@ -8,14 +8,13 @@ import httpx
 
 from scheduler.domain.adapter import TENSORS_FILE
 from tests.integration.gateway.tiny_folder import BASE
+from tests.unit.scheduler.artefact.archives import make_tar_gz, make_zip
 from tests.unit.scheduler.artefact.peft_folder import good_files, good_tensors, safetensors
-from tests.unit.scheduler.artefact.test_archive import make_tar_gz, make_zip
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service
 
-
-HELLO = [{"role": "user", "content": "Hi"}]
+HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
 class Caller:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import openai
 import pytest
-import structlog
 import uvicorn
 
 from scheduler.store.channels import connect_channel
@@ -149,15 +148,6 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < end_s, "It did not happen in time."
         time.sleep(0.02)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def plain_logs() -> Iterator[None]:
-    """Short log lines; structlog's own default draws every local of a traceback, slowly."""
-    processors = [structlog.processors.format_exc_info, structlog.dev.ConsoleRenderer()]
-    structlog.configure(processors=processors)
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="package")

@@ -15,6 +15,7 @@ from scheduler.domain.engine_stats import (
     SloTotals,
     StepSample,
 )
+from scheduler.domain.message_codec import decode, encode
 from scheduler.domain.messages import (
     TO_WORKER,
     Abort,
@@ -28,8 +29,6 @@ from scheduler.domain.messages import (
     TokenLogprobs,
     WorkerCapabilities,
     WorkerInfo,
-    decode,
-    encode,
 )
 from scheduler.domain.request import FinishReason
 from scheduler.domain.service_class import ClassTargets

@@ -12,8 +12,8 @@ import pytest
 from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
 from tests.integration.gateway.caller import Caller, files_of, stored
 from tests.integration.gateway.tiny_folder import BASE
+from tests.unit.scheduler.artefact.archives import make_tar_gz, make_zip
 from tests.unit.scheduler.artefact.peft_folder import LORA, good_files, safetensors
-from tests.unit.scheduler.artefact.test_archive import make_tar_gz, make_zip
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service

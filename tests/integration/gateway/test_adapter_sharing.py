@@ -11,8 +11,8 @@ import pytest
 from tests.integration.gateway.caller import Caller
 from tests.integration.gateway.conftest import wait_until
 from tests.integration.gateway.fake_worker import Plan
+from tests.unit.scheduler.artefact.archives import make_zip
 from tests.unit.scheduler.artefact.peft_folder import good_files
-from tests.unit.scheduler.artefact.test_archive import make_zip
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service

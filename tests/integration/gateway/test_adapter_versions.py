@@ -11,10 +11,10 @@ import pytest
 from tests.integration.gateway.caller import Caller
 from tests.integration.gateway.conftest import wait_until
 from tests.integration.gateway.fake_worker import Plan
-from tests.integration.gateway.test_gateway_jobs import finished_job
 from tests.integration.gateway.tiny_folder import BASE
+from tests.integration.gateway.training import finished_job
+from tests.unit.scheduler.artefact.archives import make_zip
 from tests.unit.scheduler.artefact.peft_folder import good_files
-from tests.unit.scheduler.artefact.test_archive import make_zip
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service

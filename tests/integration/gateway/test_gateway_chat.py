@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from tests.integration.gateway.caller import HELLO
 from tests.integration.gateway.conftest import ANSWER, wait_until
 from tests.integration.gateway.fake_worker import Plan
 from tests.integration.gateway.tiny_folder import BASE
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
-
-HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
 def test_an_answer_comes_whole_with_its_usage(client: OpenAI, worker: FakeWorker) -> None:

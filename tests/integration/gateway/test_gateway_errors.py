@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from tests.integration.gateway.caller import HELLO
 from tests.integration.gateway.conftest import run_service, wait_until
 from tests.integration.gateway.fake_worker import Plan
 from tests.integration.gateway.tiny_folder import BASE
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
-
-HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
@@ -240,11 +239,11 @@ def test_a_tenants_own_limit_answers_429_at_once(small: Service) -> None:
 
 def test_a_full_queue_answers_503_at_once(small: Service) -> None:
     pool = small.gateway.engines.pool
-    wait_until(lambda: pool.num_waiting == 0)
+    wait_until(lambda: pool.live.num_waiting() == 0)
     keys = [small.tenant()[1] for _ in range(4)]
     waiting = [small.client(key).with_options(timeout=2) for key in keys[:3]]
     streams = [_start_stream(small, client, keys[i]) for i, client in enumerate(waiting)]
-    wait_until(lambda: pool.num_waiting == 3)
+    wait_until(lambda: pool.live.num_waiting() == 3)
 
     response = small.http.post(
         "/v1/completions",
@@ -256,7 +255,7 @@ def test_a_full_queue_answers_503_at_once(small: Service) -> None:
     assert response.headers["retry-after"] == "2"
     for stream in streams:
         stream.close()
-    wait_until(lambda: pool.num_waiting == 0)
+    wait_until(lambda: pool.live.num_waiting() == 0)
 
 
 def _start_stream(service: Service, client: OpenAI, key: str) -> httpx.Client:

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from tests.integration.gateway.conftest import run_service
+from tests.integration.gateway.training import CONTENT, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from tests.integration.gateway.conftest import Service
-
-CONTENT = b'{"messages": []}\n'
-
-
-def upload(client: OpenAI, name: str = "data.jsonl", content: bytes = CONTENT, **kw: Any) -> Any:
-    """Upload a training file."""
-    return client.files.create(file=(name, content), purpose="fine-tune", **kw)
 
 
 def stored_objects(service: Service) -> list[Path]:

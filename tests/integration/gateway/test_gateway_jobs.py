@@ -11,9 +11,10 @@ import openai
 import pytest
 
 from tests.integration.gateway import training
+from tests.integration.gateway.caller import HELLO
 from tests.integration.gateway.conftest import ANSWER
-from tests.integration.gateway.test_gateway_files import upload
 from tests.integration.gateway.tiny_folder import BASE
+from tests.integration.gateway.training import create, finished_job, upload
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from tests.integration.gateway.fake_worker import FakeWorker
 
 pytestmark = pytest.mark.usefixtures("worker")
-HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
-
-
-def create(client: OpenAI, **options: Any) -> Any:
-    """Start a job on a new file."""
-    file = options.pop("training_file", None) or upload(client).id
-    return client.fine_tuning.jobs.create(model=BASE, training_file=file, **options)
 
 
 def hyperparameters(**options: Any) -> Any:
@@ -228,15 +222,6 @@ def test_events_can_be_followed_live(service: Service) -> None:
     assert events[0]["message"].startswith("Created")
     assert events[-1]["message"].endswith("cancelled.")
     assert [event["data"]["step"] for event in events if event["type"] == "metrics"] == [1]
-
-
-def finished_job(service: Service, client: OpenAI) -> Any:
-    """A job with a checkpoint at step 5 that has succeeded at step 10."""
-    job = create(client, suffix="mine")
-    epoch = training.start(service, job.id)
-    training.checkpoint(service, job.id, epoch, 5, final=False)
-    training.checkpoint(service, job.id, epoch, 10, final=True)
-    return client.fine_tuning.jobs.retrieve(job.id)
 
 
 def test_a_finished_job_is_a_model_by_every_name(

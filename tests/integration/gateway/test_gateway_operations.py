@@ -152,4 +152,4 @@ def test_nothing_of_a_finished_request_stays_in_the_pool(service: Service, clien
     client.completions.create(model=BASE, prompt="abc", n=3, stop="l")
 
     pool = service.gateway.engines.pool
-    wait_until(lambda: not pool.num_live())
+    wait_until(lambda: not pool.live.pairs())

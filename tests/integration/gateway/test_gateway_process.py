@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -16,16 +15,10 @@ from scheduler.store.channels.local import LocalBroker, socket_path
 from service.settings import ServiceSettings
 from tests.integration.gateway.conftest import LoopThread, wait_until
 from tests.integration.gateway.tiny_folder import write_tiny_folder
+from tests.servers.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_gateway_process_starts_answers_and_ends_cleanly(tmp_path: Path) -> None:

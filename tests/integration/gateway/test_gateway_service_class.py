@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
+from tests.integration.gateway.caller import HELLO
 from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
-
-HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture

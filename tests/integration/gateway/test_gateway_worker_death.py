@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from service.worker_pool import Move
+from tests.integration.gateway.caller import HELLO
 from tests.integration.gateway.conftest import ANSWER, BASE, wait_until
 from tests.integration.gateway.fake_worker import Plan
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Service
     from tests.integration.gateway.fake_worker import FakeWorker
 
-HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 PLACES = (0, 1, 9, len(ANSWER.encode()))  # tokens are bytes: 9 is within the two of ö
 
 

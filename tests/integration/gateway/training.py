@@ -1,15 +1,20 @@
-"""Takes a job through its life as the scheduler and a worker's agent would, without training."""
+"""Jobs made and taken through their life as the scheduler and an agent would, without training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scheduler.domain.messages import JobProgress
 from scheduler.store.checks import Checks
 from scheduler.store.leases import CheckpointCommit, Leases
+from tests.integration.gateway.tiny_folder import BASE
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+
     from tests.integration.gateway.conftest import Service
+
+CONTENT = b'{"messages": []}\n'
 
 
 def start(service: Service, job_id: str) -> int:
@@ -64,3 +69,23 @@ async def _checkpoint(service: Service, job_id: str, epoch: int, step: int, fina
     )
     end = leases.finish if final else leases.commit_checkpoint
     await end(job_id, epoch, commit)
+
+
+def upload(client: OpenAI, name: str = "data.jsonl", content: bytes = CONTENT, **kw: Any) -> Any:
+    """Upload a training file."""
+    return client.files.create(file=(name, content), purpose="fine-tune", **kw)
+
+
+def create(client: OpenAI, **options: Any) -> Any:
+    """Start a job on a new file."""
+    file = options.pop("training_file", None) or upload(client).id
+    return client.fine_tuning.jobs.create(model=BASE, training_file=file, **options)
+
+
+def finished_job(service: Service, client: OpenAI) -> Any:
+    """A job with a checkpoint at step 5 that has succeeded at step 10."""
+    job = create(client, suffix="mine")
+    epoch = start(service, job.id)
+    checkpoint(service, job.id, epoch, 5, final=False)
+    checkpoint(service, job.id, epoch, 10, final=True)
+    return client.fine_tuning.jobs.retrieve(job.id)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.gpu.__main__ import BUDGET_S, LEAST_S, failure_of
+from benchmarks.gpu.contexts import dominated_batch
 from benchmarks.gpu.part import PARTS, measure
 from benchmarks.gpu.setting import SHAPES, Setting, linear_parameters, llama_config
 from benchmarks.gpu.table import table
@@ -17,7 +20,7 @@ from benchmarks.gpu.table import table
 TINY = Setting(torch.device("cpu"), is_tiny=True)
 
 
-@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill"])
+@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill", "contexts"])
 def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
     figures = measure(name, TINY)
 
@@ -26,13 +29,46 @@ def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
 
 
 def test_kernels_of_this_machine_equal_plain_torch() -> None:
-    assert measure("kernel_checks", TINY)["wrong"] == []
+    figures = measure("kernel_checks", TINY)
+
+    assert figures["wrong"] == []
+    assert table({"parts": {"kernel_checks": figures}}).endswith("wrong: none")
 
 
-def test_a_part_that_failed_is_one_line_of_the_table() -> None:
-    assert table({"parts": {"decode": {"error": "Traceback\nRuntimeError: no"}}}) == (
-        "decode: RuntimeError: no"
-    )
+def test_attention_of_this_machine_equals_torch_s_own() -> None:
+    figures = measure("attention_peers", TINY)
+
+    assert len(figures) == 4
+    assert all(each["difference"] < 1e-5 for each in figures.values())  # type: ignore[index]
+
+
+def test_a_part_that_failed_shows_what_it_had_measured_before() -> None:
+    part = {"tiny": {"step_ms": 2.0}, "error": "Traceback\nRuntimeError: no"}
+
+    assert table({"parts": {"decode": part}}).splitlines() == [
+        "decode, tiny: step_ms 2",
+        "decode: RuntimeError: no",
+    ]
+
+
+def test_all_parts_together_may_take_less_than_nine_minutes() -> None:
+    assert sum(part.limit_s for part in PARTS.values()) <= BUDGET_S < 540
+    assert min(part.limit_s for part in PARTS.values()) >= LEAST_S
+
+
+def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    grandchild = f"import time; time.sleep(2); open({str(alive)!r}, 'w')"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+
+    assert failure_of([sys.executable, "-c", child], 0.5) == "took longer than 0 s"
+    time.sleep(2)
+    assert not alive.exists()
+
+
+def test_a_program_that_fails_is_quoted() -> None:
+    assert failure_of([sys.executable, "-c", "raise SystemExit('no card')"], 60) == "no card"
+    assert failure_of([sys.executable, "-c", "print('fine')"], 60) is None
 
 
 def test_the_large_shape_has_the_parameters_of_an_8b_model() -> None:
@@ -41,6 +77,14 @@ def test_the_large_shape_has_the_parameters_of_an_8b_model() -> None:
     vocabulary = 2 * config.vocab_size * config.hidden_size
     assert 8.0e9 < linear_parameters(config) + vocabulary < 8.1e9
     assert set(SHAPES) >= set(TINY.models)
+
+
+def test_k_and_v_are_twice_the_weights_of_an_8b_model_at_16_callers_of_16k() -> None:
+    card, config = Setting(torch.device("cuda"), is_tiny=False), llama_config("8b")
+
+    # 15.0 GB of weights; 131,072 bytes of K/V a token: 2.1 GB at 16k, 8.6 GB at 64k
+    assert dominated_batch(config, card, 16_384) == 16
+    assert dominated_batch(config, card, 65_536) == 4
 
 
 @pytest.mark.e2e

@@ -21,7 +21,7 @@ from benchmarks.recall_task import TASKS, VOCAB, Papers
 from scheduler.domain.messages import Generate
 from scheduler.domain.request import BegunAnswer, KvPolicyChoice, RequestBody, SamplingParams
 from workers.engine import EngineLoop
-from workers.kv_policy import KV_POLICIES
+from workers.kv_policies import KV_POLICIES
 from workers.settings import EngineSettings
 
 CONTEXT = 96  # a table of all facts fits

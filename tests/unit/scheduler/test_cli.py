@@ -54,7 +54,7 @@ def _options(model: Path, data: Path, **changes: object) -> UpOptions:
         "devices": "cpu",
         "environment": {},
     }
-    return UpOptions(**(fixed | changes))  # type: ignore[arg-type]
+    return UpOptions(**(fixed | changes))
 
 
 def test_adapter_commands_run_where_tensors_are_known(

@@ -39,7 +39,7 @@ def test_each_contender_has_its_own_mean_over_all_rows(rows: Any) -> None:
     assert book.num_rows == len(rows)
     for i, contender in enumerate(("candidate", "base")):
         tokens = [logprob for row in rows for logprob in row[i]]
-        mean = book.means(contender)["l"]  # type: ignore[arg-type]
+        mean = book.means(contender)["l"]
         assert mean == pytest.approx(-sum(tokens) / len(tokens))
 
 

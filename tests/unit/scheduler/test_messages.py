@@ -6,16 +6,8 @@ import msgpack
 import pytest
 from pydantic import ValidationError
 
-from scheduler.domain.messages import (
-    TO_GATEWAY,
-    TO_WORKER,
-    Abort,
-    Frames,
-    JobHint,
-    TokenFrame,
-    decode,
-    encode,
-)
+from scheduler.domain.message_codec import decode, encode
+from scheduler.domain.messages import TO_GATEWAY, TO_WORKER, Abort, Frames, JobHint, TokenFrame
 
 
 class NewerAbort(Abort):

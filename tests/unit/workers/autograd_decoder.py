@@ -26,7 +26,7 @@ class AutogradDecoder:
         self.weights = {name: tensor.double() for name, tensor in loaded.items()}
 
     def logits(self, token_ids: list[int], lora: dict[str, Tensor], scale: float) -> Tensor:
-        """(tokens, vocab), with the LoRA factors named as in a peft file."""
+        """(tokens, vocab), with the adapter's factors named as in a peft file."""
         x = self.weights["model.embed_tokens.weight"][torch.tensor(token_ids)]
         for layer in range(self.config.num_layers):
             x = self._layer(layer, x, lora, scale)
@@ -53,7 +53,7 @@ class AutogradDecoder:
             if a is None:
                 return y
             b = lora[f"base_model.model.{name}.lora_B.weight"]
-            return y + scale * (x @ a.T) @ b.T
+            return y + scale * through_middle(f"base_model.model.{name}", x @ a.T, lora) @ b.T
 
         normed = self._norm(x, prefix + "input_layernorm")
         q, k, v = (linear(f"{n}_proj", normed) for n in "qkv")
@@ -88,3 +88,13 @@ class AutogradDecoder:
     def _norm(self, x: Tensor, name: str) -> Tensor:
         mean = x.pow(2).mean(-1, keepdim=True)
         return self.weights[f"{name}.weight"] * x * torch.rsqrt(mean + self.config.rms_eps)
+
+
+def through_middle(site: str, shrunk: Tensor, lora: dict[str, Tensor]) -> Tensor:
+    """Between the factors: the matrix of LoRA-XS, the diagonal of SVFit, or nothing."""
+    matrix, diagonal = (
+        lora.get(f"{site}.{name}") for name in ("lora_latent_mapping.weight", "svfit_delta")
+    )
+    if matrix is not None:
+        return shrunk @ matrix.T
+    return shrunk if diagonal is None else shrunk * diagonal

@@ -6,6 +6,7 @@ Run as a program, without TRITON_INTERPRET; prints the names of the kernels.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from workers.kernels import segments, span_tiles
 from workers.kernels.triton import adapters, attention, attention_backward, snapkv
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
-from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.pages import store_heads, store_pages
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 
@@ -86,29 +87,39 @@ def launch_rows() -> None:
     sample(torch.zeros(4, 128256), torch.zeros(4), torch.zeros(4))
 
 
-def launch_adapters(rows: int, tile: int) -> None:
-    table = torch.zeros(1, 5, dtype=torch.int64)
-    tiles = segments.RunTable(table, torch.zeros(rows // tile, 2, dtype=torch.int64), tile, 64)
+def launch_adapters(rows: int, tile: int, *, has_middles: bool) -> None:
+    table = torch.zeros(1, segments.RUN_FIELDS, dtype=torch.int64)
+    places = torch.zeros(rows // tile, 2, dtype=torch.int64)
+    tiles = segments.RunTable(table, places, tile, 64, has_middles)
     matrices, bounds = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)
-    shrink = segments.Factor(matrices[:1], bounds[:2], 3, 4096, 0, True)
-    expand = segments.Factor(matrices, bounds, 1, 4096, 0, True)
+    place = segments.LinearPlace(0, 7)
+    shrink = segments.Factor(matrices[:1], bounds[:2], 3, 4096, place, True)
+    expand = segments.Factor(matrices, bounds, 1, 4096, place, True)
     x = bf16(rows, 4096)
     shrunk = adapters.contract(x, shrink, tiles)
     adapters.expand(shrunk, expand, tiles, bf16(rows, 6144))
     grad = adapters.contract(bf16(rows, 6144), expand, tiles)
-    adapters.expand(grad, shrink, tiles, x)
+    adapters.expand(grad[:1], shrink, replace(tiles, has_middles=False), x)
     adapters.accumulate(torch.zeros(192, 4096), shrunk[0], 0, x)
+    if has_middles:
+        for transposed in (False, True):
+            adapters.join(grad, shrink, tiles, torch.bfloat16, transposed=transposed)
+        adapters.accumulate(torch.zeros(64, 64), shrunk[0], 0, shrunk[0][:, :64])
 
 
-def launch_attention(window: int, lengths: Tensor | None, queries: int, splits: int) -> None:
+def launch_attention(window: int, queries: int, splits: int, *, has_heads: bool) -> None:
     shape = span_tiles.HeadShape(8, 4, 128, window)
     pages, tables = bf16(9, 8, 32, 128), torch.zeros(9, dtype=torch.int32)
-    paged = span_tiles.KeyPlace(pages, pages, 32768, 4096, 128, tables, 32, lengths)
+    lines = span_tiles.HeadLines(torch.zeros(1, 5, dtype=torch.int64), 1, 1 << 21)
+    heads = lines if has_heads else None
+    paged = span_tiles.KeyPlace(pages, pages, 32768, 4096, 128, tables, 32, heads)
     spans, tiles = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
     batch = span_tiles.SpanTiles(spans, tiles, shape.tile_queries(queries), splits)
     q, lse = bf16(queries, 32, 128), torch.zeros(queries, 32)
     attention.attend(q, paged, batch, shape, q, lse)
-    snapkv.column_sums(q, lse, paged, batch, 64, shape)
+    if has_heads:
+        store_heads(paged, spans, queries, bf16(queries, 8, 128), bf16(queries, 8, 128))
+        return
     keys = bf16(queries, 8, 128)
     pack = span_tiles.KeyPlace(keys, keys, 0, 128, 1024)
     attention.attend(q, pack, batch, shape, q, lse)
@@ -116,12 +127,21 @@ def launch_attention(window: int, lengths: Tensor | None, queries: int, splits: 
     attention_backward.attend_backward(saved, pack, batch, tiles, shape, q, (sums, sums))
 
 
+def launch_column_sums(counts: Tensor | None) -> None:
+    places = torch.zeros(32, dtype=torch.int64)
+    snapkv.column_sums(bf16(32, 32, 128), bf16(8, 4096, 128), places, counts)
+
+
 if __name__ == "__main__":
     JITFunction.run = compile_only
     launch_rows()
-    launch_adapters(16, 16)
-    launch_adapters(256, 64)
-    launch_attention(0, None, 1, 8)
-    launch_attention(4096, None, 64, 1)
-    launch_attention(0, torch.zeros(1, 8, dtype=torch.int32), 1, 1)
+    for has_middles in (False, True):
+        launch_adapters(16, 16, has_middles=has_middles)
+        launch_adapters(256, 64, has_middles=has_middles)
+    launch_attention(0, 1, 8, has_heads=False)
+    launch_attention(4096, 64, 1, has_heads=False)
+    launch_attention(0, 1, 8, has_heads=True)
+    launch_attention(0, 64, 1, has_heads=True)
+    launch_column_sums(None)
+    launch_column_sums(torch.zeros(8, 4096))
     sys.stdout.write(" ".join(sorted(NAMES)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from scheduler.domain.plan import Span
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence
 from workers.batch_builder import InferenceRow, PackWindow, placement
+from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
 from workers.model_runner import ModelRunner
 from workers.peft_methods.lora import Lora
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from workers.adapter_pool import AdapterPool
     from workers.decoder import Decoder
     from workers.model import DecoderConfig
-    from workers.peft_method import Params
+    from workers.peft_method import Params, PeftMethod
 
 BLOCK_SIZE = 4
 
@@ -95,6 +96,20 @@ class PackedRun:
         return result.hidden
 
 
+def compress_heads(stream: Stream, config: DecoderConfig, random: Random) -> None:
+    """Give each head pages for random numbers of slots, with or without log-counts."""
+    sequence, heads = stream.sequence, (config.num_layers, config.num_kv_heads)
+    at = len(sequence.token_ids) - random.randint(4, 6)
+    flat = [random.choice((0, random.randint(0, at))) for _ in range(heads[0] * heads[1])]
+    kept = torch.tensor(flat).view(heads)
+    counts = None
+    if random.random() < 0.7:
+        generator = torch.Generator().manual_seed(random.randrange(99))
+        counts = 3 * torch.rand(*heads, at, generator=generator)
+        counts *= torch.arange(at) < kept[..., None]
+    sequence.layout = HeadPages(kept, at, BLOCK_SIZE, counts)
+
+
 def random_lora(
     config: DecoderConfig,
     seed: int,
@@ -106,15 +121,23 @@ def random_lora(
     """A LoRA that changes the model: B is random too."""
     options = {"rank": rank, "alpha": 2 * rank, "target_modules": modules}
     method = Lora(Lora.Config.model_validate(options), config)
+    return method, random_params(method, seed, dtype, scale)
+
+
+def random_params(
+    method: PeftMethod, seed: int, dtype: torch.dtype = torch.float32, scale: float = 0.2
+) -> Params:
+    """Random numbers for all that the method has in its file."""
     generator = torch.Generator().manual_seed(seed)
-    params = {
+    return {
         name: scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        for name, shape in method.shapes().items()
+        for name, shape in method.file_shapes().items()
     }
-    return method, params
 
 
-def make_resident(pool: AdapterPool, key: str, method: Lora, params: Params) -> AdapterColumns:
+def make_resident(
+    pool: AdapterPool, key: str, method: PeftMethod, params: Params
+) -> AdapterColumns:
     """Load an adapter into the arena and hold it there."""
     slot = pool.try_reserve(key, method)
     assert slot is not None

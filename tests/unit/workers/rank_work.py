@@ -20,12 +20,13 @@ from workers.activations import SaveLevel
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import LoadedAdapter
 from workers.adapter_pool import AdapterPool
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.decoder import Decoder
 from workers.group import ALONE, Group
 from workers.hf_config import read_hf_config
 from workers.lowered_adapter import LoweredAdapter
-from workers.model import MODULE_PATHS, decoder_config
+from workers.model import MODULE_PATHS
 from workers.process_group import ProcessGroup
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def training(decoder: Decoder, level: SaveLevel) -> list[Tensor]:
     bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(25)], None)
     bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
     bench.start_job(3, ("o_proj", "v_proj", "up_proj"), random_examples(random))
+    bench.start_job(3, tuple(MODULE_PATHS), random_examples(random), "lora_xs")
     bench.finish()
     found: list[Tensor] = []
     for job in (item.job for item in bench.jobs):

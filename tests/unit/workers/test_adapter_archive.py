@@ -12,8 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import workers.codecs
-import workers.models  # noqa: F401
 from scheduler.artefact.coded_file import MAX_HEADER_BYTES, PREFIX
 from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.tiny_adapters import make_lora, tiny_config
@@ -25,7 +23,8 @@ from workers.adapter_archive import (
     read_header,
 )
 from workers.adapter_file import BaseIdentity, LoadedAdapter
-from workers.codec import CODECS, Codec
+from workers.codec import Codec
+from workers.codecs import CODECS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-import workers.codecs
-import workers.models
-import workers.peft_methods
 from scheduler.domain.adapter import ARCHIVE_FILE, AdapterKey, AdapterRef
 from scheduler.domain.messages import Generate
 from scheduler.domain.request import RequestBody, WeightedModel
@@ -22,16 +19,13 @@ from workers.adapter_file import TENSORS, BaseIdentity, LoadedAdapter, write_ada
 from workers.adapter_loader import MAX_AHEAD, AdapterLoader, Load
 from workers.adapter_pool import AdapterPool
 from workers.adapter_shelf import AdapterShelf
-from workers.codec import CODECS
+from workers.codecs import CODECS
 from workers.compact_adapter import CompactAdapter
 from workers.lowered_adapter import LoweredAdapter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-assert workers.codecs
-assert workers.models
-assert workers.peft_methods
 BASE = BaseIdentity("tiny", "d" * 64)
 CONFIG = tiny_config()
 RAM = 1 << 24

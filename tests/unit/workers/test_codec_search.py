@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-import workers.models  # noqa: F401
 from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.tiny_adapters import make_lora
 from workers.adapter_archive import pack_archive, read_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter
-from workers.codec import CODECS
+from workers.codec_search import Ladder, search
+from workers.codecs import CODECS
 from workers.codecs.compeft import Compeft
-from workers.codecs.search import Ladder, search
 
 if TYPE_CHECKING:
     from pathlib import Path

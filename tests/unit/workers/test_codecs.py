@@ -10,13 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import workers.codecs
 from scheduler.domain.errors import InvalidInput
 from workers import rice
-from workers.codec import CODECS, Codec, Shapes, num_entries
+from workers.codec import Codec, Shapes, num_entries
+from workers.codecs import CODECS
 from workers.codecs.compeft import Compeft, largest
 
-assert workers.codecs
 NAMES = CODECS.names()
 SHAPES: Shapes = {
     f"layers.{layer}.q_proj.lora_{factor}.weight": (3, 50) if factor == "A" else (40, 3)

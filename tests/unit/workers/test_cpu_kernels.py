@@ -10,6 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.unit.workers.random_terms import fill_columns, row_term
+from tests.unit.workers.tiny_adapters import tiny_config
+from workers.adapter_arena import AdapterArena, AdapterColumns
+from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.frozen_linear import FrozenLinear
 from workers.kernels import reference
 from workers.kernels.cpu_kernels import (
@@ -21,6 +25,7 @@ from workers.kernels.cpu_kernels import (
     cpu_kernels,
 )
 from workers.kernels.native import cpu_flags, library
+from workers.model import MODULE_PATHS
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None)
@@ -160,6 +165,36 @@ def test_float64_keeps_its_precision() -> None:
     x = torch.randn(5, 64, dtype=torch.float64)
 
     assert torch.equal(FrozenLinear(weight)(x), torch.nn.functional.linear(x, weight))
+
+
+@each_dtype
+@FEW
+@given(seed=SEEDS)
+def test_adapters_of_every_kind_in_one_call(dtype: torch.dtype, seed: int) -> None:
+    random = Random(seed)
+    arena = AdapterArena(tiny_config(), 96, dtype, torch.device("cpu"))
+    runs, row = [], random.randint(0, 2)
+    for i in range(random.randint(1, 4)):
+        rank = random.choice((1, 5, 16))
+        modules = frozenset(random.sample(sorted(MODULE_PATHS), random.randint(1, 7)))
+        columns = AdapterColumns(16 * i, rank, modules, random.choice((0, 1, rank)))
+        fill_columns(arena, columns, seed + i)
+        runs.append(AdapterRun(row, row + random.choice((0, 1, 40)), columns))
+        row = runs[-1].stop + random.randint(0, 1)
+    layer, index = random.randrange(arena.num_layers), random.randrange(4)
+    linear = arena.linears[index]
+    x = rand(seed, dtype, row + 1, linear.in_features)
+    got = rand(seed + 1, dtype, row + 1, linear.out_features)
+    want = got.double()
+    for run in runs:
+        if run.columns.targets(linear) and run.stop > run.start:
+            rows = slice(run.start, run.stop)
+            term = row_term(arena.terms(run.columns)[layer, index])
+            want[rows] += reference.shrink_expand(x[rows].double(), [term] * (run.stop - run.start))
+
+    AdapterRows(runs).add(arena, layer, index, x, got)
+
+    assert_close(got, want, dtype)
 
 
 class Spans:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scheduler.domain.messages import Abort, Drain, Frames, StopJob, TokenFrame, encode
+from scheduler.domain.message_codec import encode
+from scheduler.domain.messages import Abort, Drain, Frames, StopJob, TokenFrame
 from workers.engine_process import ConnectionClosed, EngineConnection, EngineProcess
 
 if TYPE_CHECKING:

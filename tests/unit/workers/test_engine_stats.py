@@ -51,7 +51,7 @@ def sample(**changes: object) -> RequestSample:
         "num_prompt_tokens": 5, "num_output_tokens": 3, "queue_s": 0.0,
         "ttft_s": 0.05, "e2e_s": 0.07, "inter_token_s": (0.01, 0.01),
     }  # fmt: skip
-    return RequestSample(**(fields | changes))  # type: ignore[arg-type]
+    return RequestSample(**(fields | changes))
 
 
 def test_a_step_is_told_by_kinds_of_tokens_and_by_jobs() -> None:

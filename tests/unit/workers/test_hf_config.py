@@ -10,8 +10,8 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 
 from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.tiny_models import SHAPE
+from workers.architecture import decoder_config
 from workers.hf_config import read_hf_config
-from workers.model import decoder_config
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,6 +16,7 @@ from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.packed_run import random_lora
 from tests.unit.workers.tiny_models import CPU, FAMILIES
 from workers.adapter_file import BaseIdentity
+from workers.architecture import decoder_config
 from workers.hf_config import HfConfig
 from workers.job_checkpoint import (
     CheckpointData,
@@ -25,7 +26,7 @@ from workers.job_checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from workers.model import DecoderConfig, decoder_config
+from workers.model import DecoderConfig
 
 if TYPE_CHECKING:
     from workers.peft_methods.lora import Lora

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.workers.packed_run import random_lora
+from tests.unit.workers.random_terms import fill_columns, row_term
 from tests.unit.workers.tiny_models import CPU, FAMILIES
 from workers import attention as attention_module
-from workers.adapter_arena import AdapterArena
-from workers.adapter_pool import AdapterPool
+from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_rows import AdapterRows, AdapterRun
+from workers.architecture import decoder_config
 from workers.attention import Extent, SpanGroup, attend, attend_backward, split_by_size
 from workers.decoder import RotaryTable
 from workers.hf_config import HfConfig
@@ -29,7 +29,7 @@ from workers.layers import (
     silu_mul,
     silu_mul_backward,
 )
-from workers.model import MODULE_PATHS, DecoderConfig, decoder_config
+from workers.model import MODULE_PATHS, DecoderConfig
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None)
@@ -168,22 +168,19 @@ def test_spans_are_grouped_once_each_with_bounded_padding(sizes: list[int]) -> N
 
 @FEW
 @given(seed=SEEDS)
-def test_adapters_of_mixed_ranks_and_targets_add_what_each_row_s_own_adapter_adds(
+def test_adapters_of_mixed_ranks_kinds_and_targets_add_what_each_row_s_own_adapter_adds(
     seed: int,
 ) -> None:
     random = Random(seed)
     config = config_of("llama")
     arena = AdapterArena(config, 96, torch.float64, CPU)
-    pool = AdapterPool(arena, max_rank=16)
     resident = []
     for i in range(random.randint(1, 5)):
         rank = random.randint(1, 16)
-        modules = tuple(random.sample(sorted(MODULE_PATHS), random.randint(1, 7)))
-        method, params = random_lora(config, seed + i, rank, modules, torch.float64)
-        slot = pool.try_reserve(str(i), method)
-        assert slot is not None
-        method.lower(params, arena.terms(slot.columns))
-        resident.append(slot.columns)
+        modules = frozenset(random.sample(sorted(MODULE_PATHS), random.randint(1, 7)))
+        columns = AdapterColumns(16 * i, rank, modules, random.choice((0, 1, rank)))
+        fill_columns(arena, columns, seed + i)
+        resident.append(columns)
     random.shuffle(resident)
     runs, row = [], random.randint(0, 3)
     for columns in resident:
@@ -193,13 +190,15 @@ def test_adapters_of_mixed_ranks_and_targets_add_what_each_row_s_own_adapter_add
     layer, index = random.randrange(config.num_layers), random.randrange(4)
     linear = arena.linears[index]
     x, y = rand(seed, row, linear.in_features), rand(seed + 1, row, linear.out_features)
-    terms: list[tuple[Tensor, Tensor] | None] = [None] * row
+    terms: list[reference.RowTerm | None] = [None] * row
     for run in runs:
-        rows = run.columns.rows(linear)
-        expand = [part[run.columns.own] for part in arena.expand[index][layer]]
-        term = (arena.shrink[index][layer][rows], torch.block_diag(*expand))
+        if not run.columns.targets(linear):
+            continue
+        term = row_term(arena.terms(run.columns)[layer, index])
         terms[run.start : run.stop] = [term] * (run.stop - run.start)
-    want = y + reference.shrink_expand(x, terms)
+    want = y.clone()
+    if any(term is not None for term in terms):
+        want += reference.shrink_expand(x, terms)
 
     AdapterRows(runs).add(arena, layer, index, x, y)
 

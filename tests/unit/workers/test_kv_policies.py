@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import workers.kv_policies  # noqa: F401
 from workers.kernels import reference
 from workers.kv_observation import AttentionSums, LayerObservation
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policies import KV_POLICIES
+from workers.kv_policy import KvPolicy
 from workers.layer_slots import LayerSlots
 
 NAMES = KV_POLICIES.names()

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tests.unit.workers.tiny_models  # noqa: F401  (one thread)
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
 from workers.activations import ActivationSpec, SaveLevel
@@ -34,9 +33,10 @@ from workers.model import (
     fused_linears,
 )
 from workers.pack_layout import PackLayout
+from workers.pack_range import PackRange
 from workers.rope import default_frequencies
 from workers.span_attention import pack_attention
-from workers.term_grads import TermGrads
+from workers.term_grads import MIDDLE_ONLY, SHRINK_AND_EXPAND, TermGrads, TermParts
 from workers.train_pack import PackTokens, TrainPack
 from workers.training_memory import Loan
 
@@ -61,9 +61,12 @@ class Case:
         self.seed, random = seed, Random(seed)
         self.config = random_config(random)
         modules = random.sample(sorted(MODULE_PATHS), random.randint(1, 7))
+        rank = random.choice((1, 3, 8, 17))
         self.columns = AdapterColumns(
-            random.randint(0, 5), random.choice((1, 3, 8, 17)), frozenset(modules)
+            random.randint(0, 5), rank, frozenset(modules), random.choice((0, 1, rank))
         )
+        kinds = [SHRINK_AND_EXPAND, TermParts(shrink=False, expand=True)]
+        self.trained = random.choice([*kinds, *([MIDDLE_ONLY] if self.columns.middle else [])])
         lengths = [random.choice((1, 2, 7, 33, 90)) for _ in range(random.randint(1, 3))]
         self.tokens = PackTokens.of(
             [([random.randrange(VOCAB_SIZE) for _ in range(n)], [1.0] * n) for n in lengths]
@@ -74,7 +77,12 @@ class Case:
 
     def decoder(self, dtype: torch.dtype) -> Decoder:
         """The decoder; its numbers are the same in every dtype."""
-        return random_decoder(self.config, self.seed, dtype)
+        decoder = random_decoder(self.config, self.seed, dtype)
+        numbers = Numbers(self.seed + 2, dtype)
+        for term in decoder.arena.terms(self.columns).values():
+            for middle in term.middle_RM:
+                middle.copy_(numbers.of(*middle.shape, mean=0.5))
+        return decoder
 
     def forward(self, decoder: Decoder) -> TrainPack:
         """A pack that stands before its backward."""
@@ -101,13 +109,12 @@ class Case:
     def backward(self, decoder: Decoder, pack: TrainPack) -> list[Tensor]:
         """After each unit, the gradient below it, and the adapter's sums."""
         spec = ActivationSpec.of(self.config, decoder.weights.dtype)
-        grads = TermGrads(self.config, self.columns, spec.wide_dtype, CPU)
+        grads = TermGrads(self.config, self.columns, spec.wide_dtype, CPU, self.trained)
         backward, results = DecoderBackward(decoder, spec), []
         for layer in reversed(range(NUM_LAYERS)):
             for start, stop in self.ranges:
-                window = TrainWindow(pack, start, stop, 0, pack.layers)
-                groups = pack_attention(window, self.config)
-                unit = BackwardUnit(pack, layer, start, stop, self.columns, grads, groups)
+                shared = PackRange.of(pack, start, stop, self.columns, self.config)
+                unit = BackwardUnit(pack, layer, start, stop, self.columns, grads, shared)
                 backward.run(unit)
                 if layer > 0:  # nobody reads the gradient below the first layer
                     results.append(pack.grad_out[start:stop].clone())

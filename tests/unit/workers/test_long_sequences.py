@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-import workers.kv_policies  # noqa: F401
 from scheduler.domain.kv_cadence import KvCadence
 from scheduler.policy.blocks import BlockPool
 from tests.unit.workers.slow_compression import Slot, SlowCache, Tokens
@@ -22,7 +21,8 @@ from workers.held_slots import HeldSlots
 from workers.kept_slots import lay_out, record_of, store_kept
 from workers.kv_cache import KVCache
 from workers.kv_observation import AttentionSums
-from workers.kv_policy import KV_POLICIES, KvPolicy
+from workers.kv_policies import KV_POLICIES
+from workers.kv_policy import KvPolicy
 from workers.kv_watch import KvWatch, WatchedLayers, WatchedRows
 from workers.layer_slots import LayerSlots
 

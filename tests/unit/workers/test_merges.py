@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-import workers.merges
-import workers.models  # noqa: F401
 from scheduler.domain.errors import InvalidInput
 from tests.unit.workers.tiny_adapters import make_lora, tiny_config
 from workers.adapter_file import LoadedAdapter
 from workers.lora_factors import adapter_of, norm, sites_of, truncated, truncated_factors
-from workers.merge import MERGES, Merge
+from workers.merge import Merge
+from workers.merges import MERGES
 from workers.merges.lego import Lego
 from workers.merges.lines import Lines
 from workers.merges.lorahub import LoraHub

@@ -10,13 +10,11 @@ import torch
 from peft import PeftModel
 from peft.utils import merge_utils
 
-import workers.merges
-import workers.models  # noqa: F401
 from tests.unit.workers.tiny_adapters import SHAPE, make_lora
 from workers.adapter_file import BaseIdentity, LoadedAdapter, write_adapter
 from workers.dropped import drop_mask
 from workers.lora_factors import sites_of
-from workers.merge import MERGES
+from workers.merges import MERGES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -39,7 +39,7 @@ def random_logits(seed: int, rows: int = 1) -> Tensor:
 
 
 def draw(logits: Tensor, *sequences: Sequence) -> list[int | None]:
-    return [token.token_id for token in Sampler().sample(logits, list(sequences))]
+    return [token.token_id for token in Sampler().sample(logits, list(sequences)).read()]
 
 
 def slow_weights(logits: Tensor, seq: Sequence) -> list[float]:
@@ -189,7 +189,7 @@ def test_logprobs_are_the_log_softmax_of_the_unmodified_logits() -> None:
     want = torch.log_softmax(logits[0], 0)
     params = {"temperature": 0.7, "num_logprobs": 3, "logit_bias": {5: 100}}
 
-    (token,) = Sampler().sample(logits, [sequence(params)])
+    (token,) = Sampler().sample(logits, [sequence(params)]).read()
 
     assert token.token_id == 5
     assert token.logprobs is not None
@@ -200,7 +200,7 @@ def test_logprobs_are_the_log_softmax_of_the_unmodified_logits() -> None:
 
 
 def test_more_alternatives_than_tokens_are_all_tokens() -> None:
-    (token,) = Sampler().sample(random_logits(1), [sequence({"num_logprobs": 20})])
+    (token,) = Sampler().sample(random_logits(1), [sequence({"num_logprobs": 20})]).read()
 
     assert token.logprobs is not None
     assert len(token.logprobs.top_ids) == VOCAB

@@ -10,7 +10,12 @@ import torch
 
 from scheduler.domain.plan import Span
 from scheduler.policy.pack_cursor import Direction, Unit
-from tests.unit.workers.packed_run import PackedRun, Stream, make_resident, random_lora
+from tests.unit.workers.packed_run import (
+    PackedRun,
+    compress_heads,
+    make_resident,
+    random_lora,
+)
 from tests.unit.workers.tiny_models import make_model
 from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_pool import AdapterPool
@@ -18,15 +23,14 @@ from workers.base_weights import WeightFolder, load_weights
 from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.decoder import Decoder
 from workers.padded_step import adapter_runs
-from workers.step_graphs import StepGraphs
-from workers.unit_clock import HostClock, unit_clock
+from workers.unit_clock import EventClock, HostClock
 
 UNIT = Unit(Direction.FORWARD, 0, 0, 4)
 
 
 def rows_of(columns: list[AdapterColumns | None]) -> list[InferenceRow]:
     span = Span("s", 0, 1)
-    return [InferenceRow(span, None, own) for own in columns]  # type: ignore[arg-type]
+    return [InferenceRow(span, None, own) for own in columns]
 
 
 def test_rows_of_one_adapter_are_one_run() -> None:
@@ -45,16 +49,15 @@ def test_rows_of_one_adapter_are_one_run() -> None:
 def test_a_decoder_on_the_cpu_has_no_graphs(tmp_path: Path) -> None:
     run = PackedRun(make_model("llama", tmp_path).decoder, Random(0))
 
-    assert StepGraphs.try_of(run.runner.decoder, run.runner.cache) is None
+    assert run.runner.graphs is None
 
 
 def test_the_host_s_clock_knows_a_unit_s_time_at_once() -> None:
-    clock = unit_clock(torch.device("cpu"))
+    clock = HostClock()
     clock.start()
 
     ((unit, elapsed_ms),) = clock.lap(UNIT)
 
-    assert isinstance(clock, HostClock)
     assert unit is UNIT
     assert elapsed_ms >= 0
     assert clock.finish() == []
@@ -62,7 +65,7 @@ def test_the_host_s_clock_knows_a_unit_s_time_at_once() -> None:
 
 @pytest.mark.gpu
 def test_events_give_every_unit_its_time_once() -> None:
-    clock = unit_clock(torch.device("cuda"))
+    clock = EventClock()
     clock.start()
 
     timed = [pair for _ in range(5) for pair in clock.lap(UNIT)] + clock.finish()
@@ -80,7 +83,10 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
     adapter = {name: tensor.to("cuda") for name, tensor in params.items()}
     columns = make_resident(pool, "a", method, adapter)
     streams = [run.add([5 + i] * (6 + i), own) for i, own in enumerate((None, columns, columns))]
-    graphs = StepGraphs(decoder, run.runner.cache)
+    compress_heads(streams[2], decoder.config, Random(2))
+    run.runner.cache.storage[1:].normal_()
+    graphs = run.runner.graphs
+    assert graphs is not None
 
     for _ in range(2):
         rows = []
@@ -95,12 +101,6 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
         want = decoder.logits(decoder.forward(builder.build()))
 
         assert torch.allclose(graphs.logits(rows), want, atol=1e-3)
-
-
-def last_token(stream: Stream) -> InferenceRow:
-    """A decode step of a stream."""
-    last = len(stream.sequence.token_ids) - 1
-    return InferenceRow(Span(stream.sequence.id, last, 1), stream.sequence, stream.columns)
 
 
 def on_card(decoder: Decoder, folder: Path) -> Decoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from scheduler.domain.plan import LaneUnits
 from tests.unit.workers.autograd_decoder import AutogradDecoder
-from tests.unit.workers.packed_run import make_resident, random_lora
+from tests.unit.workers.packed_run import make_resident, random_lora, random_params
 from tests.unit.workers.tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, make_model
 from tests.unit.workers.train_bench import NUM_BLOCKS, Bench, Job, random_examples
 from workers.activations import SaveLevel
+from workers.job_desk import units_beside
 from workers.model import MODULE_PATHS
 from workers.pack_placement import TrainerLimits
+from workers.peft_method import PEFT_METHODS
 
 # Shares of the largest gradient. float32 runs on the machine's kernels, where it has them.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
@@ -41,10 +43,11 @@ def oracle(family: str) -> AutogradDecoder:
 def autograd(family: str, job: Job) -> dict[str, Tensor]:
     """The mean gradient over target tokens, example by example."""
     lora = {name: tensor.double().requires_grad_() for name, tensor in job.params.items()}
-    losses = [oracle(family).loss(ids, weights, lora, 2.0) for ids, weights in job.examples]
+    losses = [oracle(family).loss(ids, weights, lora, job.scale) for ids, weights in job.examples]
     total = sum(sum(weights[1:]) for _, weights in job.examples)
     torch.autograd.backward(sum(losses, torch.zeros(())) / total)
-    return {name: tensor.grad for name, tensor in lora.items() if tensor.grad is not None}
+    grads = {name: lora[name].grad for name in job.gradient}
+    return {name: grad for name, grad in grads.items() if grad is not None}
 
 
 def assert_same(
@@ -90,6 +93,31 @@ def test_gradients_under_a_random_schedule_are_those_of_autograd(
         assert_same(job.gradient, autograd(family, job), dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("level", SaveLevel)
+@pytest.mark.parametrize("family", ["mistral_wide", "qwen3"])
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_gradients_of_every_kind_of_adapter_beside_one_another_are_those_of_autograd(
+    family: str, level: SaveLevel, dtype: torch.dtype, seed: int
+) -> None:
+    random = Random(seed)
+    bench = Bench(model(family, dtype).decoder, random, level)
+    method = PEFT_METHODS["lora_xs"]
+    served = method(method.Config.model_validate({"rank": 6}), bench.trainer.decoder.config)
+    columns = make_resident(bench.pool, "served", served, random_params(served, 9, dtype))
+    for adapter in (None, columns, columns):
+        bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(25)], adapter)
+    bench.start_job(5, tuple(MODULE_PATHS), random_examples(random), "lora_xs")
+    bench.start_job(3, ("k_proj", "v_proj", "up_proj"), random_examples(random), "svfit")
+    bench.start_job(2, ("q_proj", "down_proj"), random_examples(random), "lora")
+
+    bench.finish()
+
+    for job in bench.jobs:
+        assert_same(job.gradient, autograd(family, job), dtype)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @SEEDS
 @given(seed=st.integers(0, 2**32))
@@ -104,6 +132,46 @@ def test_memory_that_is_recalled_at_any_moment_changes_no_gradient(family: str, 
 
     for job in bench.jobs:
         assert_same(job.gradient, autograd(family, job))
+    assert bench.memory.num_left == bench.memory.max_blocks
+
+
+@pytest.mark.parametrize("level", SaveLevel)
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_lanes_beside_inference_that_are_ended_and_recalled_change_no_gradient(
+    level: SaveLevel, seed: int
+) -> None:
+    random = Random(seed)
+    bench = Bench(model("qwen3").decoder, random, level)
+    served = bench.run.add([random.randrange(VOCAB_SIZE) for _ in range(60)], None)
+    bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
+    bench.start_job(3, ("k_proj", "down_proj"), random_examples(random))
+
+    bench.finish_beside(num_recalls=4)
+
+    for job in bench.jobs:
+        assert_same(job.gradient, autograd("qwen3", job))
+    assert bench.memory.num_left == bench.memory.max_blocks
+    want = oracle("qwen3").logits(served.sequence.token_ids, {}, 1.0)
+    assert (torch.cat(served.logits) - want).abs().max() < TOLERANCE[torch.float64]
+
+
+@SEEDS
+@given(seed=st.integers(0, 2**32))
+def test_a_job_that_is_dropped_from_its_lane_changes_no_other_gradient(seed: int) -> None:
+    random = Random(seed)
+    bench = Bench(model("llama").decoder, random, random.choice(list(SaveLevel)))
+    first = bench.start_job(4, tuple(MODULE_PATHS), random_examples(random))
+    bench.start_job(3, ("k_proj", "down_proj"), random_examples(random))
+    bench.trainer.demands(NUM_BLOCKS)
+
+    for job_id in bench.trainer.active:
+        lane = LaneUnits(job_id, 60)
+        bench.trainer.side.begin(lane, partial(units_beside, bench.trainer, lane))
+    bench.trainer.drop("job1")
+    bench.finish_beside()
+
+    assert_same(first.gradient, autograd("llama", first))
     assert bench.memory.num_left == bench.memory.max_blocks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 import pytest
@@ -17,7 +16,6 @@ from workers.kernels import reference
 from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.attention import attend
 from workers.kernels.triton.attention_backward import AttentionSaved, attend_backward
-from workers.kernels.triton.snapkv import column_sums
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=3, deadline=None)
@@ -135,32 +133,6 @@ def test_keys_in_splits_give_what_they_give_at_once(shape: HeadShape, seed: int)
     assert_close(lse, want_lse)
 
 
-@FEW
-@given(seed=SEEDS)
-def test_heads_may_keep_different_numbers_of_keys(seed: int) -> None:
-    spans = Spans(seed, HeadShape(2, 2, DIM, 0), 3, paged=True)
-    random = Random(seed)
-    kept = [
-        [random.randint(count, length) for _ in range(2)]
-        for count, length in zip(spans.counts, spans.lengths, strict=True)
-    ]
-    lengths = torch.tensor(kept, dtype=torch.int32, device=DEVICE)
-    spans.place = replace(spans.place, lengths_SK=lengths)
-
-    out, lse = spans.attend(splits=2)
-
-    for i, (rows, k, v, _) in enumerate(spans.each()):
-        for head, length in enumerate(kept[i]):
-            members = slice(2 * head, 2 * head + 2)
-            own = slice(head, head + 1)
-            start = length - spans.counts[i]
-            want, want_lse = reference.attention(
-                spans.q[rows, members], k[:, own], v[:, own], start, None
-            )
-            assert_close(out[rows, members], want)
-            assert_close(lse[rows, members], want_lse)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @FEW
 @given(seed=SEEDS)
@@ -196,19 +168,3 @@ def test_backward_writes_queries_and_adds_to_keys_and_values(shape: HeadShape, s
         assert_close(grad_k[own] - before[0, own], want_k[0].transpose(0, 1))
         assert_close(grad_v[own] - before[1, own], want_v[0].transpose(0, 1))
         first += length
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@FEW
-@given(seed=SEEDS)
-def test_the_last_queries_vote_for_the_keys_they_look_at(shape: HeadShape, seed: int) -> None:
-    spans = Spans(seed, shape, 9, paged=True)
-    _, lse = spans.attend()
-    most = max(spans.lengths)
-
-    votes = column_sums(spans.q, lse, spans.place, spans.tiles(), most, shape)
-
-    for i, (rows, k, _, start) in enumerate(spans.each()):
-        want = reference.column_sums(spans.q[rows], k, start, spans.window)
-        assert_close(votes[i, :, : len(k)], want)
-        assert not votes[i, :, len(k) :].any()

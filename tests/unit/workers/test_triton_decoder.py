@@ -12,7 +12,7 @@ import torch
 
 from scheduler.domain.plan import Span
 from tests.unit.workers import test_training_gradients as gradients
-from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
+from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora, random_params
 from tests.unit.workers.train_bench import Bench, random_examples
 from workers.activations import SaveLevel
 from workers.adapter_pool import AdapterPool
@@ -20,7 +20,8 @@ from workers.batch_builder import BatchBuilder, InferenceRow
 from workers.kernels.device_kernels import KERNELS, gpu_kernels
 from workers.model import MODULE_PATHS
 from workers.pack_placement import TrainerLimits
-from workers.padded_step import PaddedStep
+from workers.padded_step import PaddedStep, StepShape
+from workers.peft_method import PEFT_METHODS
 
 
 @pytest.fixture
@@ -34,10 +35,16 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_triton")
 @pytest.mark.parametrize(
-    ("family", "level"),
-    [("llama", SaveLevel.FULL), ("mistral", SaveLevel.INPUTS), ("qwen3", SaveLevel.WINDOW_OUTER)],
+    ("family", "level", "method"),
+    [
+        ("llama", SaveLevel.FULL, "lora"),
+        ("mistral", SaveLevel.INPUTS, "svfit"),
+        ("qwen3", SaveLevel.WINDOW_OUTER, "lora_xs"),
+    ],
 )
-def test_gradients_beside_inference_are_those_of_autograd(family: str, level: SaveLevel) -> None:
+def test_gradients_beside_inference_are_those_of_autograd(
+    family: str, level: SaveLevel, method: str
+) -> None:
     random = Random(family)
     bench = Bench(gradients.model(family).decoder, random, level)
     served = random_lora(gradients.model(family).decoder.config, 9, 5, ("q_proj", "down_proj"))
@@ -46,7 +53,7 @@ def test_gradients_beside_inference_are_those_of_autograd(family: str, level: Sa
     bench.run.add([random.randrange(90) for _ in range(9)], None)
     bench.limit(TrainerLimits(max_jobs=4, range_tokens=30), level)
     examples = random_examples(random)[:1]
-    bench.start_job(4, tuple(MODULE_PATHS), examples)
+    bench.start_job(4, tuple(MODULE_PATHS), examples, method)
 
     bench.finish()
 
@@ -62,8 +69,11 @@ def test_a_padded_step_gives_the_logits_of_a_plain_one() -> None:
     run, pool = PackedRun(decoder, Random(1)), AdapterPool(decoder.arena, max_rank=16)
     lora = random_lora(decoder.config, 3, 5, ("q_proj", "down_proj"), torch.float64)
     columns = make_resident(pool, "a", *lora)
+    matrices = PEFT_METHODS["lora_xs"]
+    middles = matrices(matrices.Config.model_validate({"rank": 3}), decoder.config)
+    other = make_resident(pool, "b", middles, random_params(middles, 4, torch.float64))
     rows = []
-    for place, own in enumerate((None, columns, columns)):
+    for place, own in enumerate((None, columns, columns, other)):
         sequence = run.add([5 + place] * (6 + place), own).sequence
         rows.append(InferenceRow(Span(sequence.id, 5 + place, 1), sequence, own))
     cache = run.runner.cache
@@ -73,13 +83,14 @@ def test_a_padded_step_gives_the_logits_of_a_plain_one() -> None:
         builder.add_row(row)
     want = decoder.logits(decoder.forward(builder.build()))
     before = cache.storage.clone()
-    step = PaddedStep(decoder, cache)
-    inputs = step.inputs(4)
+    step = PaddedStep(decoder, cache, run.runner.newest_draw)
+    shape = StepShape(8, rank=16, has_middles=True)
+    inputs = step.inputs(shape)
 
-    inputs.fill(*step.numbers(rows, 4))
-    got = step.run(inputs, rank=16)
+    inputs.fill(*step.numbers(rows, shape.bucket))
+    got = step.run(inputs, shape).logits_BV
 
-    assert torch.allclose(got[:3], want, atol=1e-10)
+    assert torch.allclose(got[:4], want, atol=1e-10)
     assert torch.allclose(cache.storage, before, atol=1e-10)
 
 

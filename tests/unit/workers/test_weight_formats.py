@@ -103,6 +103,7 @@ def test_both_products_are_those_with_the_dequantized_matrix(
     linear, wide = FrozenLinear(weight, bias), weight.dequantize().double()
     want = x.double() @ wide.T + bias
 
+    assert torch.equal(linear.weight, weight.dequantize())
     assert_close(linear(x), want, dtype)
     assert_close(linear(x, into.clone()), want + into, dtype)
     assert_close(linear.input_grad(grad.to(dtype)), grad.to(dtype).double() @ wide, dtype)

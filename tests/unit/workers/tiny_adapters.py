@@ -8,8 +8,9 @@ import torch
 
 from workers.adapter_archive import initial_params
 from workers.adapter_file import LoadedAdapter
+from workers.architecture import decoder_config
 from workers.hf_config import HfConfig
-from workers.model import DecoderConfig, decoder_config
+from workers.model import DecoderConfig
 from workers.peft_methods.lora import Lora
 
 SHAPE: dict[str, Any] = {

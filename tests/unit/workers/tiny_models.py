@@ -18,20 +18,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-import workers.models
-import workers.optimizers
-import workers.peft_methods  # noqa: F401
 from workers.adapter_arena import AdapterArena
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.decoder import Decoder
 from workers.hf_config import HfConfig
-from workers.model import decoder_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-torch.set_num_threads(1)  # matrices this small only lose by sharing
 CPU = torch.device("cpu")
 VOCAB_SIZE = 97
 SHAPE: dict[str, Any] = {

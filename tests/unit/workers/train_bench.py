@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
@@ -16,15 +19,17 @@ from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
 from scheduler.policy.training import can_ride
 from scheduler.text import dataset
-from tests.unit.workers.packed_run import PackedRun, random_lora
+from tests.unit.workers.packed_run import PackedRun, random_params
 from tests.unit.workers.tiny_models import CPU, VOCAB_SIZE
 from workers.activations import SaveLevel
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import AdapterPool
 from workers.checkpoint_writer import CheckpointWriter
 from workers.job_checkpoint import fingerprint
+from workers.job_desk import units_beside
 from workers.kv_cache import KVCache
 from workers.pack_placement import PackPlacement, TrainerLimits
+from workers.peft_methods import PEFT_METHODS
 from workers.trainer import Trainer
 from workers.training_memory import TrainingMemory
 
@@ -42,17 +47,23 @@ if TYPE_CHECKING:
     from workers.train_pack import PackWork
 
 NUM_BLOCKS = 1024
+POLL_S = 1e-3  # between two looks at a lane: whoever spins keeps the interpreter from it
 WEIGHTS = (0.0, 0.0, 1.0, 1.0, 0.5, 0.3, 2.0)
 Example = tuple[list[int], list[float]]
 
 
 @dataclass
 class Job:
-    """A job of one optimizer step, what it trains on, and the parameters it starts from."""
+    """A job of one optimizer step, what it trains on, and the parameters it starts from.
+
+    Attributes:
+        scale: of the method's update.
+    """
 
     job: TrainJob
     examples: list[Example]
     params: dict[str, Tensor]
+    scale: float
 
     @property
     def gradient(self) -> dict[str, Tensor]:
@@ -117,13 +128,22 @@ class Bench:
             trainer.decoder, trainer.spec, trainer.limits, self.memory
         )
 
-    def start_job(self, rank: int, modules: tuple[str, ...], examples: list[Example]) -> Job:
+    def start_job(
+        self,
+        rank: int,
+        modules: tuple[str, ...],
+        examples: list[Example],
+        method: str = "lora",
+    ) -> Job:
         name = f"job{len(self.jobs)}"
         path = self.folder / f"{name}.bin"
         dataset.write(path, encode(examples))
+        options: dict[str, object] = {"rank": rank, "target_modules": modules}
+        is_scaled = "alpha" in PEFT_METHODS[method].Config.model_fields
         spec = FinetuneSpec(
             base_model="m",
-            method_config={"rank": rank, "alpha": 2 * rank, "target_modules": modules},
+            method=method,
+            method_config=options | ({"alpha": 2 * rank} if is_scaled else {}),
             n_epochs=1,
             batch_size=len(examples),
             max_grad_norm=1e30,
@@ -137,13 +157,16 @@ class Bench:
             checkpoint_root=str(self.folder / name),
         )
         self.trainer.start(order)
-        job = self.trainer.active[name].job
-        model = self.trainer.decoder.arena.model
-        _, params = random_lora(model, rank, rank, modules, self.dtype)
+        active = self.trainer.active[name]
+        if active.preparing is not None:
+            wait([active.preparing])
+            self.trainer.advance(name)
+        job = active.job
+        params = random_params(job.shard.whole, rank, self.dtype)
         for key, tensor in job.shard.part(params).items():
             job.params.views[key].copy_(tensor)
         job.method.lower(job.params.views, job.term_views)
-        self.jobs.append(Job(job, examples, params))
+        self.jobs.append(Job(job, examples, params, 2.0 if is_scaled else 1.0))
         return self.jobs[-1]
 
     def finish(self, num_recalls: int = 0) -> None:
@@ -165,6 +188,41 @@ class Bench:
                 if self._cursor(job_id).is_done:
                     self.trainer.advance(job_id)
         self.writer.close()
+
+    def finish_beside(self, num_recalls: int = 0) -> None:
+        """Run everything to the end in lanes beside inference, as the engine does.
+
+        Some are waited for, some are recalled in mid-way, and some end by themselves.
+        """
+        trainer = self.trainer
+        while trainer.active or not self.run.is_done:
+            if not trainer.lane_runs:
+                self.take_ended()
+                self._begin_lanes()
+            if not self.run.is_done:
+                self.run.step()
+            time.sleep(POLL_S)
+            act = self.random.randrange(8)
+            if act == 0 and num_recalls:
+                num_recalls -= 1
+                trainer.give_back(self.random.randint(1, 40))
+            elif act == 1:
+                trainer.finish_lane()
+        self.writer.close()
+
+    def take_ended(self) -> None:
+        """Raise what lanes have raised; jobs whose packs are done go on."""
+        for _, future in self.trainer.side.take_ended():
+            future.result()
+        for job_id, active in list(self.trainer.active.items()):
+            if active.pack is not None and active.pack.cursor.is_done:
+                self.trainer.advance(job_id)
+
+    def _begin_lanes(self) -> None:
+        demands = self.trainer.demands(self.random.choice((40, NUM_BLOCKS)))
+        for demand in self.random.sample(demands, self.random.randint(0, len(demands))):
+            lane = LaneUnits(demand.job_id, self.random.randint(1, 20))
+            self.trainer.side.begin(lane, partial(units_beside, self.trainer, lane))
 
     def _windows(self) -> list[WindowSpan]:
         riders = [demand.job_id for demand in self.trainer.demands(0) if can_ride(demand)]

@@ -1,21 +1,25 @@
 // Gradients of an adapter over the rows of one unit, and what it adds to the gradient of its input.
-//   s = x @ shrink.T;  d_expand += s.T @ grad;  ds = grad @ expand.T;  d_shrink += ds.T @ x
+//   s = x @ shrink.T;  m = s @ middle.T;  d_expand += m.T @ grad
+//   dm = grad @ expand.T;  d_middle += dm.T @ s;  ds = dm @ middle;  d_shrink += ds.T @ x
 //   grad_x += ds @ shrink
-// s and ds are kept in the storage dtype, as the machine's products take them; sums are float32.
+// All four are kept in the storage dtype, as the machine's products take them; sums are float32.
+// Without a middle m is s, and ds is dm.
 #pragma once
 #include "adapters.h"
 
-// Where one linear's gradients are summed; shrink null: it is not adapted.
+// Where one linear's gradients are summed; null: they are not wanted.
 struct TermSums {
     float* shrink;
     float* expand[MAX_PROJECTIONS];
+    float* middle[MAX_PROJECTIONS];
 };
 
 template <class T>
 struct AdapterScratch {
-    T *shrunk, *grad_shrunk;  // s.T and ds.T, (ranks, rows)
-    T* grad_rows;             // ds, (rows, ranks)
-    T* panels;                // of shrink
+    T *shrunk, *grad_middled;  // s.T and dm.T, (ranks, rows)
+    T *middled, *grad_shrunk;  // m.T and ds.T, likewise; the same memory where there is no middle
+    T* grad_rows;              // ds, (rows, ranks)
+    T* panels;                 // of shrink
 };
 
 constexpr int64_t PACKED_ROWS = 256;  // rows of one packed panel: it stays in L1
@@ -41,7 +45,10 @@ struct AdapterBackward {
             int64_t count = last - i < SHRINK_ROWS ? last - i : SHRINK_ROWS;
             dot(own_shrink(), ranks(), x + i * linear.in_features, linear.in_features, linear.in_features, i, count,
                 scratch.shrunk);
-            for (int64_t j = 0; j < linear.num_projections; j++) shrink_grads(j, i, count);
+            for (int64_t j = 0; j < linear.num_projections; j++) {
+                shrink_grads(j, i, count);
+                if (run.middle) join_rows(j, i, count);
+            }
         }
         if (last == rows()) pad();
         for (int64_t i = first; i < last; i++) {
@@ -52,13 +59,35 @@ struct AdapterBackward {
     }
 
     void shrink_grads(int64_t j, int64_t row, int64_t count) const {
-        T* out = scratch.grad_shrunk + j * run.rank * even(rows());
+        T* out = scratch.grad_middled + j * run.rank * even(rows());
         int64_t width = linear.width(j);
         if (linear.has(run, j)) {
             dot(static_cast<const T*>(linear.expand[j]) + run.column * width, run.rank,
                 grad + row * linear.out_features + linear.first_output[j], linear.out_features, width, row, count, out);
         } else {
             for (int64_t c = 0; c < run.rank; c++) memset(out + c * even(rows()) + row, 0, size_t(count) * sizeof(T));
+        }
+    }
+
+    // m and ds of one projection, from s and dm.
+    void join_rows(int64_t j, int64_t row, int64_t count) const {
+        const T* middle = linear.template middle<T>(run, j);
+        int64_t at = j * run.rank * even(rows()) + row, diagonal = run.middle == 1;
+        for (int64_t c = 0; c < run.rank; c++) {
+            int64_t out = at + c * even(rows());
+            int64_t first = diagonal ? c : 0, last = diagonal ? c + 1 : run.rank;
+            for (int64_t i = 0; i < count; i += LANES) {
+                Floats sum = {}, grad_sum = {};
+                for (int64_t k = first; k < last; k++) {
+                    int64_t in = at + k * even(rows()) + i;
+                    Floats value = splat(load_one(middle + (diagonal ? c : c * run.rank + k)));
+                    Floats back = splat(load_one(middle + (diagonal ? c : k * run.rank + c)));
+                    sum = fma(value, load_some(scratch.shrunk + in, count - i), sum);
+                    grad_sum = fma(back, load_some(scratch.grad_middled + in, count - i), grad_sum);
+                }
+                store_some(scratch.middled + out + i, sum, count - i);
+                store_some(scratch.grad_shrunk + out + i, grad_sum, count - i);
+            }
         }
     }
 
@@ -79,18 +108,34 @@ struct AdapterBackward {
     void pad() const {
         if (rows() % 2 == 0) return;
         for (int64_t c = 0; c < ranks(); c++) {
-            store_one(scratch.shrunk + c * even(rows()) + rows(), 0);
+            store_one(scratch.middled + c * even(rows()) + rows(), 0);
             store_one(scratch.grad_shrunk + c * even(rows()) + rows(), 0);
         }
     }
 
-    // A member's columns of d_expand and d_shrink.
+    // A member's columns of d_expand and d_shrink, and its rows of d_middle.
     void add_weights(const TermSums& sums) const {
-        for (int64_t j = 0; j < linear.num_projections; j++)
-            if (linear.has(run, j))
-                add_columns(scratch.shrunk + j * run.rank * even(rows()), run.rank, grad + linear.first_output[j],
+        for (int64_t j = 0; j < linear.num_projections; j++) {
+            if (linear.has(run, j) && sums.expand[j])
+                add_columns(scratch.middled + j * run.rank * even(rows()), run.rank, grad + linear.first_output[j],
                             linear.out_features, linear.width(j), sums.expand[j]);
-        add_columns(scratch.grad_shrunk, ranks(), x, linear.in_features, linear.in_features, sums.shrink);
+            if (linear.has(run, j) && sums.middle[j]) add_middle(j, sums.middle[j]);
+        }
+        if (sums.shrink)
+            add_columns(scratch.grad_shrunk, ranks(), x, linear.in_features, linear.in_features, sums.shrink);
+    }
+
+    // total (rank, rank or 1) += dm.T @ s of one projection
+    void add_middle(int64_t j, float* total) const {
+        const T *grads = scratch.grad_middled + j * run.rank * even(rows());
+        const T *shrunk = scratch.shrunk + j * run.rank * even(rows());
+        for (int64_t c = member.first(run.rank); c < member.last(run.rank); c++)
+            for (int64_t k = 0; k < run.middle; k++) {
+                float product;
+                const T* row = shrunk + (run.middle == 1 ? c : k) * even(rows());
+                dot_block<1, 1>(grads + c * even(rows()), 0, row, 0, rows(), &product, 1);
+                total[c * run.middle + k] += product;
+            }
     }
 
     // total (ranks, width) += factors (ranks, rows) @ matrix (rows, width)

@@ -2,7 +2,8 @@
 //
 // Rows of one adapter form a run. A linear of several projections has one shrink matrix, where an
 // adapter of rank r at column c holds rows [n * c, n * (c + r)), a block of r for each projection,
-// and one expand matrix (columns, outputs) for each projection, where it holds rows [c, c + r).
+// and one expand matrix (columns, outputs) for each projection, where it holds rows [c, c + r). Its
+// middles, if it has any, are (projections of all layers, r, 1) diagonals or (.., r, r) matrices.
 #pragma once
 #include "gemm.h"
 
@@ -12,10 +13,13 @@ struct Run {
     int64_t start, stop;  // rows of the batch
     int64_t column, rank;
     int64_t targets;  // bit j of linear i: 1 << (MAX_PROJECTIONS * i + j)
+    int64_t middle;   // numbers in a row of a projection's middle: 1 or rank; 0: it has none
+    const void* middles;
 };
 
 struct AdaptedLinear {
     int64_t index;  // of the linear in its layer
+    int64_t first_middle;  // projections of all layers before its own
     int64_t num_projections;
     int64_t in_features, out_features;
     const void* shrink;
@@ -30,6 +34,10 @@ struct AdaptedLinear {
     }
     int64_t width(int64_t projection) const {
         return first_output[projection + 1] - first_output[projection];
+    }
+    template <class T>
+    const T* middle(const Run& run, int64_t projection) const {
+        return static_cast<const T*>(run.middles) + (first_middle + projection) * run.rank * run.middle;
     }
 };
 
@@ -169,6 +177,43 @@ void shrink(Member member, const AdaptedLinear& linear, const Run* runs, int64_t
     }
 }
 
+constexpr int64_t MAX_RANK = 512;  // of an adapter with a matrix
+
+// One row of shrunk columns of one projection through a middle, in place.
+template <class T>
+void join_row(const T* middle, int64_t numbers, int64_t rank, float* shrunk) {
+    if (numbers == 1) {
+        for (int64_t r = 0; r < rank; r++) shrunk[r] *= load_one(middle + r);
+        return;
+    }
+    float row[MAX_RANK];
+    memcpy(row, shrunk, size_t(rank) * sizeof(float));
+    for (int64_t r = 0; r < rank; r++) {
+        float total = 0;
+        for (int64_t k = 0; k < rank; k++) total += load_one(middle + r * rank + k) * row[k];
+        shrunk[r] = total;
+    }
+}
+
+inline bool have_middles(const AdaptedLinear& linear, const Run* runs, int64_t num_runs) {
+    for (int64_t n = 0; n < num_runs; n++)
+        if (runs[n].middle && linear.is_adapted(runs[n])) return true;
+    return false;
+}
+
+// A member's share of shrunk through the middles of the runs: its own rows.
+template <class T>
+void join(Member member, const AdaptedLinear& linear, const Run* runs, int64_t num_runs, float* shrunk, int64_t ld) {
+    for (int64_t n = 0; n < num_runs; n++) {
+        const Run& run = runs[n];
+        if (!run.middle || !linear.is_adapted(run)) continue;
+        int64_t rows = run.stop - run.start;
+        for (int64_t i = run.start + member.first(rows); i < run.start + member.last(rows); i++)
+            for (int64_t j = 0; j < linear.num_projections; j++)
+                join_row(linear.middle<T>(run, j), run.middle, run.rank, shrunk + i * ld + j * run.rank);
+    }
+}
+
 // A member's share of y += shrunk @ expand: its own range of outputs, all rows.
 template <class T>
 void expand(Member member, const AdaptedLinear& linear, const Run* runs, int64_t num_runs,
@@ -188,4 +233,17 @@ void expand(Member member, const AdaptedLinear& linear, const Run* runs, int64_t
                 linear.out_features, last - first);
         }
     }
+}
+
+// y += what each run's adapter adds, by a team whose members all come here.
+template <class T>
+void add_adapters(Member member, const AdaptedLinear& linear, const Run* runs, int64_t num_runs, const T* x,
+                  float* shrunk, int64_t ld, T* y) {
+    shrink(member, linear, runs, num_runs, x, shrunk, ld);
+    member.barrier();
+    if (have_middles(linear, runs, num_runs)) {
+        join<T>(member, linear, runs, num_runs, shrunk, ld);
+        member.barrier();
+    }
+    expand(member, linear, runs, num_runs, shrunk, ld, y);
 }

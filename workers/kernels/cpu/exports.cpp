@@ -19,16 +19,6 @@ void linear(const X* x, const W* w, X* y, const X* bias, int64_t rows, int64_t i
     on_team(num_threads, [&](Member member) { multiply<X, W>(member, x, rows, panels, out); });
 }
 
-template <class T>
-void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs, const T* x,
-                  float* shrunk, int64_t ld, T* y, int num_threads) {
-    on_team(num_threads, [&](Member member) {
-        shrink(member, linear, runs, num_runs, x, shrunk, ld);
-        member.barrier();
-        expand(member, linear, runs, num_runs, shrunk, ld, y);
-    });
-}
-
 }  // namespace
 
 #define KERNELS(T, NAME) \
@@ -59,7 +49,7 @@ void add_adapters(const AdaptedLinear& linear, const Run* runs, int64_t num_runs
     } \
     extern "C" void add_adapters_##NAME(const AdaptedLinear* linear, const Run* runs, int64_t num_runs, const T* x, \
                                         float* shrunk, int64_t ld, T* y, int threads) { \
-        add_adapters(*linear, runs, num_runs, x, shrunk, ld, y, threads); \
+        on_team(threads, [&](Member member) { add_adapters(member, *linear, runs, num_runs, x, shrunk, ld, y); }); \
     } \
     extern "C" void attend_##NAME(const KeySource<T>* source, const Span* spans, int64_t num_spans, const Shape* shape, \
                                   const T* q, T* out, float* lse, int threads) { \

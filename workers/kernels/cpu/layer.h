@@ -154,9 +154,7 @@ struct LayerForward {
         const LinearWeights& held = weights.linears[index];
         multiply(member, held, held.adapted.in_features, held.adapted.out_features, x, batch.rows, y, accumulate);
         if (!batch.num_runs) return;
-        shrink(member, held.adapted, batch.runs, batch.num_runs, x, batch.shrunk, batch.shrunk_width);
-        member.barrier();
-        expand(member, held.adapted, batch.runs, batch.num_runs, batch.shrunk, batch.shrunk_width, y);
+        add_adapters(member, held.adapted, batch.runs, batch.num_runs, x, batch.shrunk, batch.shrunk_width, y);
     }
 
     // Queries and keys normalised and turned to their positions; keys and values where they belong.

@@ -64,7 +64,7 @@ struct LayerBackward {
         norm_backward(weights.input_norm, range.x);
     }
 
-    bool is_adapted(int index) const { return range.sums[index].shrink; }
+    bool is_adapted(int index) const { return weights.linears[index].adapted.is_adapted(range.run); }
 
     template <class Body>
     void each_row(Body body) const {

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from workers.kernels.segments import ALIGNMENT, Factor, RunTable
+from workers.kernels.segments import ALIGNMENT, Factor, LinearPlace, RunTable
 from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton import attention, attention_backward, gate, norm
-from workers.kernels.triton.adapters import accumulate, contract, expand
+from workers.kernels.triton.adapters import accumulate, contract, expand, join
 from workers.kernels.triton.attention_backward import AttentionSaved
-from workers.kernels.triton.pages import store_pages
+from workers.kernels.triton.pages import store_heads, store_pages
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 from workers.kernels.triton.snapkv import column_sums
@@ -35,17 +35,18 @@ class GpuKernels:
     silu_mul = staticmethod(gate.silu_mul)
     silu_mul_backward = staticmethod(gate.silu_mul_backward)
     store_pages = staticmethod(store_pages)
+    store_heads = staticmethod(store_heads)
     sample = staticmethod(sample)
     column_sums = staticmethod(column_sums)
 
     def adapted_linear(
-        self, first_bit: int, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
+        self, place: LinearPlace, bounds: list[int], shrink: Tensor, expands: tuple[Tensor, ...]
     ) -> AdaptedLinear:
         """One fused linear's matrices; output columns bounds[j] to bounds[j + 1] are expand j's."""
         stacked, inputs = len(expands), shrink.shape[1]
         return AdaptedLinear(
-            _factor((shrink,), [0, inputs], stacked, first_bit),
-            _factor(expands, bounds, 1, first_bit),
+            _factor((shrink,), [0, inputs], stacked, place),
+            _factor(expands, bounds, 1, place),
         )
 
     def add_adapters(self, linear: AdaptedLinear, runs: RunTable, x: Tensor, y: Tensor) -> None:
@@ -63,19 +64,27 @@ class GpuKernels:
     ) -> None:
         """Add to the gradients of one adapter's shrink and expand, and to that of the input.
 
-        The run is all rows of `x`.
+        The run is all rows of `x`. What the adapter's method does not train has no gradients.
         """
-        grad_shrink, *grad_expands = term_grads
-        shrunk = contract(x, linear.shrink, run).sum(0)
-        grad_shrunk = contract(grad, linear.expand, run)
+        count = len(linear.expand)
+        grad_shrink, *others = term_grads
+        shrunk = contract(x, linear.shrink, run)
+        grad_rows = contract(grad, linear.expand, run)
+        middled, grad_shrunk = shrunk.sum(0), grad_rows.sum(0)
+        if run.has_middles:
+            _add_middles(others[count:], middled, grad_shrunk)
+            middled = join(shrunk, linear.shrink, run, x.dtype, transposed=False)
+            grad_shrunk = join(grad_rows, linear.shrink, run, x.dtype, transposed=True)
         if grad_x is not None:
-            expand(grad_shrunk, linear.shrink, run, grad_x)
-        accumulate(grad_shrink, grad_shrunk.sum(0), 0, x)
-        start = column = 0
-        for total in grad_expands:
-            rank, width = total.shape
-            accumulate(total, shrunk, column, grad[:, start : start + width])
-            start, column = start + width, column + rank
+            expand(grad_shrunk[None], linear.shrink, replace(run, has_middles=False), grad_x)
+        if len(grad_shrink):
+            accumulate(grad_shrink, grad_shrunk, 0, x)
+        start = 0
+        for j, total in enumerate(others[:count]):
+            width = total.shape[1]
+            if len(total):
+                accumulate(total, middled, j * run.max_rank, grad[:, start : start + width])
+            start += width
 
     def attend(
         self,
@@ -107,8 +116,19 @@ class GpuKernels:
         attention_backward.attend_backward(read, place, batch, key_tiles, shape, grad_q, grad_kv)
 
 
+def _add_middles(totals: list[Tensor], shrunk_TW: Tensor, grad_TW: Tensor) -> None:
+    """Add grad.T @ shrunk to each projection's total, or only the diagonal of it."""
+    for j, total in enumerate(totals):
+        rank, numbers = total.shape
+        own = slice(j * rank, (j + 1) * rank)
+        if numbers == 1:
+            total += (grad_TW[:, own] * shrunk_TW[:, own]).sum(0)[:, None]
+        else:
+            accumulate(total, grad_TW, j * rank, shrunk_TW[:, own])
+
+
 def _factor(
-    matrices: tuple[Tensor, ...], bounds: list[int], stacked: int, first_bit: int
+    matrices: tuple[Tensor, ...], bounds: list[int], stacked: int, place: LinearPlace
 ) -> Factor:
     device, addresses = matrices[0].device, [matrix.data_ptr() for matrix in matrices]
     return Factor(
@@ -116,6 +136,6 @@ def _factor(
         torch.tensor(bounds, dtype=torch.int32, device=device),
         stacked,
         max(matrix.shape[1] for matrix in matrices),
-        first_bit,
+        place,
         all(number % ALIGNMENT == 0 for number in (*addresses, *bounds)),
     )

@@ -1,9 +1,12 @@
-"""How much the last queries of a prompt look at each key, as SnapKV votes.
+"""How much some queries of a sequence look at each of its keys: what SnapKV, H2O and EMS score by.
 
-Equals `reference.column_sums`: for each KV head, attention weights summed over a span's queries and
-the query heads that share the head. Pooling and choice of keys are the policy's.
+Equals `reference.column_sums`, but for each query head, and for queries that need not be the last
+ones. Keys are walked twice: for the log-sum-exp of every query, in splits that fill the card, then
+for the sums, which have one owner each. Pooling and choice of keys are the policy's.
 
-Source: Li et al. 2024, arXiv:2404.14469.
+Source: Li et al. 2024, arXiv:2404.14469; Zhang et al. 2023, arXiv:2306.14048.
+
+Shape suffixes: H query heads, K KV heads, N queries, T keys, D head_dim.
 """
 
 from __future__ import annotations
@@ -13,107 +16,176 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import BLOCK_KEYS, LARGEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE
 from workers.kernels.triton.accumulator import accumulator
-from workers.kernels.triton.attention import key_offsets, table_arguments, tile_sizes
+
+KEYS_PER_SPLIT = 512
+MOST_QUERIES = 64  # of a tile
 
 
 def column_sums(
-    q_THD: Tensor,
-    lse_TH: Tensor,
-    place: KeyPlace,
-    batch: SpanTiles,
-    most_keys: int,
-    shape: HeadShape,
+    q_HND: Tensor, k_KTD: Tensor, places_N: Tensor, log_counts_KT: Tensor | None
 ) -> Tensor:
-    """Votes (S, K, most_keys), in the dtype of `lse`; 0 for keys that a span does not have.
+    """Attention that each key gets from all queries of a head, (H, T) float32 or wider.
 
-    `lse_TH` is attention's own; the spans' queries are those that vote, the tiles are not read.
+    Args:
+        q_HND: queries.
+        k_KTD: keys.
+        places_N: the last key that each query sees, int64.
+        log_counts_KT: what is added to logits; None: nothing.
     """
-    spans = len(batch.spans)
-    votes = torch.zeros(spans, shape.kv_heads, most_keys, dtype=lse_TH.dtype, device=lse_TH.device)
-    _column_sums[(spans, shape.kv_heads, triton.cdiv(most_keys, BLOCK_KEYS))](
-        q_THD,
-        lse_TH,
-        place.keys,
-        *table_arguments(place, batch)[:3],
-        votes,
-        shape.dim**-0.5,
-        shape.window,
-        q_THD.stride(0),
-        q_THD.stride(1),
-        place.page_stride,
-        place.head_stride,
-        place.token_stride,
-        most_keys,
-        PAGE=place.page_tokens,
-        HAS_LENGTHS=place.lengths_SK is not None,
-        BLOCK_N=BLOCK_KEYS,
-        WIDE=accumulator(q_THD.dtype),
-        **tile_sizes(max(1, LARGEST_TILE // shape.stacked), shape),
+    (heads, num_queries, dim), num_keys = q_HND.shape, k_KTD.shape[1]
+    if k_KTD.stride(2) != 1:
+        k_KTD = k_KTD.contiguous()
+    q_HND, wide = q_HND.contiguous(), torch.promote_types(q_HND.dtype, torch.float32)
+    tile = min(MOST_QUERIES, max(SMALLEST_TILE, triton.next_power_of_2(num_queries)))
+    splits = triton.cdiv(num_keys, KEYS_PER_SPLIT)
+    log_sums = torch.empty(splits, heads, num_queries, dtype=wide, device=q_HND.device)
+    sums = torch.empty(heads, num_keys, dtype=wide, device=q_HND.device)
+    counts = places_N if log_counts_KT is None else log_counts_KT.contiguous()
+    arguments = (q_HND, k_KTD, places_N, counts)
+    numbers = (dim**-0.5, num_queries, num_keys, k_KTD.stride(0), k_KTD.stride(1))
+    sizes = {
+        "GROUP": heads // len(k_KTD),
+        "HAS_COUNTS": log_counts_KT is not None,
+        "BLOCK_M": tile,
+        "BLOCK_N": BLOCK_KEYS,
+        "DIM": dim,
+        "BLOCK_D": max(SMALLEST_TILE, triton.next_power_of_2(dim)),
+        "WIDE": accumulator(q_HND.dtype),
+    }
+    _log_sums[(splits, triton.cdiv(num_queries, tile), heads)](
+        *arguments, log_sums, *numbers, KEYS=KEYS_PER_SPLIT, **sizes
     )
-    return votes
+    log_sums = torch.logsumexp(log_sums, 0)
+    _column_sums[(triton.cdiv(num_keys, BLOCK_KEYS), heads)](
+        *arguments, log_sums, sums, *numbers, **sizes
+    )
+    return sums
 
 
-@triton.jit(do_not_specialize=["most_keys"])
-def _column_sums(
-    q,
-    lse,
+@triton.jit
+def _queries(
+    q, places, first, num_queries, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Some queries of one head, and the last key that each sees; -1 where there is no query."""
+    query, column = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    is_query = query < num_queries
+    inside = is_query[:, None] & (column < DIM)[None, :]
+    rows = tl.load(q + query[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+    return query, rows, tl.load(places + query, mask=is_query, other=-1)
+
+
+@triton.jit
+def _logits(
+    rows,
+    last,
     keys,
-    tables,
-    lengths,
-    spans,
-    votes,
+    counts,
+    slot,
+    num_keys,
     scale,
-    window,
-    q_row,
-    q_head,
-    page_stride,
-    head_stride,
     token_stride,
-    most_keys,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    STACKED: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PAGE: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    which, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    span = spans + 4 * which
-    queries, first = tl.load(span + 1), tl.load(span + 3)
-    if HAS_LENGTHS:
-        num_keys = tl.load(lengths + which * KV_HEADS + head).to(tl.int64)
-    else:
-        num_keys = tl.load(span + 2) + queries
-    slot = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_key = slot < num_keys
-    place = tl.arange(0, BLOCK_D)
-    is_dim = place < DIM
-    offset = key_offsets(tables, first, slot, is_key, page_stride, token_stride, PAGE)
-    offset = offset[:, None] + head.to(tl.int64) * head_stride + place[None, :]
-    key = tl.load(keys + offset, mask=is_key[:, None] & is_dim[None, :], other=0.0)
-    stacked = tl.arange(0, BLOCK_M)
-    sums = tl.zeros((BLOCK_N,), WIDE)
-    for begin in range(0, queries.to(tl.int32), BLOCK_M // STACKED):
-        query, member = begin + stacked // STACKED, stacked % STACKED
-        is_query = (query < queries) & (member < GROUP)
-        row, query_head = tl.load(span) + query, head * GROUP + member
-        source = q + row[:, None] * q_row + query_head[:, None] * q_head + place[None, :]
-        query_rows = tl.load(source, mask=is_query[:, None] & is_dim[None, :], other=0.0)
-        line = row * (KV_HEADS * GROUP) + query_head
-        log_sums = tl.load(lse + line, mask=is_query, other=0.0)
-        scores = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
-        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee") * scale
-        limit = (num_keys - queries + query + 1)[:, None]
-        visible = is_query[:, None] & is_key[None, :] & (slot[None, :] < limit)
-        if window > 0:
-            visible = visible & (slot[None, :] >= limit - window)
-        logs = tl.where(visible, scores - log_sums[:, None], float("-inf"))
-        sums += tl.sum(tl.exp(logs), 0)
-    target = votes + (which * KV_HEADS + head) * most_keys + slot
-    tl.store(target, sums, mask=slot < most_keys)
+    """Logits of some queries over some keys, -inf where a query does not see a key."""
+    column, is_key = tl.arange(0, BLOCK_D), slot < num_keys
+    source = keys + slot[:, None].to(tl.int64) * token_stride + column[None, :]
+    key = tl.load(source, mask=is_key[:, None] & (column < DIM)[None, :], other=0.0)
+    logits = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
+    logits = tl.dot(rows, tl.trans(key), logits, input_precision="ieee") * scale
+    if HAS_COUNTS:
+        logits += tl.load(counts + slot, mask=is_key, other=0.0)[None, :]
+    visible = is_key[None, :] & (slot[None, :] <= last[:, None])
+    return tl.where(visible, logits, float("-inf"))
+
+
+@triton.jit(do_not_specialize=["num_queries", "num_keys"])
+def _log_sums(
+    q,
+    keys,
+    places,
+    counts,
+    log_sums,
+    scale,
+    num_queries,
+    num_keys,
+    head_stride,
+    token_stride,
+    GROUP: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEYS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    split, head = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    keys += head // GROUP * head_stride
+    if HAS_COUNTS:
+        counts += head // GROUP * num_keys
+    first, own = tl.program_id(1) * BLOCK_M, q + head * num_queries * DIM
+    query, rows, last = _queries(own, places, first, num_queries, BLOCK_M, DIM, BLOCK_D)
+    low = split * KEYS
+    high = tl.minimum(tl.minimum(low + KEYS, num_keys), tl.max(last, 0) + 1)
+    peak = tl.full((BLOCK_M,), float("-inf"), WIDE)
+    total = tl.zeros((BLOCK_M,), WIDE)
+    for begin in range(low, high.to(tl.int32), BLOCK_N):
+        slot = begin + tl.arange(0, BLOCK_N)
+        logits = _logits(
+            rows, last, keys, counts, slot, num_keys, scale, token_stride,
+            HAS_COUNTS, BLOCK_M, BLOCK_N, DIM, BLOCK_D, WIDE,
+        )  # fmt: skip
+        higher = tl.maximum(peak, tl.max(logits, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(peak - level) + tl.sum(tl.exp(logits - level[:, None]), 1)
+        peak = higher
+    log_sum = peak + tl.log(tl.where(total > 0, total, 1.0))
+    target = log_sums + (split * tl.num_programs(2) + head) * num_queries + query
+    tl.store(target, log_sum, mask=query < num_queries)
+
+
+@triton.jit(do_not_specialize=["num_queries", "num_keys"])
+def _column_sums(
+    q,
+    keys,
+    places,
+    counts,
+    log_sums,
+    sums,
+    scale,
+    num_queries,
+    num_keys,
+    head_stride,
+    token_stride,
+    GROUP: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    begin, head = tl.program_id(0) * BLOCK_N, tl.program_id(1).to(tl.int64)
+    keys += head // GROUP * head_stride
+    if HAS_COUNTS:
+        counts += head // GROUP * num_keys
+    slot, own = begin + tl.arange(0, BLOCK_N), q + head * num_queries * DIM
+    column_sums = tl.zeros((BLOCK_N,), WIDE)
+    for first in range(0, num_queries, BLOCK_M):
+        query, rows, last = _queries(own, places, first, num_queries, BLOCK_M, DIM, BLOCK_D)
+        if tl.max(last, 0) >= begin:
+            logits = _logits(
+                rows, last, keys, counts, slot, num_keys, scale, token_stride,
+                HAS_COUNTS, BLOCK_M, BLOCK_N, DIM, BLOCK_D, WIDE,
+            )  # fmt: skip
+            is_query = query < num_queries
+            log_sum = tl.load(log_sums + head * num_queries + query, mask=is_query, other=0.0)
+            column_sums += tl.sum(tl.exp(logits - log_sum[:, None]), 0)
+    tl.store(sums + head * num_keys + slot, column_sums, mask=slot < num_keys)

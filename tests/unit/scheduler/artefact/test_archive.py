@@ -10,7 +10,7 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +18,7 @@ from scheduler.artefact.archive import unpack
 from scheduler.artefact.intake import Intake
 from scheduler.domain.adapter import CONFIG_FILE, TENSORS_FILE
 from scheduler.domain.errors import InvalidInput, PayloadTooLarge
+from tests.unit.scheduler.artefact.archives import Members, make_tar, make_tar_gz, make_zip
 from tests.unit.scheduler.artefact.peft_folder import good_files
 
 if TYPE_CHECKING:
@@ -26,35 +27,10 @@ if TYPE_CHECKING:
 
 LIMIT = 8 << 20
 MEMORY_LIMIT = 8 << 20
-Members = list[tuple[str, bytes]]
 
 
 def members(folder: str = "") -> Members:
     return [(folder + name, content) for name, content in good_files().items()]
-
-
-def make_zip(content: Members, **options: Any) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, **options) as archive:
-        for name, data in content:
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    return target.getvalue()
-
-
-def make_tar(content: Members, **changes: Any) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as archive:
-        for name, data in content:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            for key, value in changes.items():
-                setattr(member, key, value)
-            archive.addfile(member, io.BytesIO(data))
-    return target.getvalue()
-
-
-def make_tar_gz(content: Members) -> bytes:
-    return gzip.compress(make_tar(content))
 
 
 def take(tmp_path: Path, archive: bytes, limit: int = LIMIT) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scheduler.domain.adapter import AdapterRef
-from scheduler.domain.plan import Span
+from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence, WeightedModel
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
@@ -28,6 +28,7 @@ NUM_BLOCKS = 12  # of which block 0 is nobody's
 CAPACITY = (NUM_BLOCKS - 1) * BLOCK_SIZE - 1  # of one sequence
 BUDGET = 16
 MAX_SEQUENCES = 5
+DRAWN = 7  # the token that every draw gives
 CLASSES = {"default": SloTargets(500.0, 100.0), "best_effort": SloTargets(None, None)}
 TENANTS = st.sampled_from(["a", "b", "c"])
 
@@ -106,7 +107,8 @@ class Memory:
 def origin(sequence: Sequence, position: int) -> object:
     """All that K and V at a position follow from."""
     adapter = sequence.request.members[sequence.member].adapter
-    return sequence.request.tenant_id, adapter, tuple(sequence.token_ids[: position + 1])
+    tokens = [DRAWN if token < 0 else token for token in sequence.token_ids[: position + 1]]
+    return sequence.request.tenant_id, adapter, tuple(tokens)
 
 
 def body(
@@ -171,9 +173,12 @@ class History(RuleBasedStateMachine):
         request = body(f"r{self.num_requests}", tokens, tenant_id, n, service_class, size)
         self.num_requests += 1
         for index in range(n):
+            wanted = max(prompt + 1, min(prompt + output, longest))
             lead = group(request, index, size, self.now_s)
+            for member in lead.group:
+                member.most_tokens = wanted + index % 2
             self.alive[lead.id] = lead
-            self.wanted[lead.id] = min(prompt + output, longest)
+            self.wanted[lead.id] = wanted
             self.scheduler.add(lead)
 
     @rule(num_steps=st.integers(1, 8), tokens=st.integers(0, 200), passes_s=st.floats(0, 0.2))
@@ -265,6 +270,8 @@ class History(RuleBasedStateMachine):
             assert span.count > 0
             assert span.start == sequence.num_computed_tokens
             assert span.start + span.count <= len(sequence.token_ids)
+            assert span.start + span.count < sequence.most_tokens
+            assert span.count == 1 or not sequence.has_unread
             needed = (sequence.layout or self.scheduler.pool).blocks_for(span.start + span.count)
             assert len(sequence.block_table) >= needed
         for sequence in self.scheduler.running:
@@ -276,22 +283,57 @@ class History(RuleBasedStateMachine):
         self.memory.lose(plan.fresh_blocks)
         for span in plan.spans:
             self.memory.run(running[span.sequence_id], span)
+        self._follow(plan, [s for s in running.values() if s.member == 0])
+
+    def _follow(self, plan: StepPlan, leads: list[Sequence]) -> None:
+        """What the engine does once a step has been issued."""
         self.scheduler.commit(plan)
-        for span in plan.spans:
-            if running[span.sequence_id].member == 0:
-                self._draw(running[span.sequence_id])
+        for lead in _complete(leads):
+            lead.append_unread(0)
+            self._read(lead)
 
-    def _draw(self, lead: Sequence) -> None:
-        if lead.num_uncomputed_tokens == 0:
-            for sequence in lead.group:
-                sequence.token_ids.append(7)
-                sequence.first_token_s = sequence.first_token_s or self.now_s
-            if len(lead.token_ids) >= self.wanted[lead.id]:
-                self._end(lead)
+    def _read(self, lead: Sequence) -> None:
+        lead.read(DRAWN)
+        for sequence in lead.group:
+            sequence.first_token_s = sequence.first_token_s or self.now_s
+        if len(lead.token_ids) >= self.wanted[lead.id]:
+            self._end(lead)
 
-    def _end(self, sequence: Sequence) -> None:
-        del self.alive[sequence.id]
-        self.scheduler.remove(sequence)
+    def _end(self, lead: Sequence) -> None:
+        del self.alive[lead.id]
+        lead.forget_unread()
+        self.scheduler.remove(lead)
+
+
+class LateHistory(History):
+    """The same, where the tokens of a step are read once the next one has been issued.
+
+    Every other answer ends where nobody could know it from counts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread: list[Sequence] = []
+
+    def _follow(self, plan: StepPlan, leads: list[Sequence]) -> None:
+        for lead in self.unread:
+            if self.alive.get(lead.id) is lead:
+                self._read(lead)
+        self.scheduler.commit(plan)
+        self.unread = [lead for lead in _complete(leads) if self.alive.get(lead.id) is lead]
+        for row, lead in enumerate(self.unread):
+            lead.append_unread(row)
+
+    @invariant()
+    def nothing_follows_an_unread_token(self) -> None:
+        for lead in self.alive.values():
+            assert all(token >= 0 for token in lead.token_ids[:-1])
+            assert len(lead.token_ids) <= self.wanted[lead.id]
+
+
+def _complete(leads: list[Sequence]) -> list[Sequence]:
+    """Those whose tokens are all computed, so that a next one is drawn."""
+    return [lead for lead in leads if lead.num_uncomputed_tokens == 0]
 
 
 def capacity(size: int) -> int:
@@ -318,3 +360,6 @@ def demand(num_tokens: int) -> TrainDemand:
 
 TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+
+TestLateHistory = LateHistory.TestCase
+TestLateHistory.settings = TestHistory.settings

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.domain.plan import StepPlan
+from scheduler.domain.plan import Span, StepPlan
 from scheduler.domain.request import RequestBody, Sequence
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.fairness import FairShare
@@ -165,6 +165,24 @@ def test_decode_goes_on_beside_a_lane_and_a_prompt_waits_for_its_end() -> None:
     assert [span.sequence_id for span in during.spans] == [first.id]
     assert not training.is_running, "it was waited for"
     assert sorted(span.count for span in after.spans) == [1, 9]
+
+
+@pytest.mark.parametrize("share_idles", [True, False])
+@pytest.mark.parametrize("is_awaited", [True, False])
+def test_a_lane_near_its_end_is_waited_for_where_that_saves_time(
+    share_idles: bool, is_awaited: bool
+) -> None:
+    planner = TrainingPlanner(Price(1.0), Price(2.0), 100.0, share_idles=share_idles)
+    demands = [replace(demand("job", 640), may_ride=False)]
+    shape = ForwardShape(num_rows=1, num_spans=1, context_tokens=8, score_pairs=0)
+    spans = (Span("first", 8, 1),)
+
+    lane = planner.share(demands, shape, 60.0, 5.0)
+    begins = planner.decodes_beside(spans, 5.0, is_awaited=is_awaited)
+    ends = planner.decodes_beside(spans, 5.0 + lane.beside_ms / 1e3, is_awaited=is_awaited)
+
+    assert begins
+    assert ends == (not share_idles and not is_awaited)
 
 
 def test_a_lane_that_seems_to_save_nothing_is_tried_again_after_a_while() -> None:

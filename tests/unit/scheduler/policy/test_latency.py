@@ -121,7 +121,29 @@ def test_the_law_of_a_forward_converges_on_synthetic_costs() -> None:
     for _ in range(50):
         shape = random_shape(random)
         assert law.forward_ms(shape) == pytest.approx(truth(shape), rel=0.05)
-    assert law.margin_ms < 2.0
+    assert law.margin_ms(random_shape(random)) < 2.0
+
+
+def test_captured_steps_have_a_law_of_their_own() -> None:
+    """An eager step of few rows is bound by its launches, which a captured one does not have."""
+    random = Random(5)
+    law = LatencyLaw(COSTS, num_layers=4, captures_decode=True)
+
+    def decode(rows: int) -> ForwardShape:
+        return ForwardShape(rows, rows, context_tokens=100 * rows, score_pairs=0)
+
+    def eager(rows: int) -> ForwardShape:
+        return ForwardShape(rows, 1, context_tokens=0, score_pairs=rows * rows // 2)
+
+    for _ in range(300):
+        rows = random.randint(1, 64)
+        law.observe_forward(decode(rows), 0.5 + COSTS.at(rows))
+        law.observe_forward(eager(1 + rows), max(12.0, 0.5 + COSTS.at(1 + rows)))
+
+    for rows in (1, 7, 60):
+        assert law.forward_ms(decode(rows)) == pytest.approx(0.5 + COSTS.at(rows), rel=0.05)
+        assert law.forward_ms(eager(1 + rows)) == pytest.approx(12.0, rel=0.05)
+        assert law.margin_ms(decode(rows)) < 0.2
 
 
 @pytest.mark.parametrize("direction", Direction)

@@ -43,7 +43,7 @@ def body(name: str, prompt: int, **fields: object) -> RequestBody:
         tenant_id="t",
         base_model="m",
         prompt_token_ids=tuple(range(prompt)),
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 

@@ -14,13 +14,8 @@ from sqlalchemy import update
 
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.job import JobStatus
-from scheduler.domain.messages import (
-    TO_WORKER,
-    JobHint,
-    WorkerCapabilities,
-    WorkerInfo,
-    decode,
-)
+from scheduler.domain.message_codec import decode
+from scheduler.domain.messages import TO_WORKER, JobHint, WorkerCapabilities, WorkerInfo
 from scheduler.settings import RelaySettings
 from scheduler.store.channel import START
 from scheduler.store.channels.local import LocalBroker, LocalChannel

@@ -41,11 +41,18 @@ def test_chats_encode_as_transformers_encodes_them(
     assert family.ours.encode_chat(messages) == family.oracle_chat(messages)
 
 
+def rendered(tokenizer: Any, messages: Any, **how: Any) -> str:
+    """What the template writes, without the mark before special tokens' texts."""
+    said = tokenizer.conversation(messages)
+    text: str = said.render(**{"add_generation_prompt": True} | how)
+    return text.replace(said.marker, "")
+
+
 def test_the_rendered_chat_is_the_one_of_transformers(family: Any) -> None:
     messages = [{"role": "system", "content": "Be <kind>."}, *chat("Hi & bye", "Ok", "x")]
     for prompt in (True, False):
-        assert family.ours.render_chat(
-            messages, add_generation_prompt=prompt
+        assert rendered(
+            family.ours, messages, add_generation_prompt=prompt
         ) == family.oracle.apply_chat_template(
             messages, add_generation_prompt=prompt, tokenize=False
         )
@@ -214,18 +221,17 @@ def test_generation_config_adds_ends_of_answers(chatml: Any, tmp_path: Path) -> 
 def test_a_list_of_templates_gives_the_default_one(chatml: Any, tmp_path: Path) -> None:
     named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
     tokenizer = load_tokenizer(copied(chatml.folder, tmp_path, chat_template=named))
-    assert tokenizer.render_chat(chat("x")) == "yes"
+    assert rendered(tokenizer, chat("x")) == "yes"
 
 
 def test_a_template_file_wins_over_the_setting(chatml: Any, tmp_path: Path) -> None:
     folder = copied(chatml.folder, tmp_path)
     (folder / "chat_template.jinja").write_text("own file")
-    assert load_tokenizer(folder).render_chat(chat("x")) == "own file"
+    assert rendered(load_tokenizer(folder), chat("x")) == "own file"
 
 
 def test_a_model_without_template_says_so(chatml: Any, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(copied(chatml.folder, tmp_path, chat_template=None))
-    assert not tokenizer.has_chat_template
     with pytest.raises(InvalidInput, match="no chat template"):
         tokenizer.encode_chat(chat("x"))
 

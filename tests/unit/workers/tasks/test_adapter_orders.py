@@ -12,8 +12,6 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 
-import workers.codecs
-import workers.merges  # noqa: F401
 from scheduler.artefact.check import check_artefact
 from scheduler.artefact.coded_file import PREFIX
 from scheduler.domain.adapter import ARCHIVE_FILE, MANIFEST_FILE, AdapterManifest
@@ -27,7 +25,7 @@ from tests.unit.workers.tiny_models import TinyModel, make_model
 from workers.adapter_archive import pack_archive
 from workers.adapter_file import BaseIdentity, LoadedAdapter, read_adapter, write_adapter
 from workers.adapter_folder import read_folder, write_archive_folder
-from workers.codec import CODECS
+from workers.codecs import CODECS
 from workers.tasks.check_archive import check_archive
 from workers.tasks.compress import compress
 from workers.tasks.expand_archive import expand_archive

@@ -19,7 +19,8 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import PluginConfig
 from workers.adapter_archive import change_of, initial_params
 from workers.adapter_file import LoadedAdapter
-from workers.codec import CODECS, Codec
+from workers.codec import Codec
+from workers.codecs import CODECS
 from workers.peft_method import Params
 
 Score = Callable[[Params], float]
@@ -135,5 +136,7 @@ def decoded(adapter: LoadedAdapter, codec: Codec, initial: Params | None) -> Par
         initial: what they began as; None where nobody knows.
     """
     start = initial if codec.codes_change else None
-    params = codec.decode(codec.encode(change_of(adapter.params, start)), adapter.method.shapes())
+    params = codec.decode(
+        codec.encode(change_of(adapter.params, start)), adapter.method.file_shapes()
+    )
     return params if start is None else {n: start[n] + p for n, p in params.items()}

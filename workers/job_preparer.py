@@ -1,0 +1,35 @@
+"""Makes what a fresh adapter has beside its trained parameters, while the engine goes on.
+
+Decomposing the weights of a base model takes seconds to minutes; serving must not wait for that.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import torch
+
+from workers.decoder import Decoder
+from workers.inline_executor import InlineExecutor
+from workers.site_weights import SiteWeights
+from workers.train_job import TrainJob
+
+
+class JobPreparer:
+    """Prepares the jobs of one base model, one after the other.
+
+    The ranks of a group gather weights from each other, so all of them do it at once and at the
+    same point between two steps.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._weights = SiteWeights(decoder)
+        self._executor: Executor = InlineExecutor()
+        if decoder.group.is_alone:
+            self._executor = ThreadPoolExecutor(1, "preparer", torch.set_num_threads, (1,))
+
+    def prepare(self, job: TrainJob) -> Future[None] | None:
+        """Begin; None where nothing has to be made, or a checkpoint holds it."""
+        if job.order.resume_from is not None or not job.shard.whole.fixed_shapes():
+            return None
+        return self._executor.submit(job.shard.make_fixed, job.params, self._weights)

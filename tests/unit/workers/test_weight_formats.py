@@ -23,6 +23,7 @@ from tests.unit.workers.train_bench import Bench, random_examples
 from workers.activations import SaveLevel
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import BaseIdentity
+from workers.architecture import decoder_config
 from workers.base_weights import WeightFolder, load_weights
 from workers.cpu_backward import CpuBackward
 from workers.cpu_decoder import CpuDecoder
@@ -30,7 +31,7 @@ from workers.decoder import Decoder
 from workers.frozen_linear import FrozenLinear
 from workers.hf_config import read_hf_config
 from workers.job_checkpoint import fingerprint
-from workers.model import MODULE_PATHS, decoder_config
+from workers.model import MODULE_PATHS
 from workers.shard import Shard
 from workers.weight_format import WEIGHT_FORMATS, QuantizedWeight, find_format
 

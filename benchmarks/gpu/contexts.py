@@ -40,11 +40,12 @@ def measure(setting: Setting) -> Iterator[Figures]:
     contexts = TINY_CONTEXTS if setting.is_tiny else CONTEXTS
     for shape in setting.models:
         steps = ContextSteps(random_decoder(shape, setting, 0), setting, contexts)
-        lines: list[Figures] = []
+        lines: Figures = {}
         for context in contexts:
             for batch in (1, dominated_batch(steps.config, setting, context)):
                 for policy in POLICIES:
-                    lines.append(steps.figures(policy, context, batch, ceilings))
+                    case = f"{context} x {batch}, {policy}"
+                    lines[case] = steps.figures(policy, context, batch, ceilings)
                     yield {shape: lines}
         del steps
         release(setting)
@@ -77,9 +78,6 @@ class ContextSteps:
         flop = 2 * batch * weights / self.setting.dtype.itemsize
         bound_s = ceilings.seconds(weights + kv_bytes, flop)
         return {
-            "policy": policy,
-            "context": context,
-            "batch": batch,
             "step_ms": step_s * 1e3,
             "kv_gb": kv_bytes / 1e9,
             "kv_over_weights": kv_bytes / weights,

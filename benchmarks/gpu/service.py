@@ -22,7 +22,7 @@ from benchmarks.gpu.setting import Figures, Setting
 
 SHIPPED = Path(__file__).parents[2] / "examples" / "base_model" / "tandem-tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-VOCABULARY = 1195  # of that tokenizer
+VOCABULARY, EOS = 1195, 3  # of that tokenizer
 STREAMS, CHATS_EACH = 8, 3
 OUTPUT_TOKENS = 64
 JOB_PATIENCE_S = 60.0
@@ -35,16 +35,17 @@ def measure(setting: Setting) -> Iterator[Figures]:
         yield {"missing": missing}
         return
     with tempfile.TemporaryDirectory(prefix="tandem-gpu-") as folder:
-        base = SHIPPED if setting.is_tiny else random_base(setting, Path(folder) / "random-1b")
+        base = SHIPPED if setting.is_tiny else random_base(setting, Path(folder), "1b")
         device = "0" if setting.device.type == "cuda" else "cpu"
         with running_service(Path(folder) / "data", base, device) as service:
             yield {"model": base.name, "seconds_to_ready": service.seconds_to_ready}
             yield asyncio.run(used(service, setting))
 
 
-def random_base(setting: Setting, folder: Path) -> Path:
-    """A model folder in the shape of a 1B Llama, of the shipped tokenizer's vocabulary."""
-    peer_model(setting, "1b", vocab_size=VOCABULARY, eos_token_id=3).save_pretrained(folder)
+def random_base(setting: Setting, parent: Path, shape: str) -> Path:
+    """A folder of random weights in a shape, with the shipped tokenizer and its vocabulary."""
+    folder = parent / f"random-{shape}"
+    peer_model(setting, shape, vocab_size=VOCABULARY, eos_token_id=EOS).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         shutil.copy(SHIPPED / name, folder)
     return folder

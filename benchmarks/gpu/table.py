@@ -18,18 +18,15 @@ def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {part['error'].splitlines()[-1]}"
 
 
-def _lines(path: str, value: object) -> Iterator[str]:
-    match value:
-        case dict() if value and all(isinstance(v, int | float) for v in value.values()):
-            yield f"{path}: " + ", ".join(f"{k} {_number(v)}" for k, v in value.items())
-        case dict():
-            for key, inner in value.items():
-                yield from _lines(f"{path}, {key}", inner)
-        case list():
-            for inner in value:
-                yield from _lines(path, inner)
-        case _:
-            yield f"{path}: {_number(value)}"
+def _lines(path: str, figures: dict[str, Any]) -> Iterator[str]:
+    """Single figures on a line together, groups of them each below."""
+    groups = {key: value for key, value in figures.items() if isinstance(value, dict | list)}
+    single = {key: value for key, value in figures.items() if key not in groups}
+    if single:
+        yield f"{path}: " + ", ".join(f"{k} {_number(v)}" for k, v in single.items())
+    for key, group in groups.items():
+        for each in group if isinstance(group, list) else [group]:
+            yield from _lines(f"{path}, {key}", each)
 
 
 def _number(value: object) -> str:

@@ -1,7 +1,7 @@
 """Other constants for the Triton kernels, one at a time, at the shapes of one layer of an 8B model.
 
 Nothing of the product changes: the figures say what the best value of each would have taken beside
-the present one. Values that a card has not the memory or registers for are None.
+the present one. Values that a kernel cannot be compiled with, or has no room for, are None.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 
 from benchmarks.gpu.attention_checks import backward, filled_pack
 from benchmarks.gpu.attention_peers import Spans, random_heads, spans_attention
@@ -116,10 +116,10 @@ def tried_us(setting: Setting, make: Callable[[], Work], knob: Knob) -> dict[str
 
 
 def timed_us(setting: Setting, make: Callable[[], Work]) -> float | None:
-    """Microseconds of the work as it is made now; None where a kernel does not fit the card."""
+    """Microseconds of the work as it is made now; None where it cannot be run."""
     try:
         return setting.time_s(make(), warm=2, seconds=EACH_S) * 1e6
-    except OutOfResources:
+    except TritonError:
         return None
 
 

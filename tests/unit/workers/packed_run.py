@@ -11,6 +11,7 @@ from torch import Tensor
 from scheduler.domain.plan import Span
 from scheduler.domain.request import RequestBody, SamplingParams, Sequence
 from workers.batch_builder import InferenceRow, PackWindow, placement
+from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
 from workers.model_runner import ModelRunner
 from workers.peft_methods.lora import Lora
@@ -93,6 +94,20 @@ class PackedRun:
             stream.sequence.num_computed_tokens += item.span.count
             row = stop
         return result.hidden
+
+
+def compress_heads(stream: Stream, config: DecoderConfig, random: Random) -> None:
+    """Give each head pages for random numbers of slots, with or without log-counts."""
+    sequence, heads = stream.sequence, (config.num_layers, config.num_kv_heads)
+    at = len(sequence.token_ids) - random.randint(4, 6)
+    flat = [random.choice((0, random.randint(0, at))) for _ in range(heads[0] * heads[1])]
+    kept = torch.tensor(flat).view(heads)
+    counts = None
+    if random.random() < 0.7:
+        generator = torch.Generator().manual_seed(random.randrange(99))
+        counts = 3 * torch.rand(*heads, at, generator=generator)
+        counts *= torch.arange(at) < kept[..., None]
+    sequence.layout = HeadPages(kept, at, BLOCK_SIZE, counts)
 
 
 def random_lora(

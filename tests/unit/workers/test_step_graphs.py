@@ -10,7 +10,12 @@ import torch
 
 from scheduler.domain.plan import Span
 from scheduler.policy.pack_cursor import Direction, Unit
-from tests.unit.workers.packed_run import PackedRun, make_resident, random_lora
+from tests.unit.workers.packed_run import (
+    PackedRun,
+    compress_heads,
+    make_resident,
+    random_lora,
+)
 from tests.unit.workers.tiny_models import make_model
 from workers.adapter_arena import AdapterArena, AdapterColumns
 from workers.adapter_pool import AdapterPool
@@ -78,6 +83,8 @@ def test_a_replayed_step_gives_the_logits_of_an_eager_one(tmp_path: Path) -> Non
     adapter = {name: tensor.to("cuda") for name, tensor in params.items()}
     columns = make_resident(pool, "a", method, adapter)
     streams = [run.add([5 + i] * (6 + i), own) for i, own in enumerate((None, columns, columns))]
+    compress_heads(streams[2], decoder.config, Random(2))
+    run.runner.cache.storage[1:].normal_()
     graphs = run.runner.graphs
     assert graphs is not None
 

@@ -11,11 +11,10 @@ import torch
 
 import workers.kv_policies  # noqa: F401
 from scheduler.domain.plan import Span
-from tests.unit.workers.packed_run import BLOCK_SIZE, PackedRun, Stream, make_resident, random_lora
+from tests.unit.workers.packed_run import PackedRun, compress_heads, make_resident, random_lora
 from tests.unit.workers.tiny_models import TinyModel, make_model
 from workers.adapter_pool import AdapterPool
 from workers.batch_builder import BatchBuilder, InferenceRow, placement
-from workers.head_pages import HeadPages
 from workers.held_slots import HeldSlots
 from workers.kernels.device_kernels import KERNELS, gpu_kernels
 from workers.kv_policy import KV_POLICIES
@@ -60,7 +59,7 @@ class Decoding:
             del self.run.free[-2:]
             stream.sequence.block_table += more
             if is_compressed:
-                self._compress(stream)
+                compress_heads(stream, decoder.config, self.random)
         self.cache.storage[1:].normal_(generator=torch.Generator().manual_seed(seed))
         self.step = PaddedStep(decoder, self.cache, self.run.runner.newest_draw)
 
@@ -68,21 +67,6 @@ class Decoding:
         with interpreted():
             inputs.fill(*self.step.numbers(rows, shape.bucket))
             return self.step.run(inputs, shape)
-
-    def _compress(self, stream: Stream) -> None:
-        config, sequence = self.run.runner.decoder.config, stream.sequence
-        at = len(sequence.token_ids) - self.random.randint(4, 6)
-        heads = config.num_layers, config.num_kv_heads
-        kept = torch.tensor(
-            [
-                [self.random.choice((0, self.random.randint(0, at))) for _ in range(heads[1])]
-                for _ in range(heads[0])
-            ]
-        )
-        counts = torch.rand(*heads, at) * 3 if self.random.random() < 0.7 else None
-        if counts is not None:
-            counts *= torch.arange(at) < kept[..., None]
-        sequence.layout = HeadPages(kept, at, BLOCK_SIZE, counts)
 
     def rows(
         self, watch: KvWatch | None = None, counts: Sequence[int] = (1, 1, 1, 1)

@@ -41,6 +41,7 @@ PARTS = {
     "kernel_times": Part("kernel_times:measure", 25),
     "transformers": Part("peers:serving", 30),
     "service": Part("service:measure", 40),
+    "quantized": Part("quantized:measure", 30),
     "attention_peers": Part("attention_peers:measure", 15),
     "tuning": Part("tuning:measure", 30),
 }

@@ -20,7 +20,7 @@ from benchmarks.gpu.table import table
 TINY = Setting(torch.device("cpu"), is_tiny=True)
 
 
-@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill", "contexts"])
+@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill", "contexts", "quantized"])
 def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
     figures = measure(name, TINY)
 

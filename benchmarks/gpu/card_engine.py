@@ -34,6 +34,7 @@ from scheduler.policy.fairness import FairShare
 from workers.adapter_file import BaseIdentity
 from workers.engine import EngineLoop
 from workers.model_host import LoadedBase, make_host
+from workers.rehearsal import rehearse
 from workers.settings import EngineSettings
 
 PHASE_S = 2.0
@@ -149,6 +150,8 @@ class CardEngine:
         )
         writer, send = self.engine.writer, self.connection.send
         self.host = make_host(base, settings, writer, send, FairShare())
+        if self.host.runner.graphs is not None:
+            rehearse(self.host, self.host.runner.graphs)
         self.engine.hosts[BASE] = self.host
         self.meter = RecordingMeter()
         self.engine.meter = self.engine.requests.meter = self.meter

@@ -20,6 +20,7 @@ from scheduler.domain.messages import BaseModelInfo
 from tests.unit.workers.autograd_decoder import AutogradDecoder
 from tests.unit.workers.tiny_models import CPU, save_oracle
 from tests.unit.workers.train_bench import Bench, random_examples
+from workers import weight_format
 from workers.activations import SaveLevel
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import BaseIdentity
@@ -255,3 +256,12 @@ def test_int4_refuses_a_matrix_that_has_no_groups() -> None:
 
 def test_plain_weights_need_no_torchao() -> None:
     assert find_format("none") is None
+
+
+def test_a_machine_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_format, "find_spec", lambda _: None)
+
+    with pytest.raises(
+        InvalidInput, match=r"int8 need torchao: pip install 'tandem-llm\[quantized\]'"
+    ):
+        find_format("int8")

@@ -11,6 +11,7 @@ from torch import Tensor
 from workers.activations import LayerActivations
 from workers.adapter_rows import AdapterRows
 from workers.attention import Attends
+from workers.kernels.qkv_rows import PageRows
 from workers.kv_cache import KVCache
 from workers.train_pack import TrainPack
 
@@ -104,16 +105,20 @@ class ForwardBatch:
         for window in self.windows:
             window.recorders[layer].put(name, window.start - window.record_from, rows[window.rows])
 
+    def pages(self, layer: int) -> PageRows | None:
+        """The rows whose K and V go to a layer's pages as they are, if there are any."""
+        if self.cache is None or self.cache_rows is None:
+            return None
+        place, cache = self.cache_rows, self.cache
+        return PageRows(
+            cache.keys[layer], cache.values[layer], place.rows, place.blocks_T, place.offsets_T
+        )
+
     def store_keys(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
-        """Keep K and V of all rows: training rows in their pack, inference rows in pages."""
+        """Keep K and V of the other rows: in packs, and in pages of compressed sequences."""
         for window in self.windows:
             window.pack.layers[layer].put("k", window.start, k_TKD[window.rows])
             window.pack.layers[layer].put("v", window.start, v_TKD[window.rows])
-        if self.cache is not None and self.cache_rows is not None:
-            place = self.cache_rows
-            self.cache.write(
-                layer, place.blocks_T, place.offsets_T, k_TKD[place.rows], v_TKD[place.rows]
-            )
         if self.cache is not None and self.head_rows is not None:
             self.head_rows.store(self.cache, layer, k_TKD, v_TKD)
 

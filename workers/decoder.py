@@ -16,8 +16,10 @@ from workers.attention import Sinks
 from workers.batch import ForwardBatch
 from workers.cpu_decoder import CpuDecoder
 from workers.group import ALONE, Group
-from workers.layers import rms_norm, rotate, silu_mul
-from workers.model import DOWN, GATE_UP, OUT, QKV, DecoderConfig, DecoderWeights, LayerWeights
+from workers.kernels.qkv_rows import QkvShape
+from workers.layers import rms_norm, silu_mul
+from workers.model import DOWN, GATE_UP, OUT, QKV, DecoderConfig, DecoderWeights
+from workers.qkv import place_heads
 
 
 class RotaryTable:
@@ -100,10 +102,7 @@ class Decoder:
 
     def _attention(self, layer: int, qkv: Tensor, batch: ForwardBatch) -> Tensor:
         config = self.config
-        heads, v = qkv.split((config.q_size + config.kv_size, config.kv_size), dim=-1)
-        heads = self._rotated_heads(layer, heads, batch)
-        q, k = heads.split((config.num_heads, config.num_kv_heads), dim=1)
-        v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
+        q, k, v = self._heads(layer, qkv, batch)
         batch.record(layer, "q", q)
         batch.store_keys(layer, k, v)
         batch.show_queries(layer, q)
@@ -116,14 +115,14 @@ class Decoder:
             batch.record(layer, "lse", sinks.lse)
         return attn
 
-    def _rotated_heads(self, layer: int, heads: Tensor, batch: ForwardBatch) -> Tensor:
-        """Query and key heads, normalised where the family does, at their positions."""
-        config, weights = self.config, self.weights.layers[layer]
-        heads = heads.unflatten(-1, (config.num_heads + config.num_kv_heads, config.head_dim))
-        if config.has_qk_norm:
+    def _heads(self, layer: int, qkv: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value heads; K and V of plain inference rows are in their pages then."""
+        config, norms = self.config, self.weights.layers[layer].head_norms(self.config.rms_eps)
+        shape = QkvShape(config.num_heads, config.num_kv_heads, config.head_dim)
+        if norms is not None:
+            heads = qkv.unflatten(-1, (-1, config.head_dim))[:, : shape.turned]
             batch.record(layer, "heads", heads)
-            heads = normalise_heads(heads, weights, config)
-        return rotate(heads, batch.cos, batch.sin)
+        return place_heads(qkv, shape, norms, (batch.cos, batch.sin), batch.pages(layer))
 
     @staticmethod
     def _sinks(q: Tensor, batch: ForwardBatch) -> Sinks:
@@ -133,14 +132,3 @@ class Decoder:
             lse=torch.empty(q.shape[:2], dtype=wide, device=q.device),
             wants_lse=bool(batch.windows),
         )
-
-
-def normalise_heads(heads: Tensor, weights: LayerWeights, config: DecoderConfig) -> Tensor:
-    """RMSNorm of every query head with q_norm and every key head with k_norm."""
-    assert weights.q_norm is not None
-    assert weights.k_norm is not None
-    q, k = heads.split((config.num_heads, config.num_kv_heads), dim=1)
-    return torch.cat(
-        (rms_norm(q, weights.q_norm, config.rms_eps), rms_norm(k, weights.k_norm, config.rms_eps)),
-        dim=1,
-    )

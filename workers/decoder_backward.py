@@ -19,9 +19,11 @@ from workers.batch import ForwardBatch, TrainWindow
 from workers.cpu_backward import CpuBackward
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import gpu_kernels_for
-from workers.layers import rms_norm, rms_norm_backward, rotate_backward, silu_mul, silu_mul_backward
+from workers.kernels.qkv_rows import QkvShape
+from workers.layers import rms_norm, rms_norm_backward, silu_mul, silu_mul_backward
 from workers.middle import back_through, through
 from workers.model import DOWN, GATE_UP, OUT, QKV
+from workers.qkv import place_heads_backward
 
 
 class DecoderBackward:
@@ -185,25 +187,11 @@ class DecoderBackward:
             )
         tokens = slice(unit.start, unit.stop)
         sums = unit.pack.grad_kv[unit.layer]
-        grad_k, grad_v = (total[tokens].to(grad_q.dtype) for total in sums)
-        cos, sin = self.decoder.rotary.at(unit.pack.tokens.positions[tokens])
-        grad_heads = rotate_backward(torch.cat((grad_q, grad_k), dim=1), cos, sin)
-        if config.has_qk_norm:
-            grad_heads = self._head_norm_backward(unit, grad_heads, saved["heads"])
-        return torch.cat((grad_heads.flatten(1), grad_v.flatten(1)), dim=1)
-
-    def _head_norm_backward(self, unit: BackwardUnit, grad_heads: Tensor, heads: Tensor) -> Tensor:
-        config = self.decoder.config
-        weights = self.decoder.weights.layers[unit.layer]
-        assert weights.q_norm is not None
-        assert weights.k_norm is not None
-        sizes = (config.num_heads, config.num_kv_heads)
-        parts = zip(
-            grad_heads.split(sizes, dim=1),
-            heads.split(sizes, dim=1),
-            (weights.q_norm, weights.k_norm),
-            strict=True,
-        )
-        return torch.cat(
-            [rms_norm_backward(grad, x, norm, config.rms_eps) for grad, x, norm in parts], dim=1
+        return place_heads_backward(
+            grad_q,
+            (sums[0][tokens], sums[1][tokens]),
+            QkvShape(config.num_heads, config.num_kv_heads, config.head_dim),
+            self.decoder.weights.layers[unit.layer].head_norms(config.rms_eps),
+            self.decoder.rotary.at(unit.pack.tokens.positions[tokens]),
+            saved.get("heads"),
         )

@@ -16,7 +16,7 @@ from workers.attention import Attends, AttendsBack, Extent, SavedAttention, Sink
 from workers.batch import TrainWindow
 from workers.device_copy import upload
 from workers.kernels.device_kernels import gpu_kernels_for
-from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import GRAD_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
 from workers.kv_cache import KVCache
 from workers.model import DecoderConfig
 
@@ -114,7 +114,7 @@ def try_pack_spans(window: TrainWindow, config: DecoderConfig) -> Sequence[Atten
     key_tiles = [
         (i, key)
         for i, span in enumerate(spans)
-        for key in range(0, span.extent.num_keys, BLOCK_KEYS)
+        for key in range(0, span.extent.num_keys, GRAD_KEYS)
     ]
     tiles = span_tiles(spans, head_shape(config, None), device)
     return [GpuSpans(kernels, config, tiles, place, upload(key_tiles, torch.int64, device))]

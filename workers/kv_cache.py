@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from workers.device_copy import upload
-from workers.kernels.device_kernels import gpu_kernels_for
 from workers.model import DecoderConfig
 
 NULL_BLOCK = 0
@@ -61,18 +60,6 @@ class KVCache:
     def memory(self, blocks: range) -> Tensor:
         """The bytes of a run of blocks, (num_bytes,) uint8."""
         return self.storage[blocks.start : blocks.stop].view(torch.uint8).flatten()
-
-    def write(
-        self, layer: int, blocks_T: Tensor, offsets_T: Tensor, k_TKD: Tensor, v_TKD: Tensor
-    ) -> None:
-        """Store the rows' K and V at (block, offset)."""
-        kernels = gpu_kernels_for(k_TKD)
-        if kernels is not None:
-            pages = self.keys[layer], self.values[layer]
-            kernels.store_pages(*pages, blocks_T, offsets_T, k_TKD, v_TKD)
-            return
-        self.keys[layer][blocks_T, :, offsets_T] = k_TKD
-        self.values[layer][blocks_T, :, offsets_T] = v_TKD
 
     def gather(self, layer: int, tables_SB: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of whole block tables, (S, K, B * P, D) each."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from scheduler.domain.registry import Registry
 from workers.frozen_linear import FrozenLinear
 from workers.hf_config import HfConfig
+from workers.kernels.qkv_rows import HeadNorms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,12 @@ class LayerWeights:
     post_norm: Tensor
     q_norm: Tensor | None
     k_norm: Tensor | None
+
+    def head_norms(self, eps: float) -> HeadNorms | None:
+        """The norms of query and key heads, in families that have them."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return HeadNorms(self.q_norm, self.k_norm, eps)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ from workers.device_copy import upload
 from workers.drawn_tokens import DrawnTokens
 from workers.group import ALONE, Group
 from workers.kernels.device_kernels import gpu_kernels_for
+from workers.penalties import penalise
+from workers.truncation import truncate, truncates
 
 MIN_TEMPERATURE = 1e-5  # below this, scaled logits overflow and the best token is certain
 
@@ -39,7 +41,7 @@ class Sampler:
 
     def _choose(self, wide: Tensor, leads: list[Sequence]) -> tuple[Tensor, Tensor]:
         """A token for each row, and whether its logits are finite."""
-        shaped = self._penalised(wide, leads)
+        shaped = penalise(wide, leads)
         kernels = gpu_kernels_for(wide)
         if kernels is None:
             is_finite = torch.isfinite(wide.sum(-1))
@@ -60,26 +62,17 @@ class Sampler:
         told = torch.tensor(self.group.tell([token_ids.tolist(), is_finite.tolist()]))
         return told[0].to(token_ids), told[1].to(is_finite)
 
-    def _penalised(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
-        """Logits after penalties and bias; the same tensor when no row asks for any."""
-        changed = [i for i, s in enumerate(sequences) if _reshapes(s.request.sampling)]
-        if not changed:
-            return logits
-        logits = logits.clone()
-        for i in changed:
-            apply_penalties(logits[i], sequences[i])
-        return logits
-
     def _draw(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Inverse-CDF sampling of temperature-scaled, truncated rows."""
-        params = [s.request.sampling for s in sequences]
-        temperature = logits.new_tensor([p.temperature for p in params])
-        probs = torch.softmax(logits / temperature[:, None], dim=-1)
-        for i, p in enumerate(params):
-            if _truncates(p):
-                truncate(probs[i], p)
+        params, device = [s.request.sampling for s in sequences], logits.device
+        numbers = [[p.temperature for p in params], [uniform(s) for s in sequences]]
+        temperatures, draws = upload(numbers, logits.dtype, device)
+        probs = torch.softmax(logits / temperatures[:, None], dim=-1)
+        cut = [i for i, p in enumerate(params) if truncates(p)]
+        if cut:
+            rows = upload(cut, torch.int64, device)
+            probs[rows] = truncate(probs[rows], [params[i] for i in cut])
         cumulative = probs.cumsum(-1)
-        draws = logits.new_tensor([uniform(s) for s in sequences])
         total = cumulative[:, -1]
         below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the total
         marks = torch.minimum(draws * total, below)[:, None]
@@ -91,12 +84,8 @@ def _is_greedy(params: SamplingParams) -> bool:
     return params.temperature < MIN_TEMPERATURE
 
 
-def _truncates(params: SamplingParams) -> bool:
-    return bool(params.top_k or params.top_p < 1 or params.min_p > 0)
-
-
 def _is_truncated(params: SamplingParams) -> bool:
-    return _truncates(params) and not _is_greedy(params)
+    return truncates(params) and not _is_greedy(params)
 
 
 def _marks(sequences: list[Sequence], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -106,45 +95,6 @@ def _marks(sequences: list[Sequence], device: torch.device) -> tuple[Tensor, Ten
     numbers = [temperatures, [uniform(s) for s in sequences]]
     first, second = upload(numbers, torch.float32, device)
     return first, second
-
-
-def _reshapes(params: SamplingParams) -> bool:
-    return params.counts_tokens or bool(params.logit_bias)
-
-
-def apply_penalties(row: Tensor, sequence: Sequence) -> None:
-    """Repetition over prompt and output, presence and frequency over the output; in place."""
-    params = sequence.request.sampling
-    if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
-        values = row[seen]
-        factor = params.repetition_penalty
-        row[seen] = torch.where(values > 0, values / factor, values * factor)
-    output = sequence.output_token_ids
-    if output and (params.presence_penalty or params.frequency_penalty):
-        tokens, counts = torch.tensor(output, device=row.device).unique(return_counts=True)
-        row[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(row.dtype)
-    for token, bias in params.logit_bias.items():
-        row[token] += bias
-
-
-def truncate(probs: Tensor, params: SamplingParams) -> None:
-    """Zero what top_k, top_p and min_p cut off; in place, the most likely token always stays.
-
-    Source: Holtzman et al. 2019, arXiv:1904.09751 (top_p); arXiv:2407.01082 (min_p).
-    """
-    values, order = probs.sort(descending=True, stable=True)
-    keep = torch.ones_like(values, dtype=torch.bool)
-    if params.top_k:
-        keep[params.top_k :] = False
-    if params.min_p > 0:
-        keep &= values >= params.min_p * values[0]
-    if params.top_p < 1:
-        kept = values * keep
-        before = kept.cumsum(0) - kept
-        keep &= before < params.top_p * kept.sum()
-    keep[0] = True
-    probs[order[~keep]] = 0
 
 
 def uniform(sequence: Sequence) -> float:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.attention_checks import attention_checks
-from benchmarks.gpu.random_model import adapter_columns, random_decoder
+from benchmarks.gpu.random_model import RANK, adapter_columns, random_decoder
 from benchmarks.gpu.setting import Figures, Setting
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import KERNELS, kernels_of
+from workers.kernels.qkv_rows import HeadNorms, QkvShape
 from workers.layers import (
     rms_norm,
     rms_norm_backward,
@@ -25,6 +26,8 @@ from workers.layers import (
     silu_mul,
     silu_mul_backward,
 )
+from workers.model import QKV
+from workers.qkv import place_heads, place_heads_backward
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # shares of the largest number
 Check = Callable[[], Tensor]
@@ -61,7 +64,7 @@ def no_kernels(dtype: torch.dtype) -> None:
 
 
 def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
-    """Norm, rotation and gate, forward and back."""
+    """Norm, rotation, heads and gate, forward and back."""
     config, rows = decoder.config, 16 if setting.is_tiny else 4096
     heads, half = config.num_heads + config.num_kv_heads, config.head_dim // 2
 
@@ -72,6 +75,10 @@ def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
     gate_up, inner = rand(rows, 2 * config.intermediate_size), rand(rows, config.intermediate_size)
     q, angles = rand(rows, heads, config.head_dim), rand(rows, 1, half)
     cos, sin = angles.cos(), angles.sin()
+    shape = QkvShape(config.num_heads, config.num_kv_heads, config.head_dim)
+    norms = HeadNorms(rand(config.head_dim), rand(config.head_dim), 1e-5)
+    qkv, sums = rand(rows, config.qkv_size), rand(2, rows, config.num_kv_heads, config.head_dim)
+    grad_q = q[:, : config.num_heads].contiguous()
     return {
         "rms_norm": lambda: rms_norm(x, weight[0], 1e-5),
         "rms_norm_backward": lambda: rms_norm_backward(grad, x, weight[0], 1e-5),
@@ -79,27 +86,47 @@ def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
         "silu_mul_backward": lambda: silu_mul_backward(inner, gate_up),
         "rotate": lambda: rotate(q, cos, sin),
         "rotate_backward": lambda: rotate_backward(q, cos, sin),
+        "heads": lambda: torch.cat(place_heads(qkv, shape, norms, (cos, sin), None), dim=1),
+        "heads_backward": lambda: place_heads_backward(
+            grad_q, (sums[0], sums[1]), shape, norms, (cos, sin), q
+        ),
     }
 
 
 def adapter_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
     """Four adapters in one launch, for decode rows and for long windows."""
-
-    def check(index: int, count: int) -> Check:
-        linear = decoder.arena.linears[index]
-        x = torch.randn(4 * count, linear.in_features, device=setting.device).to(setting.dtype)
-        runs = [AdapterRun(i * count, (i + 1) * count, adapter_columns(i)) for i in range(4)]
-        rows = AdapterRows(runs)
-
-        def run() -> Tensor:
-            y = x.new_zeros(4 * count, linear.out_features)
-            rows.add(decoder.arena, 0, index, x, y)
-            return y
-
-        return run
-
-    return {
-        f"adapters {linear.name}, {count} rows each": check(index, count)
+    counts = (1,) if setting.is_tiny else (1, 512)
+    middles = {"r x r": RANK, "diagonal": 1}
+    plain = {
+        f"adapters {linear.name}, {count} rows each": adapter_check(setting, decoder, index, count)
         for index, linear in enumerate(decoder.arena.linears)
-        for count in ((1,) if setting.is_tiny else (1, 512))
+        for count in counts
     }
+    return plain | {
+        f"{kind} adapters qkv, {count} rows each": adapter_check(
+            setting, decoder, QKV, count, middle
+        )
+        for kind, middle in middles.items()
+        for count in counts
+    }
+
+
+def adapter_check(
+    setting: Setting, decoder: Decoder, index: int, count: int, middle: int = 0
+) -> Check:
+    """`count` rows each through a linear's part of adapters of one kind."""
+    arena = decoder.arena
+    x = torch.randn(4 * count, arena.linears[index].in_features, device=setting.device)
+    x = x.to(setting.dtype)
+    runs = [AdapterRun(i * count, (i + 1) * count, adapter_columns(i, middle)) for i in range(4)]
+    for run in runs:
+        for matrix in arena.terms(run.columns)[0, index].middle_RM:
+            matrix.normal_(0.0, RANK**-0.5)
+    rows = AdapterRows(runs)
+
+    def check() -> Tensor:
+        y = x.new_zeros(4 * count, arena.linears[index].out_features)
+        rows.add(arena, 0, index, x, y)
+        return y
+
+    return check

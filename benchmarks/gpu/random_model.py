@@ -59,9 +59,9 @@ def random_decoder(
     return Decoder(config, random_weights(config, setting), arena)
 
 
-def adapter_columns(place: int) -> AdapterColumns:
-    """The place-th adapter of a random decoder: LoRA on all linears."""
-    return AdapterColumns(place * RANK, RANK, frozenset(MODULE_PATHS))
+def adapter_columns(place: int, middle: int = 0) -> AdapterColumns:
+    """The place-th adapter of a random decoder, on all linears: LoRA, unless it has a middle."""
+    return AdapterColumns(place * RANK, RANK, frozenset(MODULE_PATHS), middle)
 
 
 def adapter_bytes(decoder: Decoder) -> int:

@@ -1,39 +1,72 @@
-"""Every Triton kernel compiles for a Hopper card and fits its shared memory; no card is needed."""
+"""What the compiler makes of the Triton kernels for a Hopper card; no card is needed."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.e2e
 PROGRAM = Path(__file__).parents[1] / "unit/workers/compile_kernels.py"
 KERNELS = {
-    *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_delta", "_expand"),
-    *(
-        "_forward",
-        "_grad_keys",
-        "_grad_queries",
-        "_join",
-        "_log_sums",
-        "_rotate",
-        "_sample",
-        "_store",
-        "_store_heads",
-    ),
+    *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_expand", "_forward"),
+    *("_grad_keys", "_grad_queries", "_join", "_join_middles", "_rotate", "_rotate_backward"),
+    *("_log_sums", "_rotate_store", "_sample_part", "_sample_token", "_store_heads"),
 }
+PRODUCTS = {
+    *("_accumulate", "_attend", "_column_sums", "_contract", "_expand"),
+    *("_grad_keys", "_grad_queries", "_log_sums"),
+}
+MIDDLES = "middles"  # parts whose kernels also read matrices of rank x rank, number by number
+NARROW = {"_join", "_store_heads"}  # their tiles are smaller than a block's threads could read
+SHARED_BYTES = 227 << 10  # what a block may have
+Figures = list[dict[str, Any]]
 
 
-def test_every_kernel_compiles_for_a_card(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
-
-    done = subprocess.run(
-        [sys.executable, PROGRAM], env=environment, capture_output=True, text=True, check=False
-    )
-
+    cache = str(tmp_path_factory.mktemp("triton"))
+    environment |= {"TRITON_CACHE_DIR": cache, "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, PROGRAM, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert set(done.stdout.split()) == KERNELS
+    found: Figures = json.loads(done.stdout)
+    return found
+
+
+def named(figures: Figures) -> list[str]:
+    return [f"{each['kernel']} ({each['part']})" for each in figures]
+
+
+def test_every_kernel_compiles_and_fits_a_multiprocessor(figures: Figures) -> None:
+    assert {each["kernel"] for each in figures} == KERNELS
+    assert all(each["shared bytes"] <= SHARED_BYTES for each in figures)
+    assert named([each for each in figures if each["blocks on an SM"] == 0]) == []
+
+
+def test_no_kernel_runs_out_of_registers(figures: Figures) -> None:
+    assert named([each for each in figures if each["stack bytes"] > 0]) == []
+
+
+def test_products_are_those_of_tensor_cores(figures: Figures) -> None:
+    plain = [each for each in figures if MIDDLES not in each["part"]]
+    multiplying = [each for each in plain if each["products"]]
+
+    assert {each["kernel"] for each in multiplying} == PRODUCTS
+    assert len(multiplying) == len([each for each in plain if each["kernel"] in PRODUCTS])
+
+
+def test_numbers_are_read_sixteen_bytes_at_a_time(figures: Figures) -> None:
+    def widths(each: dict[str, Any]) -> set[str]:
+        return {*each["loads"], *each["copies"]}
+
+    plain = [each for each in figures if MIDDLES not in each["part"]]
+    assert named([each for each in plain if "2" in widths(each)]) == []
+    rows = [each for each in plain if each["kernel"] not in NARROW]
+    assert named([each for each in rows if "16" not in widths(each)]) == []

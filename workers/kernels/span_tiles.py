@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 SMALLEST_TILE = 16  # a side of Triton's matrix product
-LARGEST_TILE = 64  # stacked rows of a tile of long spans
+LARGEST_TILE = 128  # stacked rows of a tile of long spans
 BLOCK_KEYS = 64
+GRAD_KEYS = 128  # keys of a tile that sums their gradients
 KEYS_PER_SPLIT = 256
 ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
 MAX_SPLITS = 32

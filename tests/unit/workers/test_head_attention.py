@@ -121,7 +121,9 @@ class Store:
         for layer in range(CONFIG.num_layers):
             if sequence.pages is None:
                 blocks = torch.tensor(sequence.blocks)[position // PAGE_TOKENS]
-                self.cache.write(layer, blocks, position % PAGE_TOKENS, keys[layer], values[layer])
+                places = blocks, slice(None), position % PAGE_TOKENS
+                self.cache.keys[layer][places] = keys[layer]
+                self.cache.values[layer][places] = values[layer]
             else:
                 sequence.pages.reserve(start + count, sequence.blocks)
                 slots = sequence.pages.slots(start, count)[layer]

@@ -119,7 +119,8 @@ class Grown:
         if self.pages is None:
             position = torch.arange(start, start + count)
             blocks = torch.tensor(self.blocks)[position // PAGE_TOKENS]
-            self.cache.write(layer, blocks, position % PAGE_TOKENS, keys, values)
+            places = blocks, slice(None), position % PAGE_TOKENS
+            self.cache.keys[layer][places], self.cache.values[layer][places] = keys, values
         else:
             self.pages.reserve(start + count, self.blocks)
             self.cache.write_slots(self.pages.slots(start, count)[layer], keys, values)

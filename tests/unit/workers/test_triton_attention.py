@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
 from workers.attention import attend_backward as padded_backward
 from workers.kernels import reference
-from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import GRAD_KEYS, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.attention import attend
 from workers.kernels.triton.attention_backward import AttentionSaved, attend_backward
 
@@ -79,7 +79,7 @@ class Spans:
         return SpanTiles(self.table, torch.tensor(tiles, device=DEVICE), queries, splits)
 
     def key_tiles(self) -> Tensor:
-        tiles = [(i, key) for i, n in enumerate(self.lengths) for key in range(0, n, 64)]
+        tiles = [(i, key) for i, n in enumerate(self.lengths) for key in range(0, n, GRAD_KEYS)]
         return torch.tensor(tiles, device=DEVICE)
 
     def attend(self, splits: int = 1) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ def test_keys_in_splits_give_what_they_give_at_once(shape: HeadShape, seed: int)
 @FEW
 @given(seed=SEEDS)
 def test_backward_writes_queries_and_adds_to_keys_and_values(shape: HeadShape, seed: int) -> None:
-    spans = Spans(seed, shape, 70, paged=False)
+    spans = Spans(seed, shape, 170, paged=False)
     spans.q = spans.q.contiguous()
     out, lse = spans.attend()
     grad = rand(seed + 9, *out.shape)

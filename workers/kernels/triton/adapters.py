@@ -6,8 +6,7 @@ the expand matrices; backward does the opposite. `accumulate` sums the gradients
 
 A batch is cut into tiles: up to `rows` rows of one run. Features may be cut into splits, whose
 partial sums lie side by side until `expand` adds them up in order: no atomics, the same bits every
-time. There, on a tile that is in registers anyway, a run's middle is applied; `join` does that and
-no more, for the gradients. Equals `reference.shrink_expand`.
+time; there, a run's middle is applied. Equals `reference.shrink_expand`.
 
 Shape suffixes: T rows, W rank columns of a tile, S splits, F features.
 """
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from workers.kernels.segments import RUN_FIELDS, SMALLEST_TILE, Factor, RunTable
 from workers.kernels.triton.accumulator import accumulator
+from workers.kernels.triton.middles import joined
 
 BLOCK_FEATURES = 64
 BLOCK_OUTPUTS = 128
@@ -28,7 +28,6 @@ FEATURES_PER_SPLIT = 512
 ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
 MAX_SPLITS = 16
 RUN = tl.constexpr(RUN_FIELDS)
-MIDDLE_COLUMNS = tl.constexpr(16)  # of a middle that are in registers at once
 
 
 def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
@@ -71,7 +70,7 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
 def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) -> None:
     """Y += shrunk @ middle.T @ rows for each run's own middles and rows of the factor; in place.
 
-    The shrink matrix, where projections lie together, takes batches without middles: see `join`.
+    The shrink matrix, where projections lie together, takes no middles: `middles.join`.
     """
     width = factor.stacked * batch.max_rank
     _expand[(len(batch.tiles), triton.cdiv(factor.widest, BLOCK_OUTPUTS), len(factor))](
@@ -95,36 +94,6 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
         BLOCK_F=BLOCK_OUTPUTS,
         WIDE=accumulator(y_TF.dtype),
     )
-
-
-def join(
-    shrunk_STW: Tensor, factor: Factor, batch: RunTable, dtype: torch.dtype, *, transposed: bool
-) -> Tensor:
-    """Partial sums added up, times each run's own middle.T, or times its middle: (T, W).
-
-    Args:
-        shrunk_STW: rows of rank columns, in splits.
-        factor: the shrink matrix, whose rows are the columns of all projections.
-        batch: runs that all have a middle.
-        dtype: of the arena, and of the result.
-        transposed: whether the middle is taken as it lies, as gradients go back through it.
-    """
-    result = torch.empty(shrunk_STW.shape[1:], dtype=dtype, device=shrunk_STW.device)
-    _join[(len(batch.tiles), factor.stacked)](
-        shrunk_STW,
-        result,
-        batch.runs,
-        batch.tiles,
-        shrunk_STW.stride(0),
-        shrunk_STW.stride(1),
-        factor.place.first_middle,
-        TRANSPOSED=transposed,
-        SPLITS=len(shrunk_STW),
-        ROWS=batch.tile_rows,
-        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(batch.max_rank)),
-        WIDE=accumulator(dtype),
-    )
-    return result
 
 
 def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor) -> None:
@@ -209,100 +178,6 @@ def _contract(
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
 
 
-@triton.jit
-def _summed(shrunk, row, is_row, column, width, split_stride, row_stride, SPLITS: tl.constexpr):
-    """Some columns of the partial sums, added up in order."""
-    source = shrunk + row[:, None] * row_stride + column[None, :]
-    inside = is_row[:, None] & (column < width)[None, :]
-    sums = tl.load(source, mask=inside, other=0.0)
-    for split in tl.static_range(1, SPLITS):
-        sums += tl.load(source + split * split_stride, mask=inside, other=0.0)
-    return sums
-
-
-@triton.jit
-def _joined(
-    shrunk,
-    run,
-    row,
-    is_row,
-    column,
-    width,
-    split_stride,
-    row_stride,
-    middle_place,
-    TRANSPOSED: tl.constexpr,
-    HAS_MIDDLES: tl.constexpr,
-    SPLITS: tl.constexpr,
-    WIDE: tl.constexpr,
-    STORED: tl.constexpr,
-):
-    """Shrunk columns, through the run's middle at a place if they are those of one projection."""
-    sums = _summed(shrunk, row, is_row, column, width, split_stride, row_stride, SPLITS)
-    if HAS_MIDDLES:
-        numbers = tl.load(run + 5)  # in a row of a middle
-        middle = tl.load(run + 6).to(tl.pointer_type(STORED)) + middle_place * width * numbers
-        if numbers == 1:
-            diagonal = tl.load(middle + column, mask=column < width, other=0.0)
-            sums = sums * diagonal.to(WIDE)[None, :]
-        elif numbers > 1:
-            sums = tl.zeros_like(sums)
-            for first in range(0, width, MIDDLE_COLUMNS):
-                inner = first + tl.arange(0, MIDDLE_COLUMNS)
-                left = _summed(shrunk, row, is_row, inner, width, split_stride, row_stride, SPLITS)
-                if TRANSPOSED:
-                    source = middle + inner[None, :] * width + column[:, None]
-                else:
-                    source = middle + column[:, None] * width + inner[None, :]
-                is_inside = (column < width)[:, None] & (inner < width)[None, :]
-                block = tl.load(source, mask=is_inside, other=0.0)
-                sums = tl.dot(
-                    left.to(STORED), tl.trans(block), sums, input_precision="ieee", out_dtype=WIDE
-                )
-    return sums
-
-
-@triton.jit(do_not_specialize=["split_stride", "first_middle"])
-def _join(
-    shrunk,
-    result,
-    runs,
-    tiles,
-    split_stride,
-    row_stride,
-    first_middle,
-    TRANSPOSED: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    tile, part = tl.program_id(0), tl.program_id(1)
-    run = runs + RUN * tl.load(tiles + 2 * tile)
-    row = tl.load(tiles + 2 * tile + 1) + tl.arange(0, ROWS)
-    is_row = row < tl.load(run + 1)
-    column, rank = tl.arange(0, BLOCK_W), tl.load(run + 3)
-    joined = _joined(
-        shrunk + part * rank,
-        run,
-        row,
-        is_row,
-        column,
-        rank,
-        split_stride,
-        row_stride,
-        first_middle + part,
-        TRANSPOSED,
-        True,
-        SPLITS,
-        WIDE,
-        result.dtype.element_ty,
-    )
-    target = result + row[:, None] * row_stride + part * rank + column[None, :]
-    inside = is_row[:, None] & (column < rank)[None, :]
-    tl.store(target, joined.to(result.dtype.element_ty), mask=inside)
-
-
 @triton.jit(do_not_specialize=["split_stride", "first_bit", "first_middle"])
 def _expand(
     shrunk,
@@ -342,7 +217,7 @@ def _expand(
         width = STACKED * rank
         column = tl.arange(0, BLOCK_W)
         is_column = column < width
-        left = _joined(
+        left = joined(
             shrunk + part * width,
             run,
             row,

@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import BLOCK_KEYS, SMALLEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import (
+    BLOCK_KEYS,
+    LARGEST_TILE,
+    SMALLEST_TILE,
+    HeadShape,
+    KeyPlace,
+    SpanTiles,
+)
 from workers.kernels.triton.accumulator import accumulator
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -78,14 +85,16 @@ def attend(
 
 
 def tile_sizes(queries: int, shape: HeadShape) -> dict[str, int]:
-    """Constants of a tile that every kernel of attention takes."""
+    """Constants of a tile that every kernel of attention takes, and the warps that share it."""
+    rows = max(SMALLEST_TILE, queries * shape.stacked)
     return {
         "KV_HEADS": shape.kv_heads,
         "GROUP": shape.group,
         "STACKED": shape.stacked,
-        "BLOCK_M": max(SMALLEST_TILE, queries * shape.stacked),
+        "BLOCK_M": rows,
         "DIM": shape.dim,
         "BLOCK_D": max(SMALLEST_TILE, triton.next_power_of_2(shape.dim)),
+        "num_warps": 8 if rows >= LARGEST_TILE else 4,
     }
 
 
@@ -171,9 +180,7 @@ def _walk(
         inside = is_dim if IS_WHOLE else is_dim & is_key[:, None]
         key = tl.load(keys + offset, mask=inside, other=0.0)
         scores = tl.zeros((query_rows.shape[0], BLOCK_N), total.dtype)
-        scores = tl.dot(
-            query_rows, tl.trans(key), scores, input_precision="ieee", out_dtype=total.dtype
-        )
+        scores = tl.dot(query_rows, tl.trans(key), scores, "ieee", out_dtype=total.dtype)
         if HAS_HEADS:
             bias = tl.load(counts + slot, mask=slot < num_counts, other=0.0)
             scores += bias.to(total.dtype)[None, :] * (LOG2_E / scale)
@@ -189,9 +196,7 @@ def _walk(
         total = total * shrunk + tl.sum(weights, 1)
         value = tl.load(values + offset, mask=inside, other=0.0)
         sums = sums * shrunk[:, None]
-        sums = tl.dot(
-            weights.to(value.dtype), value, sums, input_precision="ieee", out_dtype=total.dtype
-        )
+        sums = tl.dot(weights.to(value.dtype), value, sums, "ieee", out_dtype=total.dtype)
         peak = higher
     return peak, total, sums
 

@@ -4,7 +4,8 @@
     dQ = scale * dS K;  dK = scale * dS^T Q
 
 One kernel walks keys for each tile of queries, the other queries for each tile of keys: every sum
-has one owner, so there are no atomics and the same bits every time.
+has one owner, so there are no atomics and the same bits every time. Tiles that lie whole before
+the diagonal are not masked, and a query that pads a tile is zero, so that it adds nothing.
 
 Source: Dao 2023, arXiv:2307.08691, section 2.3.1.
 """
@@ -18,9 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.span_tiles import BLOCK_KEYS, LARGEST_TILE, HeadShape, KeyPlace, SpanTiles
+from workers.kernels.span_tiles import BLOCK_KEYS, GRAD_KEYS, HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton.accumulator import accumulator
-from workers.kernels.triton.attention import key_offsets, tile_sizes
+from workers.kernels.triton.attention import LOG2_E, tile_sizes
+
+GRAD_NUMBERS = 4096  # of a tile of queries beside the sums of a tile of keys: all in registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,81 +48,87 @@ def attend_backward(
     """Write the gradient of the queries, add to those of keys and values.
 
     Shapes:
+        place: keys that lie side by side.
         key_tiles: (m, 2) int64: span, first key; no two spans share a key.
         grad_kv: (keys, K, D) each, contiguous and wide, indexed as the keys are.
     """
+    assert place.tables is None
     wide = torch.promote_types(saved.q.dtype, torch.float32)
     delta = torch.empty(saved.lse.shape, dtype=wide, device=saved.q.device)
-    sizes = tile_sizes(batch.queries, shape)
-    dtype = accumulator(saved.q.dtype)
-    _delta[(delta.numel(),)](
-        saved.grad, saved.out, delta, DIM=shape.dim, BLOCK_D=sizes["BLOCK_D"], WIDE=dtype
-    )
-    arguments = (
-        saved.q,
-        place.keys,
-        place.values,
-        saved.grad,
-        saved.lse,
-        delta,
-        batch.spans if place.tables is None else place.tables,
-        batch.spans,
-    )
-    strides = (place.page_stride, place.head_stride, place.token_stride)
+    rows = (saved.q, place.keys, place.values, saved.grad, saved.lse, delta, batch.spans)
+    strides = (place.head_stride, place.token_stride)
     numbers = (shape.dim**-0.5, shape.window, *strides)
-    _grad_queries[(len(batch.tiles), shape.kv_heads)](
-        *arguments,
+    constants = {"WINDOWED": shape.window > 0, "WIDE": accumulator(saved.q.dtype)}
+    _grad_queries[(shape.kv_heads, len(batch.tiles))](
+        *rows,
         batch.tiles,
+        saved.out,
         grad_q,
         *numbers,
-        PAGE=place.page_tokens,
         BLOCK_N=BLOCK_KEYS,
-        WIDE=dtype,
-        **sizes,
+        **constants,
+        **tile_sizes(batch.queries, shape),
     )
-    _grad_keys[(len(key_tiles), shape.kv_heads)](
-        *arguments,
+    stacked = GRAD_NUMBERS // triton.next_power_of_2(shape.dim)
+    _grad_keys[(shape.kv_heads, len(key_tiles))](
+        *rows,
         key_tiles,
         *grad_kv,
         *numbers,
-        PAGE=place.page_tokens,
-        BLOCK_N=BLOCK_KEYS,
-        WIDE=dtype,
-        **tile_sizes(max(1, LARGEST_TILE // shape.stacked), shape),
+        BLOCK_N=GRAD_KEYS,
+        **constants,
+        **tile_sizes(max(1, stacked // shape.stacked), shape) | {"num_warps": 8},
     )
 
 
 @triton.jit
-def _delta(grad, out, delta, DIM: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
-    line = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, BLOCK_D)
-    inside = place < DIM
-    left = tl.load(grad + line * DIM + place, mask=inside, other=0.0).to(WIDE)
-    right = tl.load(out + line * DIM + place, mask=inside, other=0.0).to(WIDE)
-    tl.store(delta + line, tl.sum(left * right, 0))
-
-
-@triton.jit
-def _grad_scores(
+def _walk_keys(
+    sums,
     query_rows,
     grad_rows,
     log_sums,
     deltas,
-    key,
-    value,
-    visible,
+    limit,
+    keys,
+    values,
+    token_stride,
+    low,
+    high,
+    window,
     scale,
-    BLOCK_M: tl.constexpr,
+    MASKED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Attention weights, and the gradient of the scaled scores: (BLOCK_M, BLOCK_N) each."""
-    scores = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
-    scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee") * scale
-    weights = tl.exp(tl.where(visible, scores - log_sums[:, None], float("-inf")))
-    grad_weights = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
-    grad_weights = tl.dot(grad_rows, tl.trans(value), grad_weights, input_precision="ieee")
-    return weights, weights * (grad_weights - deltas[:, None])
+    """Sums of dS K over the keys [low, high)."""
+    near, place = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    offset = near[:, None] * token_stride + place[None, :]
+    for begin in range(low.to(tl.int32), high.to(tl.int32), BLOCK_N):
+        slot = begin + near
+        inside = (place < DIM)[None, :]
+        if MASKED:
+            inside = inside & (slot < high)[:, None]
+        first = begin * token_stride.to(tl.int64)
+        key = tl.load(keys + first + offset, mask=inside, other=0.0)
+        value = tl.load(values + first + offset, mask=inside, other=0.0)
+        scores = tl.zeros((query_rows.shape[0], BLOCK_N), WIDE)
+        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee", out_dtype=WIDE)
+        weights = tl.exp2(scores * (scale * LOG2_E) - log_sums[:, None])
+        if MASKED:
+            visible = slot[None, :] < limit[:, None]
+            if WINDOWED:
+                visible = visible & (slot[None, :] >= limit[:, None] - window)
+            weights = tl.where(visible, weights, 0.0)
+        grad_weights = tl.zeros((query_rows.shape[0], BLOCK_N), WIDE)
+        grad_weights = tl.dot(
+            grad_rows, tl.trans(value), grad_weights, input_precision="ieee", out_dtype=WIDE
+        )
+        grad_scores = weights * (grad_weights - deltas[:, None])
+        sums = tl.dot(grad_scores.to(key.dtype), key, sums, input_precision="ieee", out_dtype=WIDE)
+    return sums
 
 
 @triton.jit
@@ -130,74 +139,168 @@ def _grad_queries(
     grad,
     lse,
     delta,
-    tables,
     spans,
     tiles,
+    out,
     grad_q,
     scale,
     window,
-    page_stride,
     head_stride,
     token_stride,
+    WINDOWED: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     STACKED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    tile, head = tl.program_id(0), tl.program_id(1)
+    head, tile = tl.program_id(0), tl.program_id(1)
     span, first_query = spans + 4 * tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
-    queries, start, first = tl.load(span + 1), tl.load(span + 2), tl.load(span + 3)
+    row, queries = tl.load(span) + first_query, tl.load(span + 1) - first_query
+    start, first = tl.load(span + 2) + first_query, tl.load(span + 3)
     stacked = tl.arange(0, BLOCK_M)
-    query, member = first_query + stacked // STACKED, stacked % STACKED
+    query, member = stacked // STACKED, stacked % STACKED
     is_query = (query < queries) & (member < GROUP)
-    limit = start + query + 1
-    low = tl.zeros((), tl.int64)
-    if window > 0:
-        low = tl.maximum(start + first_query + 1 - window, 0)
-    high = start + tl.minimum(queries, first_query + BLOCK_M // STACKED)
-
+    limit = (start + query + 1).to(tl.int32)  # keys before this slot are seen
     heads: tl.constexpr = KV_HEADS * GROUP
-    line = (tl.load(span) + query) * heads + head * GROUP + member
+    corner = row * heads + head * GROUP
+    line = query * heads + member
     place = tl.arange(0, BLOCK_D)
-    is_dim = place < DIM
-    inside_q = is_query[:, None] & is_dim[None, :]
     target = line[:, None] * DIM + place[None, :]
-    query_rows = tl.load(q + target, mask=inside_q, other=0.0)
-    grad_rows = tl.load(grad + target, mask=inside_q, other=0.0)
-    log_sums = tl.load(lse + line, mask=is_query, other=0.0)
-    deltas = tl.load(delta + line, mask=is_query, other=0.0)
+    inside = is_query[:, None] & (place < DIM)[None, :]
+    query_rows = tl.load(q + corner * DIM + target, mask=inside, other=0.0)
+    grad_rows = tl.load(grad + corner * DIM + target, mask=inside, other=0.0)
+    out_rows = tl.load(out + corner * DIM + target, mask=inside, other=0.0)
+    deltas = tl.sum(grad_rows.to(WIDE) * out_rows.to(WIDE), 1)
+    tl.store(delta + corner + line, deltas, mask=is_query)
+    log_sums = tl.load(lse + corner + line, mask=is_query, other=0.0) * LOG2_E
+
+    low = tl.zeros((), tl.int64)
+    high = start + tl.minimum(queries, BLOCK_M // STACKED)
+    keys += first * token_stride + head * head_stride
+    values += first * token_stride + head * head_stride
     sums = tl.zeros((BLOCK_M, BLOCK_D), WIDE)
-    for begin in range(low.to(tl.int32), high.to(tl.int32), BLOCK_N):
-        slot = begin + tl.arange(0, BLOCK_N)
-        is_key = slot < high
-        offset = key_offsets(tables, first, slot, is_key, page_stride, token_stride, PAGE)
-        offset = offset[:, None] + head.to(tl.int64) * head_stride + place[None, :]
-        inside = is_key[:, None] & is_dim[None, :]
-        key = tl.load(keys + offset, mask=inside, other=0.0)
-        value = tl.load(values + offset, mask=inside, other=0.0)
-        visible = is_query[:, None] & (slot[None, :] < limit[:, None])
-        if window > 0:
-            visible = visible & (slot[None, :] >= limit[:, None] - window)
-        _, grad_scores = _grad_scores(
+    if WINDOWED:
+        low = tl.maximum(start + 1 - window, 0)
+    else:
+        whole = (start + 1) // BLOCK_N * BLOCK_N  # before it, every query sees every key
+        sums = _walk_keys(
+            sums,
             query_rows,
             grad_rows,
             log_sums,
             deltas,
-            key,
-            value,
-            visible,
+            limit,
+            keys,
+            values,
+            token_stride,
+            low,
+            whole,
+            window,
             scale,
-            BLOCK_M,
-            BLOCK_N,
-            WIDE,
+            MASKED=False,
+            WINDOWED=False,
+            DIM=DIM,
+            BLOCK_D=BLOCK_D,
+            BLOCK_N=BLOCK_N,
+            WIDE=WIDE,
         )
-        sums = tl.dot(grad_scores.to(key.dtype), key, sums, input_precision="ieee")
-    tl.store(grad_q + target, (sums * scale).to(grad_q.dtype.element_ty), mask=inside_q)
+        low = whole
+    sums = _walk_keys(
+        sums,
+        query_rows,
+        grad_rows,
+        log_sums,
+        deltas,
+        limit,
+        keys,
+        values,
+        token_stride,
+        low,
+        high,
+        window,
+        scale,
+        MASKED=True,
+        WINDOWED=WINDOWED,
+        DIM=DIM,
+        BLOCK_D=BLOCK_D,
+        BLOCK_N=BLOCK_N,
+        WIDE=WIDE,
+    )
+    tl.store(
+        grad_q + corner * DIM + target, (sums * scale).to(grad_q.dtype.element_ty), mask=inside
+    )
+
+
+@triton.jit
+def _walk_queries(
+    sums_k,
+    sums_v,
+    key,
+    value,
+    ahead,
+    q,
+    grad,
+    lse,
+    delta,
+    low,
+    high,
+    window,
+    scale,
+    MASKED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Sums of dS^T Q and P^T dO over the queries [low, high); scores lie (keys, queries)."""
+    stacked, place = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    near, member = stacked // STACKED, stacked % STACKED
+    line = near * HEADS + member
+    offset = line[:, None] * DIM + place[None, :]
+    slot = tl.arange(0, BLOCK_N)
+    for begin in range(low, high, BLOCK_M // STACKED):
+        query = begin + near
+        is_query = (query < high) & (member < GROUP)
+        inside = is_query[:, None] & (place < DIM)[None, :]
+        corner = begin * tl.full((), HEADS, tl.int64)
+        query_rows = tl.load(q + corner * DIM + offset, mask=inside, other=0.0)
+        grad_rows = tl.load(grad + corner * DIM + offset, mask=inside, other=0.0)
+        log_sums = tl.load(lse + corner + line, mask=is_query, other=0.0) * LOG2_E
+        deltas = tl.load(delta + corner + line, mask=is_query, other=0.0)
+        scores = tl.zeros((BLOCK_N, BLOCK_M), WIDE)
+        scores = tl.dot(key, tl.trans(query_rows), scores, input_precision="ieee", out_dtype=WIDE)
+        weights = tl.exp2(scores * (scale * LOG2_E) - log_sums[None, :])
+        if MASKED:
+            last = ahead + query  # the last key of the tile that each query sees
+            visible = slot[:, None] <= last[None, :]
+            if WINDOWED:
+                visible = visible & (slot[:, None] > last[None, :] - window)
+            weights = tl.where(visible, weights, 0.0)
+        sums_v = tl.dot(
+            weights.to(grad_rows.dtype), grad_rows, sums_v, input_precision="ieee", out_dtype=WIDE
+        )
+        grad_weights = tl.zeros((BLOCK_N, BLOCK_M), WIDE)
+        grad_weights = tl.dot(
+            value, tl.trans(grad_rows), grad_weights, input_precision="ieee", out_dtype=WIDE
+        )
+        grad_scores = weights * (grad_weights - deltas[None, :])
+        sums_k = tl.dot(
+            grad_scores.to(query_rows.dtype),
+            query_rows,
+            sums_k,
+            input_precision="ieee",
+            out_dtype=WIDE,
+        )
+    return sums_k, sums_v
 
 
 @triton.jit
@@ -208,81 +311,108 @@ def _grad_keys(
     grad,
     lse,
     delta,
-    tables,
     spans,
     tiles,
     grad_k,
     grad_v,
     scale,
     window,
-    page_stride,
     head_stride,
     token_stride,
+    WINDOWED: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     STACKED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    tile, head = tl.program_id(0), tl.program_id(1)
+    head, tile = tl.program_id(0), tl.program_id(1)
     span, first_key = spans + 4 * tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
-    queries, start, first = tl.load(span + 1), tl.load(span + 2), tl.load(span + 3)
-    slot = first_key + tl.arange(0, BLOCK_N)
-    is_key = slot < start + queries
-    place = tl.arange(0, BLOCK_D)
-    is_dim = place < DIM
-    offset = key_offsets(tables, first, slot, is_key, page_stride, token_stride, PAGE)
-    offset = offset[:, None] + head.to(tl.int64) * head_stride + place[None, :]
-    inside = is_key[:, None] & is_dim[None, :]
-    key = tl.load(keys + offset, mask=inside, other=0.0)
-    value = tl.load(values + offset, mask=inside, other=0.0)
-    # Queries that see a key of this tile: from the first key's own, to the last in its window.
-    low = tl.maximum(first_key - start, 0)
-    high = queries
-    if window > 0:
-        high = tl.minimum(queries, first_key + BLOCK_N - 1 + window - start)
+    queries, start = tl.load(span + 1), tl.load(span + 2)
+    near, place = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    inside = (first_key + near < start + queries)[:, None] & (place < DIM)[None, :]
+    slot = tl.load(span + 3) + first_key
+    source = slot * token_stride + head * head_stride
+    offset = near[:, None] * token_stride + place[None, :]
+    key = tl.load(keys + source + offset, mask=inside, other=0.0)
+    value = tl.load(values + source + offset, mask=inside, other=0.0)
 
     heads: tl.constexpr = KV_HEADS * GROUP
-    stacked = tl.arange(0, BLOCK_M)
+    step: tl.constexpr = BLOCK_M // STACKED
+    corner = tl.load(span) * heads + head * GROUP
+    q += corner * DIM
+    grad += corner * DIM
+    lse += corner
+    delta += corner
+    # Queries that see a key of this tile: from the first key's own, to the last in its window.
+    ahead = (start - first_key).to(tl.int32)
+    low = tl.maximum(-ahead, 0)
+    high = queries.to(tl.int32)
+    if WINDOWED:
+        high = tl.minimum(high, BLOCK_N - 1 + window - ahead)
+        masked = high
+    else:
+        after = tl.maximum(BLOCK_N - 1 - ahead - low, 0)  # from then on every key is seen
+        masked = tl.minimum(low + tl.cdiv(after, step) * step, high)
     sums_k = tl.zeros((BLOCK_N, BLOCK_D), WIDE)
     sums_v = tl.zeros((BLOCK_N, BLOCK_D), WIDE)
-    for begin in range(low.to(tl.int32), high.to(tl.int32), BLOCK_M // STACKED):
-        query, member = begin + stacked // STACKED, stacked % STACKED
-        is_query = (query < queries) & (member < GROUP)
-        limit = start + query + 1
-        line = (tl.load(span) + query) * heads + head * GROUP + member
-        source = line[:, None] * DIM + place[None, :]
-        inside_q = is_query[:, None] & is_dim[None, :]
-        query_rows = tl.load(q + source, mask=inside_q, other=0.0)
-        grad_rows = tl.load(grad + source, mask=inside_q, other=0.0)
-        log_sums = tl.load(lse + line, mask=is_query, other=0.0)
-        deltas = tl.load(delta + line, mask=is_query, other=0.0)
-        visible = is_key[None, :] & is_query[:, None] & (slot[None, :] < limit[:, None])
-        if window > 0:
-            visible = visible & (slot[None, :] >= limit[:, None] - window)
-        weights, grad_scores = _grad_scores(
-            query_rows,
-            grad_rows,
-            log_sums,
-            deltas,
+    sums_k, sums_v = _walk_queries(
+        sums_k,
+        sums_v,
+        key,
+        value,
+        ahead,
+        q,
+        grad,
+        lse,
+        delta,
+        low,
+        masked,
+        window,
+        scale,
+        MASKED=True,
+        WINDOWED=WINDOWED,
+        HEADS=heads,
+        GROUP=GROUP,
+        STACKED=STACKED,
+        BLOCK_M=BLOCK_M,
+        DIM=DIM,
+        BLOCK_D=BLOCK_D,
+        BLOCK_N=BLOCK_N,
+        WIDE=WIDE,
+    )
+    if not WINDOWED:
+        sums_k, sums_v = _walk_queries(
+            sums_k,
+            sums_v,
             key,
             value,
-            visible,
+            ahead,
+            q,
+            grad,
+            lse,
+            delta,
+            masked,
+            high,
+            window,
             scale,
-            BLOCK_M,
-            BLOCK_N,
-            WIDE,
+            MASKED=False,
+            WINDOWED=False,
+            HEADS=heads,
+            GROUP=GROUP,
+            STACKED=STACKED,
+            BLOCK_M=BLOCK_M,
+            DIM=DIM,
+            BLOCK_D=BLOCK_D,
+            BLOCK_N=BLOCK_N,
+            WIDE=WIDE,
         )
-        weights = tl.trans(weights.to(grad_rows.dtype))
-        sums_v = tl.dot(weights, grad_rows, sums_v, input_precision="ieee")
-        grad_scores = tl.trans(grad_scores.to(query_rows.dtype))
-        sums_k = tl.dot(grad_scores, query_rows, sums_k, input_precision="ieee")
-    target = ((first + slot) * KV_HEADS + head)[:, None] * DIM + place[None, :]
-    sums_k = sums_k * scale + tl.load(grad_k + target, mask=inside, other=0.0)
-    sums_v += tl.load(grad_v + target, mask=inside, other=0.0)
-    tl.store(grad_k + target, sums_k, mask=inside)
-    tl.store(grad_v + target, sums_v, mask=inside)
+    target = (slot * KV_HEADS + head) * DIM
+    offset = near[:, None] * (KV_HEADS * DIM) + place[None, :]
+    sums_k = sums_k * scale + tl.load(grad_k + target + offset, mask=inside, other=0.0)
+    tl.store(grad_k + target + offset, sums_k, mask=inside)
+    sums_v += tl.load(grad_v + target + offset, mask=inside, other=0.0)
+    tl.store(grad_v + target + offset, sums_v, mask=inside)

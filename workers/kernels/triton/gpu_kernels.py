@@ -10,9 +10,11 @@ from torch import Tensor
 from workers.kernels.segments import ALIGNMENT, Factor, LinearPlace, RunTable
 from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
 from workers.kernels.triton import attention, attention_backward, gate, norm
-from workers.kernels.triton.adapters import accumulate, contract, expand, join
+from workers.kernels.triton.adapters import accumulate, contract, expand
 from workers.kernels.triton.attention_backward import AttentionSaved
-from workers.kernels.triton.pages import store_heads, store_pages
+from workers.kernels.triton.middles import join
+from workers.kernels.triton.pages import store_heads
+from workers.kernels.triton.qkv import place_heads, place_heads_backward
 from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 from workers.kernels.triton.snapkv import column_sums
@@ -32,9 +34,10 @@ class GpuKernels:
     rms_norm = staticmethod(norm.rms_norm)
     rms_norm_backward = staticmethod(norm.rms_norm_backward)
     rotate = staticmethod(rotate)
+    place_heads = staticmethod(place_heads)
+    place_heads_backward = staticmethod(place_heads_backward)
     silu_mul = staticmethod(gate.silu_mul)
     silu_mul_backward = staticmethod(gate.silu_mul_backward)
-    store_pages = staticmethod(store_pages)
     store_heads = staticmethod(store_heads)
     sample = staticmethod(sample)
     column_sums = staticmethod(column_sums)

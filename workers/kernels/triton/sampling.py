@@ -1,8 +1,11 @@
 """The next token of every row: the likeliest, or the one that a uniform number picks.
 
-One program a row walks the vocabulary three times: the largest logit, the sum of weights, and the
-first token at which the running sum passes the mark. Equals `reference.sample` up to the order in
-which weights are summed.
+One program surveys a part of a row's vocabulary: its largest logit, and the sum of its weights
+beside that. Another then finds the part in which the running sum passes the mark, and walks it
+alone, so that a few rows fill a card and logits are read once. Equals `reference.sample` up to the
+order in which weights are summed.
+
+Shape suffixes: R rows, V vocabulary, N parts of it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from workers.kernels.triton.accumulator import accumulator
 
-BLOCK = 2048
+PART = 4096
 
 
 def sample(logits_RV: Tensor, temperatures_R: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,70 +32,99 @@ def sample(logits_RV: Tensor, temperatures_R: Tensor, uniforms_R: Tensor) -> tup
         Token ids (R,) int64, and whether all of a row's logits are finite (R,) bool.
     """
     rows, vocabulary = logits_RV.shape
-    tokens = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
-    finite = torch.empty(rows, dtype=torch.int8, device=logits_RV.device)
-    _sample[(rows,)](
-        logits_RV,
-        temperatures_R,
+    parts, device = triton.cdiv(vocabulary, PART), logits_RV.device
+    wide = torch.promote_types(logits_RV.dtype, torch.float32)
+    peaks, sums = torch.empty(2, rows, parts, dtype=wide, device=device)
+    likeliest = torch.empty(rows, parts, dtype=torch.int32, device=device)
+    tokens = torch.empty(rows, dtype=torch.int64, device=device)
+    finite = torch.empty(rows, dtype=torch.bool, device=device)
+    row = (logits_RV, temperatures_R, logits_RV.stride(0), vocabulary)
+    constants = {"PART": PART, "WIDE": accumulator(logits_RV.dtype), "num_warps": 8}
+    _sample_part[(rows, parts)](*row, peaks, sums, likeliest, **constants)
+    _sample_token[(rows,)](
+        *row,
+        peaks,
+        sums,
+        likeliest,
         uniforms_R,
         tokens,
         finite,
-        logits_RV.stride(0),
-        vocabulary,
-        WIDE=accumulator(logits_RV.dtype),
-        BLOCK=BLOCK,
-        num_warps=8,
+        parts,
+        BLOCK_N=triton.next_power_of_2(parts),
+        **constants,
     )
-    return tokens, finite.bool()
+    return tokens, finite
 
 
 @triton.jit
-def _sample(
+def _sample_part(
     logits,
     temperatures,
+    stride,
+    vocabulary,
+    peaks,
+    sums,
+    likeliest,
+    PART: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """A part's largest logit, where it is, and the sum of its weights; NaN if one is not finite."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = part * PART + tl.arange(0, PART)
+    inside = place < vocabulary
+    values = tl.load(logits + row * stride + place, mask=inside, other=0.0).to(WIDE)
+    is_bad = (values != values) | (tl.abs(values) == float("inf"))
+    values = tl.where(inside & ~is_bad, values, float("-inf"))
+    peak = tl.max(values, 0)
+    temperature = tl.load(temperatures + row).to(WIDE)
+    weights = tl.exp((values - peak) / tl.where(temperature > 0, temperature, 1.0))
+    total = tl.where(tl.sum(is_bad.to(tl.int32), 0) > 0, float("nan"), tl.sum(weights, 0))
+    target = row * tl.num_programs(1) + part
+    tl.store(peaks + target, peak)
+    tl.store(sums + target, total)
+    tl.store(likeliest + target, part * PART + tl.argmax(values, 0))
+
+
+@triton.jit
+def _sample_token(
+    logits,
+    temperatures,
+    stride,
+    vocabulary,
+    peaks,
+    sums,
+    likeliest,
     uniforms,
     tokens,
     finite,
-    stride,
-    vocabulary,
+    parts,
+    PART: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    logits += row * stride
-    place = tl.arange(0, BLOCK)
-    lowest = float("-inf")
-    peak = tl.full((), lowest, WIDE)
-    best = tl.zeros((), tl.int32)
-    bad = tl.zeros((), tl.int32)
-    for start in range(0, vocabulary, BLOCK):
-        inside = start + place < vocabulary
-        values = tl.load(logits + start + place, mask=inside, other=0.0).to(WIDE)
-        is_bad = (values != values) | (tl.abs(values) == float("inf"))
-        bad += tl.sum(is_bad.to(tl.int32), 0)
-        values = tl.where(inside & ~is_bad, values, lowest)
-        highest = tl.max(values, 0)
-        if highest > peak:
-            best = start + tl.argmax(values, 0)
-            peak = highest
-    tl.store(finite + row, (bad == 0).to(tl.int8))
+    row, part = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_N)
+    inside = part < parts
+    highs = tl.load(peaks + row * parts + part, mask=inside, other=float("-inf"))
+    totals = tl.load(sums + row * parts + part, mask=inside, other=0.0)
+    num_bad = tl.sum((totals != totals).to(tl.int32), 0)
+    tl.store(finite + row, num_bad == 0)
+    peak = tl.max(highs, 0)
+    best = tl.load(likeliest + row * parts + tl.argmax(highs, 0))
     temperature = tl.load(temperatures + row).to(WIDE)
-    if (temperature > 0) & (bad == 0):
-        total = tl.zeros((), WIDE)
-        for start in range(0, vocabulary, BLOCK):
-            inside = start + place < vocabulary
-            values = tl.load(logits + start + place, mask=inside, other=lowest).to(WIDE)
-            total += tl.sum(tl.exp((values - peak) / temperature), 0)
-        mark = tl.load(uniforms + row).to(WIDE) * total
-        before = tl.zeros((), WIDE)
-        num_below = tl.zeros((), tl.int32)
-        for start in range(0, vocabulary, BLOCK):
-            inside = start + place < vocabulary
-            values = tl.load(logits + start + place, mask=inside, other=lowest).to(WIDE)
-            weights = tl.exp((values - peak) / temperature)
-            sums = before + tl.cumsum(weights, 0)
-            num_below += tl.sum(((sums <= mark) & inside).to(tl.int32), 0)
-            before += tl.sum(weights, 0)
-        if num_below < vocabulary:  # else rounding took the mark past the last sum
-            best = num_below
+    if (temperature > 0) & (num_bad == 0):
+        totals *= tl.exp((highs - peak) / temperature)
+        mark = tl.load(uniforms + row).to(WIDE) * tl.sum(totals, 0)
+        ends = tl.cumsum(totals, 0)
+        chosen = tl.sum((inside & (ends <= mark)).to(tl.int32), 0)
+        if chosen < parts:  # else rounding took the mark past the last sum
+            before = tl.sum(tl.where(part < chosen, totals, 0.0), 0)
+            place = chosen * PART + tl.arange(0, PART)
+            is_token = place < vocabulary
+            values = tl.load(logits + row * stride + place, mask=is_token, other=float("-inf"))
+            running = tl.cumsum(tl.exp((values.to(WIDE) - peak) / temperature), 0)
+            is_below = is_token & (running <= tl.maximum(mark - before, 0.0))
+            num_below = tl.sum(is_below.to(tl.int32), 0)
+            best = tl.load(likeliest + row * parts + chosen)
+            if num_below < tl.minimum(PART, vocabulary - chosen * PART):
+                best = chosen * PART + num_below
     tl.store(tokens + row, best.to(tl.int64))

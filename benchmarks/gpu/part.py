@@ -33,16 +33,16 @@ PARTS = {
     "kernel_checks": Part("kernel_checks:measure", 35),
     "decode": Part("decode:measure", 45),
     "training": Part("training:measure", 20),
-    "coserving": Part("coserving:measure", 120),
+    "coserving": Part("coserving:measure", 130),
     "prefill": Part("prefill:measure", 15),
     "contexts": Part("contexts:measure", 40),
     "peft": Part("peers:training", 20),
-    "memory": Part("memory:measure", 40),
+    "memory": Part("memory:measure", 38),
     "kernel_times": Part("kernel_times:measure", 25),
-    "transformers": Part("peers:serving", 30),
-    "service": Part("service:measure", 40),
+    "transformers": Part("peers:serving", 25),
+    "service": Part("service:measure", 38),
     "attention_peers": Part("attention_peers:measure", 15),
-    "tuning": Part("tuning:measure", 30),
+    "tuning": Part("tuning:measure", 28),
 }
 
 

@@ -42,7 +42,6 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         max(1, ENOUGH_PROGRAMS // programs),
         triton.cdiv(factor.widest, FEATURES_PER_SPLIT),
     )
-    splits = 1 << (splits.bit_length() - 1)  # few different kernels to compile
     wide = torch.promote_types(x_TF.dtype, torch.float32)
     result = torch.empty(splits, len(x_TF), width * len(factor), dtype=wide, device=x_TF.device)
     _contract[(len(batch.tiles), len(factor), splits)](
@@ -58,7 +57,7 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         factor.place.first_bit,
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
-        SPLITS=splits,
+        splits=splits,
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
         BLOCK_F=BLOCK_FEATURES,
@@ -88,7 +87,7 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
         HAS_MIDDLES=batch.has_middles,
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
-        SPLITS=len(shrunk_STW),
+        splits=len(shrunk_STW),
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
         BLOCK_F=BLOCK_OUTPUTS,
@@ -118,7 +117,7 @@ def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor)
     )
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit"])
+@triton.jit(do_not_specialize=["split_stride", "first_bit", "splits"])
 def _contract(
     x,
     addresses,
@@ -132,7 +131,7 @@ def _contract(
     first_bit,
     STACKED: tl.constexpr,
     IS_ALIGNED: tl.constexpr,
-    SPLITS: tl.constexpr,
+    splits,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -150,7 +149,7 @@ def _contract(
     features = tl.load(bounds + part + 1) - begin
     bits = ((1 << STACKED) - 1) << (first_bit + part)
     is_target = (tl.load(run + 4) & bits) != 0
-    share = tl.cdiv(tl.cdiv(features, SPLITS), BLOCK_F) * BLOCK_F
+    share = tl.cdiv(tl.cdiv(features, splits), BLOCK_F) * BLOCK_F
     low = split.to(tl.int32) * share
     high = tl.where(is_target & (first_row < stop), tl.minimum(low + share, features), low)
     matrix = tl.load(addresses + part).to(tl.pointer_type(x.dtype.element_ty))
@@ -178,7 +177,7 @@ def _contract(
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit", "first_middle"])
+@triton.jit(do_not_specialize=["split_stride", "first_bit", "first_middle", "splits"])
 def _expand(
     shrunk,
     addresses,
@@ -194,7 +193,7 @@ def _expand(
     HAS_MIDDLES: tl.constexpr,
     STACKED: tl.constexpr,
     IS_ALIGNED: tl.constexpr,
-    SPLITS: tl.constexpr,
+    splits,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -229,7 +228,7 @@ def _expand(
             first_middle + part,
             False,
             HAS_MIDDLES,
-            SPLITS,
+            splits,
             WIDE,
             y.dtype.element_ty,
         )

@@ -39,6 +39,7 @@ PARTS = {
     "peft": Part("peers:training", 20),
     "memory": Part("memory:measure", 38),
     "kernel_times": Part("kernel_times:measure", 25),
+    "quantized": Part("quantized:measure", 30),
     "transformers": Part("peers:serving", 25),
     "service": Part("service:measure", 38),
     "attention_peers": Part("attention_peers:measure", 15),

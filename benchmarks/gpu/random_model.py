@@ -16,14 +16,18 @@ from workers.model import (
     LayerWeights,
     fused_linears,
 )
+from workers.weight_format import NO_FORMAT, find_format
 
 BASE = "random"
 SCALE = 0.02
 RANK = 16
 
 
-def random_weights(config: DecoderConfig, setting: Setting) -> DecoderWeights:
-    """Normal weights of a small scale; norms are ones."""
+def random_weights(
+    config: DecoderConfig, setting: Setting, weight_format: str = NO_FORMAT
+) -> DecoderWeights:
+    """Normal weights of a small scale, the layers' held in a format; norms are ones."""
+    quantized = find_format(weight_format)
 
     def matrix(rows: int, columns: int) -> Tensor:
         weight = torch.empty(rows, columns, dtype=setting.dtype, device=setting.device)
@@ -33,10 +37,9 @@ def random_weights(config: DecoderConfig, setting: Setting) -> DecoderWeights:
         return torch.ones(config.hidden_size, dtype=setting.dtype, device=setting.device)
 
     def layer() -> LayerWeights:
-        qkv, out, gate_up, down = (
-            FrozenLinear(matrix(linear.out_features, linear.in_features))
-            for linear in fused_linears(config)
-        )
+        wide = (matrix(linear.out_features, linear.in_features) for linear in fused_linears(config))
+        held = wide if quantized is None else map(quantized.of, wide)
+        qkv, out, gate_up, down = map(FrozenLinear, held)
         return LayerWeights((qkv, out, gate_up, down), ones(), ones(), None, None)
 
     torch.manual_seed(0)
@@ -44,11 +47,15 @@ def random_weights(config: DecoderConfig, setting: Setting) -> DecoderWeights:
     tied = config.tie_embeddings
     head = embedding if tied else matrix(config.vocab_size, config.hidden_size)
     layers = tuple(layer() for _ in range(config.num_layers))
-    return DecoderWeights(embedding, layers, ones(), FrozenLinear(head), tied)
+    return DecoderWeights(embedding, layers, ones(), FrozenLinear(head), tied, weight_format)
 
 
 def random_decoder(
-    shape: str, setting: Setting, num_adapters: int, positions: int = POSITIONS
+    shape: str,
+    setting: Setting,
+    num_adapters: int,
+    positions: int = POSITIONS,
+    weight_format: str = NO_FORMAT,
 ) -> Decoder:
     """A decoder whose arena holds `num_adapters` random adapters."""
     config = llama_config(shape, positions)
@@ -56,7 +63,7 @@ def random_decoder(
     arena = AdapterArena(config, columns, setting.dtype, setting.device)
     for matrix in arena.matrices() if num_adapters else ():
         matrix.normal_(0.0, SCALE)
-    return Decoder(config, random_weights(config, setting), arena)
+    return Decoder(config, random_weights(config, setting, weight_format), arena)
 
 
 def adapter_columns(place: int, middle: int = 0) -> AdapterColumns:

@@ -14,6 +14,8 @@ import torch
 from benchmarks.gpu.__main__ import BUDGET_S, LEAST_S, failure_of
 from benchmarks.gpu.contexts import dominated_batch
 from benchmarks.gpu.part import PARTS, measure
+from benchmarks.gpu.quantized import read_bytes
+from benchmarks.gpu.random_model import random_decoder
 from benchmarks.gpu.setting import SHAPES, Setting, linear_parameters, llama_config
 from benchmarks.gpu.table import table
 
@@ -33,6 +35,16 @@ def test_kernels_of_this_machine_equal_plain_torch() -> None:
 
     assert figures["wrong"] == []
     assert table({"parts": {"kernel_checks": figures}}).endswith("wrong: none")
+
+
+def test_a_step_reads_less_of_a_base_in_int8() -> None:
+    wide = random_decoder("tiny", TINY, 1)
+    held = random_decoder("tiny", TINY, 1, weight_format="int8")
+
+    vocabulary = held.weights.lm_head.num_bytes
+    assert held.weights.weight_format == "int8"
+    # float32 here: a byte a weight and a float32 scale an output, of 64 or 128 inputs
+    assert read_bytes(held) - vocabulary < 0.3 * (read_bytes(wide) - vocabulary)
 
 
 def test_attention_of_this_machine_equals_torch_s_own() -> None:

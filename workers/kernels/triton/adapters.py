@@ -56,9 +56,9 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         result.stride(0),
         result.stride(1),
         factor.place.first_bit,
+        splits,
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
-        SPLITS=splits,
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
         BLOCK_F=BLOCK_FEATURES,
@@ -118,7 +118,10 @@ def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor)
     )
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit"])
+@triton.jit(
+    do_not_specialize=["split_stride", "first_bit", "splits"],
+    do_not_specialize_on_alignment=["runs"],
+)
 def _contract(
     x,
     addresses,
@@ -130,9 +133,9 @@ def _contract(
     split_stride,
     row_stride,
     first_bit,
+    splits,
     STACKED: tl.constexpr,
     IS_ALIGNED: tl.constexpr,
-    SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -150,7 +153,7 @@ def _contract(
     features = tl.load(bounds + part + 1) - begin
     bits = ((1 << STACKED) - 1) << (first_bit + part)
     is_target = (tl.load(run + 4) & bits) != 0
-    share = tl.cdiv(tl.cdiv(features, SPLITS), BLOCK_F) * BLOCK_F
+    share = tl.cdiv(tl.cdiv(features, splits), BLOCK_F) * BLOCK_F
     low = split.to(tl.int32) * share
     high = tl.where(is_target & (first_row < stop), tl.minimum(low + share, features), low)
     matrix = tl.load(addresses + part).to(tl.pointer_type(x.dtype.element_ty))
@@ -178,7 +181,10 @@ def _contract(
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit", "first_middle"])
+@triton.jit(
+    do_not_specialize=["split_stride", "first_bit", "first_middle"],
+    do_not_specialize_on_alignment=["runs"],
+)
 def _expand(
     shrunk,
     addresses,

@@ -60,10 +60,10 @@ def attend(
         place.token_stride,
         out.numel(),
         lse.numel(),
+        splits,
         PAGE=place.page_tokens,
         HAS_HEADS=place.heads is not None,
         WINDOW=shape.window,
-        SPLITS=splits,
         BLOCK_N=BLOCK_KEYS,
         WIDE=accumulator(q_THD.dtype),
         **sizes,
@@ -201,7 +201,7 @@ def _walk(
     return peak, total, sums
 
 
-@triton.jit(do_not_specialize=["layer", "out_split", "lse_split"])
+@triton.jit(do_not_specialize=["layer", "out_split", "lse_split", "splits"])
 def _attend(
     q,
     keys,
@@ -222,6 +222,7 @@ def _attend(
     token_stride,
     out_split,
     lse_split,
+    splits,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     STACKED: tl.constexpr,
@@ -231,7 +232,6 @@ def _attend(
     PAGE: tl.constexpr,
     HAS_HEADS: tl.constexpr,
     WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -260,7 +260,7 @@ def _attend(
     low = tl.zeros((), tl.int64)
     if WINDOW > 0:
         low = tl.maximum(before + 1 - WINDOW, 0)
-    share = tl.cdiv(tl.cdiv(last - low, SPLITS), BLOCK_N) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(last - low, splits), BLOCK_N) * BLOCK_N
     low += split * share
     high = tl.minimum(low + share, last)
     hidden = tl.maximum(last - WINDOW - low, 0) if WINDOW > 0 else tl.zeros((), tl.int64)

@@ -217,8 +217,8 @@ def engine_settings(setting: Setting, tpot_ms: float) -> EngineSettings:
         "max_num_sequences": 64 if setting.is_tiny else 128,
         "training_memory_bytes": (32 << 20) if setting.is_tiny else (18 << 30),
         "max_jobs": 1,
-        "max_rank": RANK,
         "adapter_slots": 8,
+        "max_rank": RANK,  # captured steps of larger ones would never run
         "tpot_ms": tpot_ms,
         "ttft_ms": 1000.0,
     }

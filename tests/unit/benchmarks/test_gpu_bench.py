@@ -63,6 +63,19 @@ def test_a_part_that_failed_shows_what_it_had_measured_before() -> None:
     ]
 
 
+def test_a_part_that_lacks_a_package_says_so_and_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for module in ("service", "service_client", "service_process"):
+        monkeypatch.delitem(sys.modules, f"benchmarks.gpu.{module}", raising=False)
+
+    figures = measure("service", TINY)
+
+    assert list(figures) == ["missing"]
+    assert "httpx" in table({"parts": {"service": figures}})
+
+
 def test_all_parts_together_may_take_less_than_nine_minutes() -> None:
     assert sum(part.limit_s for part in PARTS.values()) <= BUDGET_S < 540
     assert min(part.limit_s for part in PARTS.values()) >= LEAST_S

@@ -55,9 +55,9 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         result.stride(0),
         result.stride(1),
         factor.place.first_bit,
+        splits,
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
-        splits=splits,
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
         BLOCK_F=BLOCK_FEATURES,
@@ -117,7 +117,10 @@ def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor)
     )
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit", "splits"])
+@triton.jit(
+    do_not_specialize=["split_stride", "first_bit", "splits"],
+    do_not_specialize_on_alignment=["runs"],
+)
 def _contract(
     x,
     addresses,
@@ -129,9 +132,9 @@ def _contract(
     split_stride,
     row_stride,
     first_bit,
+    splits,
     STACKED: tl.constexpr,
     IS_ALIGNED: tl.constexpr,
-    splits,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -177,7 +180,10 @@ def _contract(
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit", "first_middle", "splits"])
+@triton.jit(
+    do_not_specialize=["split_stride", "first_bit", "first_middle", "splits"],
+    do_not_specialize_on_alignment=["runs"],
+)
 def _expand(
     shrunk,
     addresses,

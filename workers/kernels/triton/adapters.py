@@ -27,6 +27,8 @@ BLOCK_OUTPUTS = 128
 FEATURES_PER_SPLIT = 512
 ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
 MAX_SPLITS = 16
+MANY_NUMBERS = 8192  # of a tile of rows, from which on it takes more warps
+MOST_NUMBERS = 1 << 16  # of a tile of a matrix, that shared memory holds
 RUN = tl.constexpr(RUN_FIELDS)
 
 
@@ -59,9 +61,8 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
         ROWS=batch.tile_rows,
-        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
-        BLOCK_F=BLOCK_FEATURES,
         WIDE=accumulator(x_TF.dtype),
+        **_tile(width, BLOCK_FEATURES, MOST_NUMBERS // 2, batch.tile_rows),
     )
     return result
 
@@ -72,7 +73,8 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
     The shrink matrix, where projections lie together, takes no middles: `middles.join`.
     """
     width = factor.stacked * batch.max_rank
-    _expand[(len(batch.tiles), triton.cdiv(factor.widest, BLOCK_OUTPUTS), len(factor))](
+    sizes = _tile(width, BLOCK_OUTPUTS, MOST_NUMBERS, batch.tile_rows)
+    _expand[(len(batch.tiles), triton.cdiv(factor.widest, sizes["BLOCK_F"]), len(factor))](
         shrunk_STW,
         factor.addresses,
         factor.bounds,
@@ -89,10 +91,19 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
         IS_ALIGNED=factor.is_aligned,
         splits=len(shrunk_STW),
         ROWS=batch.tile_rows,
-        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
-        BLOCK_F=BLOCK_OUTPUTS,
         WIDE=accumulator(y_TF.dtype),
+        **sizes,
     )
+
+
+def _tile(width: int, features: int, most: int, rows: int) -> dict[str, int]:
+    """Rank columns and features of a tile, and the warps that have registers for its rows."""
+    columns = max(SMALLEST_TILE, triton.next_power_of_2(width))
+    return {
+        "BLOCK_W": columns,
+        "BLOCK_F": min(features, most // columns),
+        "num_warps": 8 if rows * columns >= MANY_NUMBERS else 4,
+    }
 
 
 def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor) -> None:

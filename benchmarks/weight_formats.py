@@ -4,13 +4,12 @@ One engine per format, taking turns in one process: answers of 1 and of 8 caller
 alone (LoRA of rank 16 on all linears, packs of 512 tokens). Rates are divided by those of plain
 weights in the same round; a figure is the median of the rounds.
 
-    python -m benchmarks.weight_formats [--rounds N] [--threads N]
+    python -m benchmarks.weight_formats [--rounds N] [--threads N] [--out FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import torch
 from benchmarks.bench_model import make_bench_model
 from benchmarks.closed_loop import Bench
 from benchmarks.load import Load, StopRule
-from benchmarks.machine import environment
-from benchmarks.spread import median, rounded, spread
+from benchmarks.result_file import RESULTS, ResultFile
+from benchmarks.spread import median, spread
 from workers.frozen_linear import FrozenLinear
 from workers.weight_format import NO_FORMAT, WEIGHT_FORMATS, find_format
 
@@ -29,14 +28,16 @@ PHASE = StopRule(seconds=4.0)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and write a file of results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    find_format("int8")
+    results = ResultFile(options.out, "weight-formats")
+    find_format("int8")  # registers all
     with tempfile.TemporaryDirectory() as folder:
         model = make_bench_model(Path(folder), num_adapters=0)
         benches = {
@@ -47,8 +48,8 @@ def main() -> None:
             {name: measure_round(bench) for name, bench in benches.items()}
             for _ in range(options.rounds)
         ]
-    figures = {name: _figures(bench, name, rounds) for name, bench in benches.items()}
-    print(json.dumps(rounded({"environment": environment(""), **figures}), indent=1))
+    results.add({name: _figures(bench, name, rounds) for name, bench in benches.items()})
+    print(results.path)
 
 
 def measure_round(bench: Bench) -> dict[str, float]:

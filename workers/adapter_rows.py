@@ -75,12 +75,13 @@ def add_run(
 def run_table(runs: list[AdapterRun], arena: AdapterArena, device: torch.device) -> RunTable:
     """Runs, and tiles of them, as the kernels read them."""
     lines = [(run.start, run.stop, *arena.run_numbers(run.columns)) for run in runs]
-    rows = tile_rows([run.stop - run.start for run in runs])
+    rank = max(run.columns.rank for run in runs)
+    rows = tile_rows([run.stop - run.start for run in runs], rank)
     tiles = tile_places([run.start for run in runs], [run.stop for run in runs], rows)
     return RunTable(
         upload(lines, torch.int64, device),
         upload(tiles, torch.int64, device),
         rows,
-        max(run.columns.rank for run in runs),
+        rank,
         any(run.columns.middle for run in runs),
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A (nested) list as a tensor, see `copy_to`."""
-    return copy_to(torch.tensor(values, dtype=dtype), device)
+    """A (nested) list as a tensor, see `copy_to`; also where `making_on` is entered."""
+    return copy_to(torch.tensor(values, dtype=dtype, device="cpu"), device)
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:

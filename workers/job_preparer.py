@@ -21,7 +21,8 @@ class JobPreparer:
     """Prepares the jobs of one base model, one after the other.
 
     The ranks of a group gather weights from each other, so all of them do it at once and at the
-    same point between two steps.
+    same point between two steps. On CUDA a thread finds what it is given as a lane does, and a job
+    is prepared only once the device has all of it: threads have streams of their own.
     """
 
     def __init__(self, decoder: Decoder) -> None:

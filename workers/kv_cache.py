@@ -55,7 +55,8 @@ class KVCache:
 
     def clear(self, blocks: list[int]) -> None:
         """Zero blocks that have a new owner: nothing of the former one's (NaN too) is read."""
-        self.storage[upload(blocks, torch.int64, self.storage.device)] = 0
+        if blocks:  # assigning 0 would wait for the device
+            self.storage.index_fill_(0, upload(blocks, torch.int64, self.storage.device), 0)
 
     def memory(self, blocks: range) -> Tensor:
         """The bytes of a run of blocks, (num_bytes,) uint8."""

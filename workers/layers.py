@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.kernels.cpu_kernels import cpu_kernels_for
 from workers.kernels.device_kernels import kernels_for
 
 
@@ -45,7 +46,7 @@ def rms_norm_backward(
 
 def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE with cos and sin (T, 1, D/2); element j turns with element j + D/2."""
-    kernels = kernels_for(x_THD)
+    kernels = cpu_kernels_for(x_THD)  # a card turns heads where it places them, see workers.qkv
     if kernels is not None:
         return kernels.rotate(x_THD, cos, sin)
     first, second = x_THD.chunk(2, dim=-1)
@@ -54,7 +55,7 @@ def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate_backward(grad_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Gradient of rotate's input: the transposed rotation, which turns back."""
-    kernels = kernels_for(grad_THD)
+    kernels = cpu_kernels_for(grad_THD)
     if kernels is not None:
         return kernels.rotate(grad_THD, cos, sin, direction=-1.0)
     return rotate(grad_THD, cos, -sin)

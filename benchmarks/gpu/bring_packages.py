@@ -1,10 +1,11 @@
 """Fetches what the service needs beside torch, Triton and transformers, for a card's machine.
 
-    python -m benchmarks.gpu.bring_packages FOLDER [--python 3.12]
+    python -m benchmarks.gpu.bring_packages FOLDER [PACKAGE ...] [--python 3.12]
 
-The folder then goes along and onto PYTHONPATH, where no network is. Which packages: those that the
-installed `tandem-llm` asks for, and that these ask for, less those that are there anyway; in the
-versions of constraints.txt, built for x86-64 Linux.
+The folder then goes along and onto PYTHONPATH, where no network is. In it: the packages that are
+named (what this project needs, when none is) and all that they need, less what is there anyway; in
+the versions of constraints.txt, built for x86-64 Linux. The part `quantized` needs torchao, which
+does not fit beside the service's: it may go with `torchao pydantic pydantic-settings structlog`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+PROJECT = "tandem-llm"
 THERE = ("torch", "triton")
 LEFT_OUT = (
     *("numpy", "tokenizers", "safetensors", "huggingface-hub"),  # transformers brings them
@@ -36,8 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="The interpreter that will import them.")
+    parser.add_argument("packages", nargs="*", default=[PROJECT], help="What is needed there.")
     args = parser.parse_args()
-    names = closure(["tandem-llm"], LEFT_OUT) - closure(THERE) - {"tandem-llm"}
+    names = closure(args.packages, LEFT_OUT) - closure(THERE) - {PROJECT}
     fetch(pinned(names, (ROOT / "constraints.txt").read_text()), args.folder, args.python)
     num_bytes = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
     print(f"{len(names)} packages, {num_bytes / 2**20:.1f} MiB in {args.folder}")

@@ -13,12 +13,12 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.random_model import (
     adapter_bytes,
     adapter_columns,
-    held_bytes,
     random_decoder,
     token_bytes,
+    weight_bytes,
 )
 from benchmarks.gpu.sequences import PAGE, DecodeSteps, sequence_of
-from benchmarks.gpu.setting import Figures, Setting, linear_parameters
+from benchmarks.gpu.setting import Figures, Setting
 from scheduler.domain.request import Sequence
 from workers.decoder import Decoder
 from workers.kv_cache import KVCache
@@ -79,8 +79,8 @@ class DecodeRunner:
 
     def _roofline_s(self, batch: int, num_adapters: int, ceilings: Ceilings) -> float:
         config, setting = self.decoder.config, self.setting
-        weights = linear_parameters(config) + config.vocab_size * config.hidden_size
-        num_bytes, flop = held_bytes(self.decoder.weights), 2 * weights * batch
+        num_bytes = weight_bytes(config, setting)
+        flop = 2 * num_bytes / setting.dtype.itemsize * batch
         num_bytes += token_bytes(config, setting) * self.context * batch
         num_bytes += min(batch, num_adapters) * adapter_bytes(self.decoder)
         return ceilings.seconds(num_bytes, flop)

@@ -21,8 +21,6 @@ from workers.kernels.qkv_rows import HeadNorms, QkvShape
 from workers.layers import (
     rms_norm,
     rms_norm_backward,
-    rotate,
-    rotate_backward,
     silu_mul,
     silu_mul_backward,
 )
@@ -64,7 +62,7 @@ def no_kernels(dtype: torch.dtype) -> None:
 
 
 def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
-    """Norm, rotation, heads and gate, forward and back."""
+    """Norm, heads and gate, forward and back."""
     config, rows = decoder.config, 16 if setting.is_tiny else 4096
     heads, half = config.num_heads + config.num_kv_heads, config.head_dim // 2
 
@@ -84,8 +82,6 @@ def row_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
         "rms_norm_backward": lambda: rms_norm_backward(grad, x, weight[0], 1e-5),
         "silu_mul": lambda: silu_mul(gate_up),
         "silu_mul_backward": lambda: silu_mul_backward(inner, gate_up),
-        "rotate": lambda: rotate(q, cos, sin),
-        "rotate_backward": lambda: rotate_backward(q, cos, sin),
         "heads": lambda: torch.cat(place_heads(qkv, shape, norms, (cos, sin), None), dim=1),
         "heads_backward": lambda: place_heads_backward(
             grad_q, (sums[0], sums[1]), shape, norms, (cos, sin), q

@@ -32,25 +32,32 @@ PARTS = {
     "ceilings": Part("ceilings:measure", 12),
     "kernel_checks": Part("kernel_checks:measure", 35),
     "decode": Part("decode:measure", 45),
-    "training": Part("training:measure", 20),
-    "coserving": Part("coserving:measure", 120),
+    "training": Part("training:measure", 40),
+    "coserving": Part("coserving:measure", 130),
     "prefill": Part("prefill:measure", 15),
-    "contexts": Part("contexts:measure", 40),
+    "contexts": Part("contexts:measure", 50),
     "peft": Part("peers:training", 20),
-    "memory": Part("memory:measure", 40),
+    "memory": Part("memory:measure", 35),
     "kernel_times": Part("kernel_times:measure", 25),
-    "transformers": Part("peers:serving", 30),
-    "service": Part("service:measure", 40),
     "quantized": Part("quantized:measure", 30),
+    "transformers": Part("peers:serving", 25),
+    "service": Part("service:measure", 38),
     "attention_peers": Part("attention_peers:measure", 15),
-    "tuning": Part("tuning:measure", 30),
+    "tuning": Part("tuning:measure", 20),
 }
 
 
 def pieces(name: str, setting: Setting) -> Iterator[Figures]:
-    """The figures of a part, as they come; its module is imported only now."""
+    """The figures of a part, as they come; its module is imported only now.
+
+    Where a package that it needs is not installed, the part has no other figure than that.
+    """
     module, _, function = PARTS[name].function.partition(":")
-    found = importlib.import_module(f"benchmarks.gpu.{module}")
+    try:
+        found = importlib.import_module(f"benchmarks.gpu.{module}")
+    except ModuleNotFoundError as error:
+        yield {"missing": str(error)}
+        return
     yield from getattr(found, function)(setting)
 
 

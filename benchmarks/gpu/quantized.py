@@ -1,59 +1,61 @@
-"""Quantized bases beside the plain one: decode against the bytes that are held, and training.
+"""Decode and training over a base whose linears are held in int8, int4 or fp8; the largest shape.
 
-weights_gb        what a step reads: the layers' linears in their format, the vocabulary's wide
-training_peak_gb  what a training step takes beside the weights, blocks that are widened included
-
-Formats need torchao; without it only the plain base is measured.
+`weights_gb` is what a step reads of them; decode stands beside the roofline of these bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
-from benchmarks.gpu.card_memory import peak_bytes, release
+from benchmarks.gpu.card_memory import release
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.decode import DecodeRunner
-from benchmarks.gpu.random_model import held_bytes, random_decoder
+from benchmarks.gpu.random_model import random_decoder, token_bytes
 from benchmarks.gpu.setting import Figures, Setting
 from benchmarks.gpu.training_run import TrainingRun
-from scheduler.devices import BYTES_IN_FORMAT
 from workers.activations import SaveLevel
 from workers.decoder import Decoder
 from workers.weight_format import NO_FORMAT
 
-FORMATS = (NO_FORMAT, *BYTES_IN_FORMAT)
-BATCHES = (1, 16, 64)
-TINY_BATCHES = (1, 4)
+FORMATS = (NO_FORMAT, "int8", "int4", "fp8")
+BATCHES, TINY_BATCHES = (1, 16, 64), (1, 4)
 
 
 def measure(setting: Setting) -> Iterator[Figures]:
-    """The largest shape in every format."""
+    """Every format; or that torchao is missing."""
+    if find_spec("torchao") is None:
+        yield {"missing": "torchao"}
+        return
     ceilings = Ceilings.of(setting)
     yield {"model": setting.largest}
     for name in FORMATS:
         decoder = random_decoder(setting.largest, setting, 1, weight_format=name)
-        figures: Figures = {"weights_gb": held_bytes(decoder.weights) / 1e9}
-        figures |= {"decode": decode_figures(setting, decoder, ceilings)}
-        yield {name: figures}
-        yield {name: figures | training_figures(setting, decoder)}
+        yield {name: format_figures(setting, decoder, ceilings)}
         del decoder
         release(setting)
 
 
-def decode_figures(setting: Setting, decoder: Decoder, ceilings: Ceilings) -> list[Figures]:
-    """Steps of several batches without adapters."""
-    batches = TINY_BATCHES if setting.is_tiny else BATCHES
+def format_figures(setting: Setting, decoder: Decoder, ceilings: Ceilings) -> Figures:
+    """One format."""
+    batches, tokens = (TINY_BATCHES, 64) if setting.is_tiny else (BATCHES, 2048)
+    num_bytes = read_bytes(decoder)
+    figures: Figures = {"weights_gb": num_bytes / 1e9}
     runner = DecodeRunner(decoder, setting, max(batches))
-    return [runner.figures(batch, 0, ceilings) for batch in batches]
-
-
-def training_figures(setting: Setting, decoder: Decoder) -> Figures:
-    """One LoRA on all linears, examples of one length at the level that keeps all."""
-    tokens = 64 if setting.is_tiny else 2048
+    cached = token_bytes(decoder.config, setting) * runner.context
+    for batch in batches:
+        step_s = setting.time_s(runner.step_of(batch, 0))
+        bound_s = ceilings.seconds(num_bytes + batch * cached, 0)
+        figures[f"decode, batch {batch}"] = {
+            "step_ms": step_s * 1e3,
+            "times_roofline": step_s / bound_s,
+        }
     train = TrainingRun(decoder, setting, SaveLevel.FULL, tokens)
-    rate = tokens / setting.time_s(train.step)
-    peak = peak_bytes(setting, train.step)
-    return {
-        "train_tokens_per_s": rate,
-        "training_peak_gb": None if peak is None else peak / 1e9,
-    }
+    return figures | {"train_tokens_per_s": tokens / setting.time_s(train.step, warm=1)}
+
+
+def read_bytes(decoder: Decoder) -> int:
+    """Weights that a step reads: every layer's, as they are held, and the vocabulary's."""
+    weights = decoder.weights
+    layers = sum(linear.num_bytes for layer in weights.layers for linear in layer.linears)
+    return layers + weights.lm_head.num_bytes

@@ -13,7 +13,6 @@ from workers.model import (
     MODULE_PATHS,
     DecoderConfig,
     DecoderWeights,
-    FusedLinear,
     LayerWeights,
     fused_linears,
 )
@@ -37,12 +36,10 @@ def random_weights(
     def ones() -> Tensor:
         return torch.ones(config.hidden_size, dtype=setting.dtype, device=setting.device)
 
-    def held(linear: FusedLinear) -> FrozenLinear:
-        weight = matrix(linear.out_features, linear.in_features)
-        return FrozenLinear(weight if quantized is None else quantized.of(weight))
-
     def layer() -> LayerWeights:
-        qkv, out, gate_up, down = (held(linear) for linear in fused_linears(config))
+        wide = (matrix(linear.out_features, linear.in_features) for linear in fused_linears(config))
+        held = wide if quantized is None else map(quantized.of, wide)
+        qkv, out, gate_up, down = map(FrozenLinear, held)
         return LayerWeights((qkv, out, gate_up, down), ones(), ones(), None, None)
 
     torch.manual_seed(0)
@@ -85,12 +82,6 @@ def weight_bytes(config: DecoderConfig, setting: Setting) -> int:
     """Weights that a step reads: all layers' and the vocabulary's."""
     parameters = linear_parameters(config) + config.vocab_size * config.hidden_size
     return parameters * setting.dtype.itemsize
-
-
-def held_bytes(weights: DecoderWeights) -> int:
-    """Weights that a step reads, as they are held."""
-    linears = [linear for layer in weights.layers for linear in layer.linears]
-    return sum(linear.num_bytes for linear in (*linears, weights.lm_head))
 
 
 def token_bytes(config: DecoderConfig, setting: Setting) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import httpx
 
 READY = re.compile(r"ready at (\S+)/v1")
 STOP_TIMEOUT_S = 20.0
+# Enough for the callers here; what a worker compiles and captures at its start grows with both.
+LIMITS = {"TANDEM_MAX_RANK": "16", "TANDEM_MAX_NUM_SEQUENCES": "16"}
 PROCESSES = ("scheduler.cli", "scheduler.__main__", "service.__main__", "workers.__main__")
 
 
@@ -63,6 +66,7 @@ def running_service(data: Path, base: Path, device: str) -> Iterator[ServiceProc
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
+            env=os.environ | LIMITS,
         )
     try:
         url = _ready_url(process)

@@ -137,7 +137,7 @@ class IterationScheduler:
         if not self.training.lane_runs:
             return False
         decoding = [_span(s, 1) for s in self.running if s.is_decoding]
-        is_awaited = len(decoding) < len(self._callers())
+        is_awaited = bool(self.waiting) or any(s.num_next_tokens > 1 for s in self.running)
         if self.planner.decodes_beside(tuple(decoding), now_s, is_awaited=is_awaited):
             return True
         self.training.finish_lane()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 PROGRAM = Path(__file__).parents[1] / "unit/workers/compile_kernels.py"
 KERNELS = {
     *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_expand", "_forward"),
-    *("_grad_keys", "_grad_queries", "_join", "_join_middles", "_rotate", "_rotate_backward"),
+    *("_grad_keys", "_grad_queries", "_join", "_join_middles", "_rotate_backward"),
     *("_log_sums", "_rotate_store", "_sample_part", "_sample_token", "_store_heads"),
     *("_multiply_codes", "_sum_splits"),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 SMALLEST_TILE = 16  # a side of Triton's matrix product
 LARGEST_TILE = 64
+LARGEST_TILE_RANK = 128  # up to which a multiprocessor has room for the largest tile
 RUN_FIELDS = 7
 ALIGNMENT = 16  # bytes of an address, elements of a row: what wide loads need
 
@@ -75,9 +76,10 @@ class RunTable:
     has_middles: bool
 
 
-def tile_rows(lengths: list[int]) -> int:
-    """Rows of a tile that suit runs of these lengths."""
-    return LARGEST_TILE if sum(lengths) >= 32 * len(lengths) else SMALLEST_TILE
+def tile_rows(lengths: list[int], rank: int) -> int:
+    """Rows of a tile that suit runs of these lengths, and of ranks up to this one."""
+    is_long = sum(lengths) >= 32 * len(lengths)
+    return LARGEST_TILE if is_long and rank <= LARGEST_TILE_RANK else SMALLEST_TILE
 
 
 def tile_places(starts: list[int], stops: list[int], rows: int) -> list[tuple[int, int]]:

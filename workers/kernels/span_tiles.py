@@ -98,5 +98,4 @@ class HeadShape:
         if queries * self.stacked > SMALLEST_TILE:
             return 1
         wanted = -(-ENOUGH_PROGRAMS // (num_tiles * self.kv_heads))
-        pieces = max(1, min(MAX_SPLITS, wanted, -(-most_keys // KEYS_PER_SPLIT)))
-        return 1 << (pieces.bit_length() - 1)  # few different kernels to compile
+        return max(1, min(MAX_SPLITS, wanted, -(-most_keys // KEYS_PER_SPLIT)))

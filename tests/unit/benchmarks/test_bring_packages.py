@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from packaging.requirements import Requirement
 
-from benchmarks.gpu.bring_packages import LEFT_OUT, ROOT, THERE, closure, needs_of, pinned
+from benchmarks.gpu.bring_packages import LEFT_OUT, PROJECT, ROOT, THERE, closure, needs_of, pinned
 
 
 def test_what_the_service_needs_goes_along_and_what_torch_brings_does_not() -> None:
-    names = closure(["tandem-llm"], LEFT_OUT) - closure(THERE)
+    names = closure([PROJECT], LEFT_OUT) - closure(THERE)
 
     assert {"fastapi", "pydantic", "sqlalchemy", "greenlet", "msgpack", "uvicorn"} <= names
     assert not names & {"torch", "numpy", "jinja2", "transformers", "openai"}
@@ -25,7 +25,7 @@ def test_packages_of_an_extra_are_needed_where_it_is_asked_for() -> None:
 
 
 def test_every_package_that_goes_along_has_a_pinned_version() -> None:
-    names = closure(["tandem-llm"], LEFT_OUT) - closure(THERE) - {"tandem-llm"}
+    names = closure([PROJECT], LEFT_OUT) - closure(THERE) - {PROJECT}
 
     wanted = pinned(names, (ROOT / "constraints.txt").read_text())
 

@@ -14,13 +14,15 @@ import torch
 from benchmarks.gpu.__main__ import BUDGET_S, LEAST_S, failure_of
 from benchmarks.gpu.contexts import dominated_batch
 from benchmarks.gpu.part import PARTS, measure
+from benchmarks.gpu.quantized import read_bytes
+from benchmarks.gpu.random_model import random_decoder
 from benchmarks.gpu.setting import SHAPES, Setting, linear_parameters, llama_config
 from benchmarks.gpu.table import table
 
 TINY = Setting(torch.device("cpu"), is_tiny=True)
 
 
-@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill", "contexts", "quantized"])
+@pytest.mark.parametrize("name", ["ceilings", "decode", "prefill", "contexts"])
 def test_a_part_gives_figures_that_json_can_hold(name: str) -> None:
     figures = measure(name, TINY)
 
@@ -33,6 +35,16 @@ def test_kernels_of_this_machine_equal_plain_torch() -> None:
 
     assert figures["wrong"] == []
     assert table({"parts": {"kernel_checks": figures}}).endswith("wrong: none")
+
+
+def test_a_step_reads_less_of_a_base_in_int8() -> None:
+    wide = random_decoder("tiny", TINY, 1)
+    held = random_decoder("tiny", TINY, 1, weight_format="int8")
+
+    vocabulary = held.weights.lm_head.num_bytes
+    assert held.weights.weight_format == "int8"
+    # float32 here: a byte a weight and a float32 scale an output, of 64 or 128 inputs
+    assert read_bytes(held) - vocabulary < 0.3 * (read_bytes(wide) - vocabulary)
 
 
 def test_attention_of_this_machine_equals_torch_s_own() -> None:
@@ -49,6 +61,19 @@ def test_a_part_that_failed_shows_what_it_had_measured_before() -> None:
         "decode, tiny: step_ms 2",
         "decode: RuntimeError: no",
     ]
+
+
+def test_a_part_that_lacks_a_package_says_so_and_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for module in ("service", "service_client", "service_process"):
+        monkeypatch.delitem(sys.modules, f"benchmarks.gpu.{module}", raising=False)
+
+    figures = measure("service", TINY)
+
+    assert list(figures) == ["missing"]
+    assert "httpx" in table({"parts": {"service": figures}})
 
 
 def test_all_parts_together_may_take_less_than_nine_minutes() -> None:

@@ -22,7 +22,6 @@ from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_heads
 from workers.kernels.triton.qkv import place_heads, place_heads_backward
-from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 from workers.kernels.triton.weight_only import FEW_ROWS, coded_linear
 from workers.kernels.weight_codes import WeightCodes
@@ -66,7 +65,6 @@ def launch_rows(shape: Shape) -> None:
     heads = bf16(4, shape.heads + KV_HEADS, shape.dim)
     rms_norm(x, weight, 1e-5)
     rms_norm_backward(x, x, weight, 1e-5, into=x)
-    rotate(heads, half, half, direction=-1.0)
     silu_mul(bf16(4, 2 * shape.inner))
     silu_mul_backward(bf16(4, shape.inner), bf16(4, 2 * shape.inner))
     pages, place = bf16(9, KV_HEADS, PAGE_TOKENS, shape.dim), torch.zeros(4, dtype=torch.int64)

@@ -14,13 +14,20 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.messages import StartJob
 from scheduler.text import dataset
+from tests.unit.workers.fake_cuda import FakeCuda
 from tests.unit.workers.tiny_models import make_model
 from tests.unit.workers.train_bench import NUM_BLOCKS, Bench, encode, random_examples
+from workers import job_preparer
 from workers.activations import SaveLevel
 from workers.job_checkpoint import read_checkpoint
+from workers.job_preparer import JobPreparer
+from workers.lane_device import StreamLane
+from workers.param_shard import ParamShard
 
 if TYPE_CHECKING:
     from workers.active_job import ActiveJob
+    from workers.flat_params import FlatParams
+    from workers.peft_method import SiteWeight
 
 
 def begin(bench: Bench, rank: int = 3, resume_from: str | None = None) -> ActiveJob:
@@ -58,6 +65,31 @@ def test_it_asks_for_nothing_until_it_is_prepared(bench: Bench) -> None:
 
     assert len(bench.trainer.demands(NUM_BLOCKS)) == 1
     bench.finish()
+
+
+def test_on_cuda_it_finds_what_the_engine_has_given_and_is_ready_with_the_device(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    monkeypatch.setattr(job_preparer, "lane_device", StreamLane)
+    bench.trainer.preparer = JobPreparer(bench.trainer.decoder)
+    make_fixed = ParamShard.make_fixed
+
+    def noted(shard: ParamShard, into: FlatParams, weight_of: SiteWeight) -> None:
+        cuda.diary.append(f"made on {cuda.current.name}")
+        make_fixed(shard, into, weight_of)
+
+    monkeypatch.setattr(ParamShard, "make_fixed", noted)
+    active = begin(bench)
+    assert active.preparing is not None
+    active.preparing.result()
+
+    assert cuda.diary == [
+        "training waits for engine",
+        "made on training",
+        "host waits for training",
+    ]
 
 
 def test_stopped_before_that_it_leaves_no_checkpoint_and_holds_nothing(bench: Bench) -> None:

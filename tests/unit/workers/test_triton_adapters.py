@@ -14,7 +14,15 @@ from torch import Tensor
 from tests.unit.workers.triton_device import DEVICE, DTYPE, assert_close, rand
 from workers.kernels import reference
 from workers.kernels.reference import RowTerm
-from workers.kernels.segments import Factor, LinearPlace, RunTable, tile_places
+from workers.kernels.segments import (
+    LARGEST_TILE,
+    SMALLEST_TILE,
+    Factor,
+    LinearPlace,
+    RunTable,
+    tile_places,
+    tile_rows,
+)
 from workers.kernels.triton.adapters import contract, expand
 from workers.kernels.triton.gpu_kernels import AdaptedLinear, GpuKernels
 
@@ -204,3 +212,9 @@ def test_a_batch_gives_the_same_bits_as_its_runs_alone(seed: int) -> None:
 
 def add(adapted: Adapted, tiles: RunTable, x: Tensor, y: Tensor) -> None:
     expand(contract(x, adapted.shrink_factor, tiles), adapted.expand_factor, tiles, y)
+
+
+def test_long_runs_take_large_tiles_while_their_rank_leaves_room() -> None:
+    assert tile_rows([512, 3], rank=128) == LARGEST_TILE
+    assert tile_rows([512, 3], rank=256) == SMALLEST_TILE
+    assert tile_rows([1, 3], rank=16) == SMALLEST_TILE

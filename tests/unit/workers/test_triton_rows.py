@@ -16,7 +16,6 @@ from workers.kernels.qkv_rows import HeadNorms, PageRows, QkvShape
 from workers.kernels.triton.gate import silu_mul, silu_mul_backward
 from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.qkv import place_heads, place_heads_backward
-from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -59,20 +58,6 @@ def test_silu_mul_and_its_backward(seed: int, rows: int, width: int) -> None:
 
     assert_close(silu_mul(x.detach()), want.detach())
     assert_close(silu_mul_backward(grad, x.detach()), autograd(want, x, grad))
-
-
-@FEW
-@given(seed=SEEDS, rows=st.integers(1, 4), half=st.sampled_from((2, 3, 8)))
-def test_rotation_of_strided_heads_and_its_way_back(seed: int, rows: int, half: int) -> None:
-    inv_freq, positions = rand(seed, half).abs(), torch.arange(rows, device=DEVICE) * 7
-    angles = positions[:, None, None].to(DTYPE) * inv_freq
-    cos, sin = angles.cos(), angles.sin()
-    x = rand(seed + 1, rows, 5, 2 * half)[:, 1:4]
-
-    got = rotate(x, cos, sin)
-
-    assert_close(got, reference.rotate(x, positions, inv_freq))
-    assert_close(rotate(got, cos, sin, direction=-1.0), x)
 
 
 SHAPES = [QkvShape(4, 2, 6), QkvShape(7, 1, 4), QkvShape(8, 8, 16)]

@@ -20,6 +20,7 @@ from scheduler.domain.messages import BaseModelInfo
 from tests.unit.workers.autograd_decoder import AutogradDecoder
 from tests.unit.workers.tiny_models import CPU, save_oracle
 from tests.unit.workers.train_bench import Bench, random_examples
+from workers import weight_format
 from workers.activations import SaveLevel
 from workers.adapter_arena import AdapterArena
 from workers.adapter_file import BaseIdentity
@@ -31,6 +32,7 @@ from workers.decoder import Decoder
 from workers.frozen_linear import FrozenLinear
 from workers.hf_config import read_hf_config
 from workers.job_checkpoint import fingerprint
+from workers.kernels.cpu_kernels import cpu_kernels
 from workers.model import MODULE_PATHS
 from workers.shard import Shard
 from workers.weight_format import WEIGHT_FORMATS, QuantizedWeight, find_format
@@ -122,6 +124,21 @@ def test_products_use_what_is_dequantized_to_the_last_bit(
 
     assert torch.equal(weight.linear(inputs).T, weight.dequantize())
     assert torch.equal(weight.input_grad(outputs), weight.dequantize())
+
+
+@pytest.mark.parametrize("name", FORMATS if cpu_kernels(torch.bfloat16) else [])
+def test_a_row_is_the_same_beside_any_rows_and_on_any_number_of_threads(name: str) -> None:
+    weight = quantized(name, random_matrix(130, 256).bfloat16())
+    x, grad = (random_matrix(23, width, 1, 1.0).bfloat16() for width in (256, 130))
+    together = weight.linear(x), weight.input_grad(grad)
+    before = torch.get_num_threads()
+
+    torch.set_num_threads(3)
+    alone = [weight.linear(row[None]) for row in x], [weight.input_grad(row[None]) for row in grad]
+    torch.set_num_threads(before)
+
+    for whole, rows in zip(together, alone, strict=True):
+        assert torch.equal(whole, torch.cat(rows))
 
 
 def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
@@ -239,3 +256,12 @@ def test_int4_refuses_a_matrix_that_has_no_groups() -> None:
 
 def test_plain_weights_need_no_torchao() -> None:
     assert find_format("none") is None
+
+
+def test_a_machine_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_format, "find_spec", lambda _: None)
+
+    with pytest.raises(
+        InvalidInput, match=r"int8 need torchao: pip install 'tandem-llm\[quantized\]'"
+    ):
+        find_format("int8")

@@ -27,6 +27,8 @@ BLOCK_OUTPUTS = 128
 FEATURES_PER_SPLIT = 512
 ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large card
 MAX_SPLITS = 16
+MANY_NUMBERS = 8192  # of a tile of rows, from which on it takes more warps
+MOST_NUMBERS = 1 << 16  # of a tile of a matrix, that shared memory holds
 RUN = tl.constexpr(RUN_FIELDS)
 
 
@@ -42,7 +44,6 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         max(1, ENOUGH_PROGRAMS // programs),
         triton.cdiv(factor.widest, FEATURES_PER_SPLIT),
     )
-    splits = 1 << (splits.bit_length() - 1)  # few different kernels to compile
     wide = torch.promote_types(x_TF.dtype, torch.float32)
     result = torch.empty(splits, len(x_TF), width * len(factor), dtype=wide, device=x_TF.device)
     _contract[(len(batch.tiles), len(factor), splits)](
@@ -56,13 +57,12 @@ def contract(x_TF: Tensor, factor: Factor, batch: RunTable) -> Tensor:
         result.stride(0),
         result.stride(1),
         factor.place.first_bit,
+        splits,
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
-        SPLITS=splits,
         ROWS=batch.tile_rows,
-        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
-        BLOCK_F=BLOCK_FEATURES,
         WIDE=accumulator(x_TF.dtype),
+        **_tile(width, BLOCK_FEATURES, MOST_NUMBERS // 2, batch.tile_rows),
     )
     return result
 
@@ -73,7 +73,8 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
     The shrink matrix, where projections lie together, takes no middles: `middles.join`.
     """
     width = factor.stacked * batch.max_rank
-    _expand[(len(batch.tiles), triton.cdiv(factor.widest, BLOCK_OUTPUTS), len(factor))](
+    sizes = _tile(width, BLOCK_OUTPUTS, MOST_NUMBERS, batch.tile_rows)
+    _expand[(len(batch.tiles), triton.cdiv(factor.widest, sizes["BLOCK_F"]), len(factor))](
         shrunk_STW,
         factor.addresses,
         factor.bounds,
@@ -88,12 +89,21 @@ def expand(shrunk_STW: Tensor, factor: Factor, batch: RunTable, y_TF: Tensor) ->
         HAS_MIDDLES=batch.has_middles,
         STACKED=factor.stacked,
         IS_ALIGNED=factor.is_aligned,
-        SPLITS=len(shrunk_STW),
+        splits=len(shrunk_STW),
         ROWS=batch.tile_rows,
-        BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(width)),
-        BLOCK_F=BLOCK_OUTPUTS,
         WIDE=accumulator(y_TF.dtype),
+        **sizes,
     )
+
+
+def _tile(width: int, features: int, most: int, rows: int) -> dict[str, int]:
+    """Rank columns and features of a tile, and the warps that have registers for its rows."""
+    columns = max(SMALLEST_TILE, triton.next_power_of_2(width))
+    return {
+        "BLOCK_W": columns,
+        "BLOCK_F": min(features, most // columns),
+        "num_warps": 8 if rows * columns >= MANY_NUMBERS else 4,
+    }
 
 
 def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor) -> None:
@@ -118,7 +128,10 @@ def accumulate(total_CF: Tensor, left_TW: Tensor, column: int, right_TF: Tensor)
     )
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit"])
+@triton.jit(
+    do_not_specialize=["split_stride", "first_bit", "splits"],
+    do_not_specialize_on_alignment=["runs"],
+)
 def _contract(
     x,
     addresses,
@@ -130,9 +143,9 @@ def _contract(
     split_stride,
     row_stride,
     first_bit,
+    splits,
     STACKED: tl.constexpr,
     IS_ALIGNED: tl.constexpr,
-    SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -150,7 +163,7 @@ def _contract(
     features = tl.load(bounds + part + 1) - begin
     bits = ((1 << STACKED) - 1) << (first_bit + part)
     is_target = (tl.load(run + 4) & bits) != 0
-    share = tl.cdiv(tl.cdiv(features, SPLITS), BLOCK_F) * BLOCK_F
+    share = tl.cdiv(tl.cdiv(features, splits), BLOCK_F) * BLOCK_F
     low = split.to(tl.int32) * share
     high = tl.where(is_target & (first_row < stop), tl.minimum(low + share, features), low)
     matrix = tl.load(addresses + part).to(tl.pointer_type(x.dtype.element_ty))
@@ -178,7 +191,10 @@ def _contract(
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_bit", "first_middle"])
+@triton.jit(
+    do_not_specialize=["split_stride", "first_bit", "first_middle", "splits"],
+    do_not_specialize_on_alignment=["runs"],
+)
 def _expand(
     shrunk,
     addresses,
@@ -194,7 +210,7 @@ def _expand(
     HAS_MIDDLES: tl.constexpr,
     STACKED: tl.constexpr,
     IS_ALIGNED: tl.constexpr,
-    SPLITS: tl.constexpr,
+    splits,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -229,7 +245,7 @@ def _expand(
             first_middle + part,
             False,
             HAS_MIDDLES,
-            SPLITS,
+            splits,
             WIDE,
             y.dtype.element_ty,
         )

@@ -60,10 +60,10 @@ def attend(
         place.token_stride,
         out.numel(),
         lse.numel(),
+        splits,
         PAGE=place.page_tokens,
         HAS_HEADS=place.heads is not None,
         WINDOW=shape.window,
-        SPLITS=splits,
         BLOCK_N=BLOCK_KEYS,
         WIDE=accumulator(q_THD.dtype),
         **sizes,
@@ -78,7 +78,7 @@ def attend(
             batch.tiles,
             out.numel(),
             lse.numel(),
-            SPLITS=splits,
+            splits=splits,
             WIDE=accumulator(q_THD.dtype),
             **sizes,
         )
@@ -201,7 +201,7 @@ def _walk(
     return peak, total, sums
 
 
-@triton.jit(do_not_specialize=["layer", "out_split", "lse_split"])
+@triton.jit(do_not_specialize=["layer", "out_split", "lse_split", "splits"])
 def _attend(
     q,
     keys,
@@ -222,6 +222,7 @@ def _attend(
     token_stride,
     out_split,
     lse_split,
+    splits,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     STACKED: tl.constexpr,
@@ -231,7 +232,6 @@ def _attend(
     PAGE: tl.constexpr,
     HAS_HEADS: tl.constexpr,
     WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -260,7 +260,7 @@ def _attend(
     low = tl.zeros((), tl.int64)
     if WINDOW > 0:
         low = tl.maximum(before + 1 - WINDOW, 0)
-    share = tl.cdiv(tl.cdiv(last - low, SPLITS), BLOCK_N) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(last - low, splits), BLOCK_N) * BLOCK_N
     low += split * share
     high = tl.minimum(low + share, last)
     hidden = tl.maximum(last - WINDOW - low, 0) if WINDOW > 0 else tl.zeros((), tl.int64)
@@ -300,7 +300,7 @@ def _attend(
     tl.store(lse + split * lse_split + row * heads + query_head, log_sum, mask=is_query)
 
 
-@triton.jit(do_not_specialize=["out_split", "lse_split"])
+@triton.jit(do_not_specialize=["out_split", "lse_split", "splits"])
 def _join(
     parts,
     part_lse,
@@ -316,7 +316,7 @@ def _join(
     BLOCK_M: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    splits,
     WIDE: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -330,12 +330,12 @@ def _join(
     inside = is_query[:, None] & (place < DIM)[None, :]
     target = line[:, None] * DIM + place[None, :]
     peak = tl.full((BLOCK_M,), float("-inf"), WIDE)
-    for split in range(SPLITS):
+    for split in range(splits):
         logs = tl.load(part_lse + split * lse_split + line, mask=is_query, other=0.0)
         peak = tl.maximum(peak, logs)
     total = tl.zeros((BLOCK_M,), WIDE)
     sums = tl.zeros((BLOCK_M, BLOCK_D), WIDE)
-    for split in range(SPLITS):
+    for split in range(splits):
         logs = tl.load(part_lse + split * lse_split + line, mask=is_query, other=0.0)
         weight = tl.exp(logs - peak)
         total += weight

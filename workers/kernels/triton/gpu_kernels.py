@@ -15,7 +15,6 @@ from workers.kernels.triton.attention_backward import AttentionSaved
 from workers.kernels.triton.middles import join
 from workers.kernels.triton.pages import store_heads
 from workers.kernels.triton.qkv import place_heads, place_heads_backward
-from workers.kernels.triton.rotary import rotate
 from workers.kernels.triton.sampling import sample
 from workers.kernels.triton.snapkv import column_sums
 
@@ -33,7 +32,6 @@ class GpuKernels:
 
     rms_norm = staticmethod(norm.rms_norm)
     rms_norm_backward = staticmethod(norm.rms_norm_backward)
-    rotate = staticmethod(rotate)
     place_heads = staticmethod(place_heads)
     place_heads_backward = staticmethod(place_heads_backward)
     silu_mul = staticmethod(gate.silu_mul)

@@ -42,7 +42,7 @@ def join(
         shrunk_STW.stride(1),
         factor.place.first_middle,
         TRANSPOSED=transposed,
-        SPLITS=len(shrunk_STW),
+        splits=len(shrunk_STW),
         ROWS=batch.tile_rows,
         BLOCK_W=max(SMALLEST_TILE, triton.next_power_of_2(batch.max_rank)),
         WIDE=accumulator(dtype),
@@ -51,12 +51,12 @@ def join(
 
 
 @triton.jit
-def _summed(shrunk, row, is_row, column, width, split_stride, row_stride, SPLITS: tl.constexpr):
+def _summed(shrunk, row, is_row, column, width, split_stride, row_stride, splits):
     """Some columns of the partial sums, added up in order."""
     source = shrunk + row[:, None] * row_stride + column[None, :]
     inside = is_row[:, None] & (column < width)[None, :]
     sums = tl.load(source, mask=inside, other=0.0)
-    for split in range(1, SPLITS):
+    for split in range(1, splits):
         sums += tl.load(source + split * split_stride, mask=inside, other=0.0)
     return sums
 
@@ -74,12 +74,12 @@ def joined(
     middle_place,
     TRANSPOSED: tl.constexpr,
     HAS_MIDDLES: tl.constexpr,
-    SPLITS: tl.constexpr,
+    splits,
     WIDE: tl.constexpr,
     STORED: tl.constexpr,
 ):
     """Shrunk columns, through the run's middle at a place if they are those of one projection."""
-    sums = _summed(shrunk, row, is_row, column, width, split_stride, row_stride, SPLITS)
+    sums = _summed(shrunk, row, is_row, column, width, split_stride, row_stride, splits)
     if HAS_MIDDLES:
         numbers = tl.load(run + 5)  # in a row of a middle
         middle = tl.load(run + 6).to(tl.pointer_type(STORED)) + middle_place * width * numbers
@@ -90,7 +90,7 @@ def joined(
             sums = tl.zeros_like(sums)
             for first in range(0, width, MIDDLE_COLUMNS):
                 inner = first + tl.arange(0, MIDDLE_COLUMNS)
-                left = _summed(shrunk, row, is_row, inner, width, split_stride, row_stride, SPLITS)
+                left = _summed(shrunk, row, is_row, inner, width, split_stride, row_stride, splits)
                 if TRANSPOSED:
                     source = middle + inner[None, :] * width + column[:, None]
                 else:
@@ -101,7 +101,7 @@ def joined(
     return sums
 
 
-@triton.jit(do_not_specialize=["split_stride", "first_middle"])
+@triton.jit(do_not_specialize=["split_stride", "first_middle", "splits"])
 def _join_middles(
     shrunk,
     result,
@@ -111,7 +111,7 @@ def _join_middles(
     row_stride,
     first_middle,
     TRANSPOSED: tl.constexpr,
-    SPLITS: tl.constexpr,
+    splits,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     WIDE: tl.constexpr,
@@ -133,7 +133,7 @@ def _join_middles(
         first_middle + part,
         TRANSPOSED,
         True,
-        SPLITS,
+        splits,
         WIDE,
         result.dtype.element_ty,
     )

@@ -56,7 +56,7 @@ def sample(logits_RV: Tensor, temperatures_R: Tensor, uniforms_R: Tensor) -> tup
     return tokens, finite
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sums"])
 def _sample_part(
     logits,
     temperatures,
@@ -85,7 +85,7 @@ def _sample_part(
     tl.store(likeliest + target, part * PART + tl.argmax(values, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sums", "uniforms"])
 def _sample_token(
     logits,
     temperatures,

@@ -6,6 +6,7 @@ On a card both run in bf16 at the shapes of an 8B model's layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from benchmarks.gpu.attention_checks import attention_checks
 from benchmarks.gpu.random_model import RANK, adapter_columns, random_decoder
 from benchmarks.gpu.setting import Figures, Setting
+from scheduler.devices import BYTES_IN_FORMAT
 from workers.adapter_rows import AdapterRows, AdapterRun
 from workers.decoder import Decoder
 from workers.kernels.device_kernels import KERNELS, kernels_of
@@ -24,8 +26,9 @@ from workers.layers import (
     silu_mul,
     silu_mul_backward,
 )
-from workers.model import QKV
+from workers.model import DOWN, QKV
 from workers.qkv import place_heads, place_heads_backward
+from workers.weight_format import find_format
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # shares of the largest number
 Check = Callable[[], Tensor]
@@ -36,7 +39,7 @@ def measure(setting: Setting) -> Iterator[Figures]:
     """Difference and times by kernel; `wrong` names those that are not within their tolerance."""
     decoder = random_decoder("tiny" if setting.is_tiny else "8b-layer", setting, 4)
     checks = row_checks(setting, decoder) | adapter_checks(setting, decoder)
-    checks |= attention_checks(setting, decoder)
+    checks |= attention_checks(setting, decoder) | code_checks(setting, decoder)
     limit, wrong = TOLERANCE[setting.dtype], []
     yield {"kernels": type(kernels_of(setting.device, setting.dtype)).__name__}
     for name, check in checks.items():
@@ -126,3 +129,20 @@ def adapter_check(
         return y
 
     return check
+
+
+def code_checks(setting: Setting, decoder: Decoder) -> dict[str, Check]:
+    """Few rows times a layer's last matrix in each format; none where torchao is missing."""
+    if find_spec("torchao") is None:
+        return {}
+    weight = decoder.weights.layers[0].linears[DOWN].weight
+    x = torch.randn(16, weight.shape[1], device=setting.device).to(setting.dtype)
+    return {f"16 rows times {name}": code_check(name, weight, x) for name in BYTES_IN_FORMAT}
+
+
+def code_check(name: str, weight: Tensor, x: Tensor) -> Check:
+    """The product with a matrix in one format."""
+    quantized = find_format(name)
+    assert quantized is not None
+    matrix = quantized.of(weight)
+    return lambda: matrix.linear(x)

@@ -55,7 +55,8 @@ def coded_linear(
         outputs,
         inputs,
         sums.stride(-2),
-        SPLITS=splits,
+        splits,
+        IS_WHOLE=splits == 1,
         IS_PAIRED=matrix.codes_per_byte == 2,
         ROWS=max(SMALLEST_ROWS, triton.next_power_of_2(rows)),
         BLOCK_O=BLOCK_OUTPUTS,
@@ -72,7 +73,7 @@ def coded_linear(
             rows,
             outputs,
             y.stride(0),
-            SPLITS=splits,
+            splits,
             BLOCK=BLOCK_SUM,
             WIDE=accumulator(x_TI.dtype),
             **ends,
@@ -81,13 +82,12 @@ def coded_linear(
 
 
 def splits_of(outputs: int, inputs: int) -> int:
-    """In how many parts the inputs of a matrix are summed: a power of two."""
-    wanted = ENOUGH_PROGRAMS // triton.cdiv(outputs, BLOCK_OUTPUTS)
-    splits: int = max(1, min(MAX_SPLITS, wanted, inputs // INPUTS_PER_SPLIT))
-    return 1 << (splits.bit_length() - 1)
+    """In how many parts the inputs of a matrix are summed."""
+    wanted: int = ENOUGH_PROGRAMS // triton.cdiv(outputs, BLOCK_OUTPUTS)
+    return max(1, min(MAX_SPLITS, wanted, inputs // INPUTS_PER_SPLIT))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "splits"])
 def _multiply_codes(
     x,
     codes,
@@ -99,7 +99,8 @@ def _multiply_codes(
     outputs,
     inputs,
     row_stride,
-    SPLITS: tl.constexpr,
+    splits,
+    IS_WHOLE: tl.constexpr,
     IS_PAIRED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
@@ -112,7 +113,7 @@ def _multiply_codes(
     output = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     row = tl.arange(0, ROWS)
     is_output, is_row = output < outputs, row < rows
-    share = tl.cdiv(tl.cdiv(inputs, SPLITS), BLOCK_I) * BLOCK_I
+    share = tl.cdiv(tl.cdiv(inputs, splits), BLOCK_I) * BLOCK_I
     low = split * share
     total = tl.zeros((BLOCK_O, ROWS), WIDE)
     for first in range(low, tl.minimum(low + share, inputs), BLOCK_I):
@@ -132,13 +133,7 @@ def _multiply_codes(
                 mask=is_output[:, None] & (byte < inputs // 2)[None, :],
                 other=0,
             )
-            below = ((pairs & 15).to(tl.int8) - zero[:, None]).to(right.dtype)
-            above = ((pairs >> 4).to(tl.int8) - zero[:, None]).to(right.dtype)
-            even, odd = tl.split(tl.reshape(right, (ROWS, BLOCK_I // 2, 2)))
-            part = tl.zeros((BLOCK_O, ROWS), WIDE)
-            part = tl.dot(below, tl.trans(even), part, "ieee", out_dtype=WIDE)
-            part = tl.dot(above, tl.trans(odd), part, "ieee", out_dtype=WIDE)
-            total += part * scale[:, None]
+            total += _group_sum(pairs, zero, right, ROWS, BLOCK_I // 2, WIDE) * scale[:, None]
         else:
             left = tl.load(
                 codes + output[:, None].to(tl.int64) * inputs + place[None, :],
@@ -151,12 +146,12 @@ def _multiply_codes(
         total *= tl.load(scales + output, mask=is_output, other=0.0).to(WIDE)[:, None]
     inside = is_output[:, None] & is_row[None, :]
     target = sums + (split * rows + row)[None, :].to(tl.int64) * row_stride + output[:, None]
-    if SPLITS == 1:
+    if IS_WHOLE:
         total = _ended(total, bias + output[:, None] + 0 * row, target, inside, HAS_BIAS, ADDS)
     tl.store(target, total.to(sums.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "splits"])
 def _sum_splits(
     sums,
     bias,
@@ -164,7 +159,7 @@ def _sum_splits(
     rows,
     outputs,
     row_stride,
-    SPLITS: tl.constexpr,
+    splits,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -174,11 +169,21 @@ def _sum_splits(
     output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = output < outputs
     total = tl.zeros((BLOCK,), WIDE)
-    for split in tl.static_range(SPLITS):
+    for split in range(splits):
         total += tl.load(sums + (split * rows + row) * outputs + output, mask=inside, other=0.0)
     target = y + row * row_stride + output
     total = _ended(total, bias + output, target, inside, HAS_BIAS, ADDS)
     tl.store(target, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _group_sum(pairs, zero, right, ROWS: tl.constexpr, BYTES: tl.constexpr, WIDE: tl.constexpr):
+    """A group's part of each output, its scale left out: even inputs lie in the lower halves."""
+    below = ((pairs & 15).to(tl.int8) - zero[:, None]).to(right.dtype)
+    above = ((pairs >> 4).to(tl.int8) - zero[:, None]).to(right.dtype)
+    even, odd = tl.split(tl.reshape(right, (ROWS, BYTES, 2)))
+    total = tl.dot(below, tl.trans(even), None, "ieee", out_dtype=WIDE)
+    return tl.dot(above, tl.trans(odd), total, "ieee", out_dtype=WIDE)
 
 
 @triton.jit

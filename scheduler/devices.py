@@ -1,8 +1,8 @@
 """Which devices get a worker, and whether the base models fit on each.
 
 Every worker holds all base models of the service: a request for any of them can then be answered
-by any worker. Their weights together, in the dtype they are served in, must leave a share of the
-device's free memory for K/V and training.
+by any worker. Their weights together, in the dtype or format they are served in, must leave a share
+of the device's free memory for K/V and training.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_SHARE = 0.8  # of the free memory; the rest is for K/V, activations and adapters
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES_IN_FORMAT = {"int8": 1.0, "fp8": 1.0, "int4": 0.55}  # of linears; embeddings stay wide
 _GIB = 2**30
 _MIB = 2**20
 
@@ -51,13 +52,18 @@ def serving_dtype(device: str, dtype: str) -> str:
     return "float32" if device == "cpu" else "bfloat16"
 
 
-def check_fit(device: str, dtype: str, models: Sequence[BaseModelFolder]) -> None:
+def check_fit(
+    device: str, dtype: str, models: Sequence[BaseModelFolder], weight_format: str = "none"
+) -> None:
     """Refuse base models whose weights together are too large for a device.
+
+    Quantized models are counted as if they were all linears; wide embeddings live on the margin.
 
     Raises:
         InvalidInput: they do not fit, or there is no such device.
     """
-    each = BYTES_PER_PARAMETER[serving_dtype(device, dtype)]
+    wide = BYTES_PER_PARAMETER[serving_dtype(device, dtype)]
+    each = BYTES_IN_FORMAT.get(weight_format, wide)
     needed = sum(model.num_parameters for model in models) * each
     room = int(free_memory(device) * WEIGHTS_SHARE)
     if needed > room:

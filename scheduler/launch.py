@@ -95,8 +95,10 @@ def make_plan(options: UpOptions) -> Plan:
     """
     models = _find_models(options)
     devices = parse_devices(options.devices)
+    dtype = options.environment.get("TANDEM_DTYPE", "auto")
+    weight_format = options.environment.get("TANDEM_WEIGHT_FORMAT", "none")
     for device in devices:
-        check_fit(device, options.environment.get("TANDEM_DTYPE", "auto"), models)
+        check_fit(device, dtype, models, weight_format)
     port = _check_port(options.host, options.port)
     if len(os.fsencode(options.data.resolve())) > MAX_DATA_PATH_BYTES:
         raise InvalidInput(

@@ -27,7 +27,7 @@ class ServedModel:
         adapter: the version to put on top; None for the bare base, and for a mixture.
         mixture: the models whose weighted logits answer together; empty for one alone.
         max_model_len: most tokens of prompt and answer together.
-        fingerprint: changes when the base weights change; None while no worker is up.
+        fingerprint: changes with the base weights and their format; None while no worker is up.
     """
 
     name: str
@@ -111,5 +111,5 @@ class Catalogue:
             adapter=adapter,
             tokenizer=tokenizer,
             max_model_len=longest,
-            fingerprint=f"fp_{held.digest[:12]}" if held else None,
+            fingerprint=held.fingerprint if held else None,
         )

@@ -25,6 +25,7 @@ from scheduler.durable import write_durably
 from workers.model import DecoderConfig
 from workers.peft_method import Params, PeftMethod
 from workers.peft_methods import PEFT_METHODS
+from workers.weight_format import NO_FORMAT
 
 TENSORS, CONFIG, MANIFEST = TENSORS_FILE, CONFIG_FILE, MANIFEST_FILE
 MAX_HEADER_BYTES = 1 << 20
@@ -42,10 +43,20 @@ class LoadedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class BaseIdentity:
-    """Which base model an adapter belongs to."""
+    """Which base model an adapter belongs to, and how its weights are held here.
+
+    The digest is that of the weights as published: an adapter fits the base in every format.
+    """
 
     model: str
     digest: str
+    weight_format: str = NO_FORMAT
+
+    @property
+    def computed_digest(self) -> str:
+        """What keys and values depend on: equal weights in another format give others."""
+        is_plain = self.weight_format == NO_FORMAT
+        return self.digest if is_plain else f"{self.digest}-{self.weight_format}"
 
 
 def write_adapter(
@@ -76,6 +87,7 @@ def write_adapter(
         step=step,
         metrics=metrics,
         init_seed=init_seed,
+        weight_format=base.weight_format,
     )
     write_durably(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
     return manifest

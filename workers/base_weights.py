@@ -16,10 +16,12 @@ from workers.model import (
     MODULE_PATHS,
     DecoderConfig,
     DecoderWeights,
+    FusedLinear,
     LayerWeights,
     fused_linears,
 )
 from workers.shard import CUT, OUTPUTS, WHOLE, Shard
+from workers.weight_format import NO_FORMAT, QuantizedWeight, find_format
 
 DIGEST_SAMPLE_BYTES = 1 << 20
 
@@ -83,12 +85,18 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     shard: Shard = WHOLE,
+    weight_format: str = NO_FORMAT,
 ) -> DecoderWeights:
-    """Read, fuse and cast all weights of a rank's part of a decoder.
+    """Read, fuse, cast and quantize all weights of a rank's part of a decoder.
+
+    Layers are quantized one after the other, so that few weights are wide at a time. Embedding and
+    vocabulary projection stay wide.
 
     Raises:
-        InvalidInput: a tensor is missing or has the wrong shape.
+        InvalidInput: a tensor is missing or has the wrong shape, or the format cannot hold it.
+        UnknownPlugin: there is no such format.
     """
+    quantized = find_format(weight_format)
     hidden, vocab = config.hidden_size, config.vocab_size
 
     def read(name: str, *shape: int) -> Tensor:
@@ -100,12 +108,13 @@ def load_weights(
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(
-            _layer(folder, config, index, dtype, device, shard)
+            _layer(folder, config, index, dtype, device, shard, quantized)
             for index in range(config.num_layers)
         ),
         final_norm=read("model.norm.weight", hidden),
         lm_head=FrozenLinear(head),
         head_is_tied=tied,
+        weight_format=weight_format,
     )
 
 
@@ -116,6 +125,7 @@ def _layer(
     dtype: torch.dtype,
     device: torch.device,
     shard: Shard,
+    quantized: type[QuantizedWeight] | None,
 ) -> LayerWeights:
     prefix = f"model.layers.{index}."
     hidden, head_dim = config.hidden_size, config.head_dim
@@ -127,11 +137,13 @@ def _layer(
         weight = folder.read(f"{prefix}{MODULE_PATHS[module]}.weight", (outputs, inputs))
         return shard.part(weight, cut).to(device=device, dtype=dtype)
 
+    def held(fused: FusedLinear, cut: int) -> Tensor | QuantizedWeight:
+        parts = [projection(p.module, p.num_features, fused.in_features, cut) for p in fused.slices]
+        weight = torch.cat(parts).contiguous()
+        return weight if quantized is None else quantized.of(weight)
+
     qkv, o, gate_up, down = (
-        torch.cat(
-            [projection(p.module, p.num_features, fused.in_features, cut) for p in fused.slices]
-        ).contiguous()
-        for fused, cut in zip(fused_linears(config), CUT, strict=True)
+        held(fused, cut) for fused, cut in zip(fused_linears(config), CUT, strict=True)
     )
     bias = None
     if config.has_qkv_bias:

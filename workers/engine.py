@@ -69,7 +69,7 @@ class EngineLoop:
         self.connection = connection
         device = torch.device(settings.device)
         serve_before_lanes(device)
-        machine = fingerprint(device, compute_dtype(settings))
+        machine = fingerprint(device, compute_dtype(settings), settings.weight_format)
         machine["tensor_parallel"] = group.shard.size
         group.check_same([machine, settings.common()])
         writer_type = CheckpointWriter if group.is_leader else FollowersWriter

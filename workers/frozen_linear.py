@@ -1,7 +1,7 @@
 """A frozen linear layer: y = x @ W.T + b, and the gradient of its input, dx = dy @ W.
 
 Where the machine has kernels for it, W is kept as panels both ways round; elsewhere as the plain
-matrix.
+matrix. A quantized W is kept once, and both products are its own.
 """
 
 from __future__ import annotations
@@ -9,15 +9,27 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels.cpu_kernels import PanelWeights, cpu_kernels_for
+from workers.kernels.cpu_kernels import CpuKernels, PanelWeights, cpu_kernels_for
+from workers.weight_format import QuantizedWeight
 
 
 class FrozenLinear:
     """Weights of one linear layer that never change."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
         self.bias = bias
+        self._kernels: CpuKernels | None = None
+        self._forward: PanelWeights | None = None
+        self._backward: PanelWeights | None = None
+        self._weight: Tensor | None = None
+        self._quantized: QuantizedWeight | None = None
+        if isinstance(weight, QuantizedWeight):
+            self._quantized = weight
+        else:
+            self._lay_out(weight)
+
+    def _lay_out(self, weight: Tensor) -> None:
         self._kernels = cpu_kernels_for(weight)
         self._forward = PanelWeights.try_of(weight)
         self._backward = PanelWeights.try_of(weight.T)
@@ -30,7 +42,9 @@ class FrozenLinear:
 
     @property
     def weight(self) -> Tensor:
-        """The plain matrix, (out_features, in_features); a copy where it is kept as panels."""
+        """The plain matrix, (out_features, in_features); a copy where it is kept otherwise."""
+        if self._quantized is not None:
+            return self._quantized.dequantize()
         if self._weight is not None:
             return self._weight
         assert self._forward is not None
@@ -39,6 +53,8 @@ class FrozenLinear:
     @property
     def num_bytes(self) -> int:
         """Memory that one forward pass reads."""
+        if self._quantized is not None:
+            return self._quantized.num_bytes
         held = self._weight if self._forward is None else self._forward.panels
         return 0 if held is None else held.nbytes
 
@@ -56,6 +72,10 @@ class FrozenLinear:
         """Output of the layer, (rows, out_features); added to `into`, in place, where given."""
         if self._kernels is not None and self._forward is not None:
             return self._kernels.linear(x, self._forward, self.bias, into)
+        if self._quantized is not None:
+            y = self._quantized.linear(x)
+            y = y if self.bias is None else y.add_(self.bias)
+            return y if into is None else into.add_(y)
         assert self._weight is not None
         if into is not None and self.bias is None:
             return into.addmm_(x, self._weight.T)
@@ -66,5 +86,7 @@ class FrozenLinear:
         """Gradient of the input, (rows, in_features), from that of the output."""
         if self._kernels is not None and self._backward is not None:
             return self._kernels.linear(grad, self._backward, None, None)
+        if self._quantized is not None:
+            return self._quantized.input_grad(grad)
         assert self._weight is not None
         return grad @ self._weight

@@ -24,6 +24,7 @@ from scheduler.domain.errors import InvalidInput
 from scheduler.durable import sync_folder, write_durably
 from workers.adapter_file import BaseIdentity, write_adapter
 from workers.peft_method import Params, PeftMethod
+from workers.weight_format import NO_FORMAT
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
@@ -49,7 +50,9 @@ class CheckpointData:
     state: JobState
 
 
-def fingerprint(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
+def fingerprint(
+    device: torch.device, dtype: torch.dtype, weight_format: str = NO_FORMAT
+) -> dict[str, str | int]:
     """What must be equal for a resumed run to be equal bit for bit."""
     return {
         "torch": torch.__version__,
@@ -57,6 +60,7 @@ def fingerprint(device: torch.device, dtype: torch.dtype) -> dict[str, str | int
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": str(device),
         "dtype": str(dtype),
+        "weight_format": weight_format,
         "num_threads": torch.get_num_threads(),
     }
 

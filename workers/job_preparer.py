@@ -37,5 +37,5 @@ class JobPreparer:
         if job.order.resume_from is not None or not job.shard.whole.fixed_shapes():
             return None
         self._device.begin()
-        make_fixed = partial(job.shard.make_fixed, job.params, self._weights)
-        return self._executor.submit(self._device.run, make_fixed)
+        make = partial(job.shard.make_fixed, job.params, self._weights)
+        return self._executor.submit(self._device.run, make)

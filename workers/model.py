@@ -16,6 +16,7 @@ from scheduler.domain.registry import Registry
 from workers.frozen_linear import FrozenLinear
 from workers.hf_config import HfConfig
 from workers.kernels.qkv_rows import HeadNorms
+from workers.weight_format import NO_FORMAT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +152,18 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class DecoderWeights:
-    """All frozen weights of a base model, on one device in one dtype."""
+    """All frozen weights of a base model, on one device in one dtype.
+
+    Attributes:
+        weight_format: how the layers' linears are held.
+    """
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
     lm_head: FrozenLinear
     head_is_tied: bool
+    weight_format: str = NO_FORMAT
 
     @property
     def num_parameters(self) -> int:

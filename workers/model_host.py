@@ -107,9 +107,9 @@ def load_host(
     config = decoder_config(read_hf_config(folder))
     files = WeightFolder(folder)
     base = LoadedBase(
-        BaseIdentity(model_id, files.digest()),
+        BaseIdentity(model_id, files.digest(), settings.weight_format),
         config,
-        load_weights(files, config, dtype, device, group.shard),
+        load_weights(files, config, dtype, device, group.shard, settings.weight_format),
         read_model_files(folder).eos_ids,
     )
     return make_host(base, settings, writer, report, fair, group)
@@ -150,6 +150,7 @@ def make_host(
             vocab_size=config.vocab_size,
             num_parameters=weights.num_parameters + (shard.size - 1) * weights.num_cut_parameters,
             dtype=str(dtype).removeprefix("torch."),
+            weight_format=weights.weight_format,
         ),
         eos_ids=base.eos_ids,
         runner=ModelRunner(decoder, cache, settings.max_num_sequences),
@@ -161,7 +162,7 @@ def make_host(
             slo_classes(settings),
             fair,
             trainer,
-            PrefixCache(pool, identity.digest, is_on=settings.prefix_caching),
+            PrefixCache(pool, identity.computed_digest, is_on=settings.prefix_caching),
             beside,
             share_idles=lanes.share_idles,
         ),

@@ -29,6 +29,12 @@ class EngineSettings(TextSettings, LogSettings):
         pattern="^(auto|float32|bfloat16|float16)$",
         description="Of weights and K/V; `auto`: bfloat16 where the device has it, or float32.",
     )
+    weight_format: str = Field(
+        "none",
+        pattern="^[a-z0-9_]+$",
+        description="How the base models' linears are held: `none` (in the dtype), `int8`, `int4` "
+        "or `fp8`; those need torchao.",
+    )
     num_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the engine."
     )

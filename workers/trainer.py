@@ -14,23 +14,19 @@ from scheduler.domain.job import FinetuneSpec
 from scheduler.domain.messages import JobProgress, StartJob
 from scheduler.domain.plan import LaneUnits, WindowSpan
 from scheduler.policy.fairness import TRAINING_PRICE, FairShare
-from scheduler.policy.pack_cursor import Direction, Unit
+from scheduler.policy.pack_cursor import Unit
 from scheduler.policy.training import TrainDemand
 from workers.activations import ActivationSpec, SaveLevel
 from workers.active_job import ActiveJob
 from workers.adapter_file import BaseIdentity
 from workers.adapter_pool import JOB_PREFIX, AdapterPool, AdapterSlot
-from workers.backward_unit import BackwardUnit
-from workers.batch import ForwardBatch, TrainWindow
 from workers.batch_builder import PackWindow
 from workers.checkpoint_writer import CheckpointWriter, WriteRequest
 from workers.decoder import Decoder
-from workers.decoder_backward import DecoderBackward
 from workers.flat_params import FlatParams
 from workers.job_checkpoint import CheckpointData, read_checkpoint
 from workers.job_preparer import JobPreparer
 from workers.lane_device import lane_device
-from workers.loss import window_loss
 from workers.optimizers import OPTIMIZERS
 from workers.pack_placement import PackPlacement, TrainerLimits
 from workers.param_shard import ParamShard
@@ -43,6 +39,7 @@ from workers.train_data import TrainData, read_examples
 from workers.train_job import TrainJob
 from workers.train_pack import TrainPack
 from workers.training_memory import TrainingMemory
+from workers.unit_runner import UnitRunner
 
 
 class Trainer:
@@ -69,7 +66,7 @@ class Trainer:
         self.memory = memory
         self.spec = ActivationSpec.of(decoder.config, decoder.weights.dtype)
         self.placement = PackPlacement(decoder, self.spec, limits, memory)
-        self.backward = DecoderBackward(decoder, self.spec)
+        self.units = UnitRunner(decoder, self.spec)
         self.preparer = JobPreparer(decoder)
         self.device = decoder.weights.device
         self.active: dict[str, ActiveJob] = {}
@@ -78,12 +75,6 @@ class Trainer:
         self.windows_ride = self.device.type == "cpu"
         self.num_recalls = 0
         self.side = SideLane(lane_device(self.device))
-        self._run: dict[Direction, Callable[[ActiveJob, Unit], None]] = {
-            Direction.FORWARD: self._forward_unit,
-            Direction.LOSS: self._loss_unit,
-            Direction.RECOMPUTE: self._recompute_unit,
-            Direction.BACKWARD: self._backward_unit,
-        }
 
     # ---- jobs come and go ----------------------------------------------------------------
 
@@ -253,8 +244,9 @@ class Trainer:
             unit = pack.cursor.next_unit()
             if unit is None or not may_go_on():
                 return
-            self._run[unit.direction](active, unit)
-            pack.cursor = pack.cursor.after(unit)
+            self.units.run(active, unit)
+            num_before, pack.cursor = pack.cursor.num_forward_tokens, pack.cursor.after(unit)
+            self._count(active, pack.cursor.num_forward_tokens - num_before)
             yield unit
 
     def advance(self, job_id: str) -> bool:
@@ -278,62 +270,6 @@ class Trainer:
         self.pool.discard(active.job.slot)
 
     # ---- inside ------------------------------------------------------------------------------
-
-    def _forward_unit(self, active: ActiveJob, unit: Unit) -> None:
-        pack = active.running_pack()
-        if active.window is None or pack.hidden is None:
-            active.window = self._unit_batch(active, unit)
-            pack.hidden = self.decoder.embed(active.window.token_ids)
-        pack.hidden = self.decoder.forward_layer(unit.layer, pack.hidden, active.window)
-        if unit.layer + 1 == self.decoder.config.num_layers:
-            pack.keep_hidden(unit.start, pack.hidden)
-            self._count(active, unit.num_tokens)
-            active.window = pack.hidden = None
-
-    def _unit_batch(self, active: ActiveJob, unit: Unit) -> ForwardBatch:
-        pack = active.running_pack()
-        window = TrainWindow(pack, unit.start, unit.stop, 0, pack.layers)
-        shared = active.range(unit.start, unit.stop, self.decoder.config)
-        cos, sin = self.decoder.rotary.at(pack.tokens.positions[unit.start : unit.stop])
-        return ForwardBatch(
-            token_ids=pack.tokens.token_ids[unit.start : unit.stop],
-            cos=cos,
-            sin=sin,
-            adapters=shared.adapters,
-            windows=[window],
-            groups=shared.groups,
-        )
-
-    def _backward_unit(self, active: ActiveJob, unit: Unit) -> None:
-        self.backward.run(self._backward_of(active, unit))
-
-    def _recompute_unit(self, active: ActiveJob, unit: Unit) -> None:
-        self.backward.recompute(self._backward_of(active, unit))
-
-    def _backward_of(self, active: ActiveJob, unit: Unit) -> BackwardUnit:
-        return BackwardUnit(
-            active.running_pack(),
-            unit.layer,
-            unit.start,
-            unit.stop,
-            active.job.slot.columns,
-            active.job.term_grads,
-            active.range(unit.start, unit.stop, self.decoder.config),
-        )
-
-    def _loss_unit(self, active: ActiveJob, unit: Unit) -> None:
-        """The loss of tokens whose hidden rows are there; their gradient takes its place."""
-        pack, tokens = active.running_pack(), slice(unit.start, unit.stop)
-        sums, grad = window_loss(
-            self.decoder,
-            pack.grad_out[tokens],
-            pack.tokens,
-            unit.start,
-            wants_grad=pack.cursor.trains,
-        )
-        pack.loss_sums += sums
-        if pack.cursor.trains:
-            pack.grad_out[tokens] = grad
 
     def _count(self, active: ActiveJob, tokens: int) -> None:
         order = active.job.order

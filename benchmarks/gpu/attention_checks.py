@@ -1,4 +1,4 @@
-"""Attention of decode spans, of a prompt's chunk and of a training window, forward and back."""
+"""Attention of decode spans, compressed or not, of a prompt's chunk and of a training window."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.sequences import PAGE
 from benchmarks.gpu.setting import Setting
 from scheduler.policy.blocks import BlockPool
 from scheduler.policy.pack_cursor import PackCursor
@@ -14,13 +15,13 @@ from workers.activations import ActivationSpec, SaveLevel
 from workers.attention import Attends, Extent, SavedAttention, Sinks
 from workers.batch import TrainWindow
 from workers.decoder import Decoder
+from workers.head_attention import HeadSpan
+from workers.head_pages import HeadPages
 from workers.kv_cache import KVCache
 from workers.pack_layout import PackLayout
-from workers.span_attention import pack_attention, paged_attention
+from workers.span_attention import head_attention, pack_attention, paged_attention
 from workers.train_pack import PackTokens, TrainPack
 from workers.training_memory import TrainingMemory
-
-PAGE = 32
 
 
 def attention_checks(setting: Setting, decoder: Decoder) -> dict[str, Callable[[], Tensor]]:
@@ -46,12 +47,32 @@ def attention_checks(setting: Setting, decoder: Decoder) -> dict[str, Callable[[
         return lambda: attend(paged_attention(extents, own, cache, config), q)[0]
 
     q, grad = queries(context - context // 4), queries(context - context // 4)
+    compressed, alone = compressed_spans(decoder, context), queries(3)
     return {
         "attention, decode": paged(decode),
+        "attention, compressed": lambda: attend(head_attention(compressed, cache, config), alone)[
+            0
+        ],
         "attention, chunk": paged(chunk),
         "attention, window": lambda: attend(pack_attention(window, config), q)[0],
         "attention, backward": lambda: backward(window, decoder, q, grad),
     }
+
+
+def compressed_spans(decoder: Decoder, context: int) -> list[HeadSpan]:
+    """Three sequences whose heads keep different numbers of slots, some of them merged."""
+    heads = decoder.config.num_layers, decoder.config.num_kv_heads
+    spans, first = [], 1
+    for row in range(3):
+        kept = torch.randint(context // 4, context // 2, heads)
+        slots = torch.arange(int(kept.max()))
+        counts = torch.rand(*heads, len(slots)) * (slots < kept[..., None])
+        pages = HeadPages(kept, context, PAGE, counts)
+        count = pages.blocks_for(context + 1)
+        pages.reserve(context + 1, list(range(first, first + count)))
+        spans.append(HeadSpan(Extent(row, 1, context), pages))
+        first += count
+    return spans
 
 
 def filled_pack(

@@ -150,8 +150,6 @@ class CardEngine:
         )
         writer, send = self.engine.writer, self.connection.send
         self.host = make_host(base, settings, writer, send, FairShare())
-        if self.host.runner.graphs is not None:
-            rehearse(self.host, self.host.runner.graphs)
         self.engine.hosts[BASE] = self.host
         self.meter = RecordingMeter()
         self.engine.meter = self.engine.requests.meter = self.meter
@@ -159,6 +157,11 @@ class CardEngine:
         tokens = 64 if setting.is_tiny else 4096
         write_dataset(self.dataset, 512, tokens, config.vocab_size)
         self._jobs = itertools.count()
+
+    def rehearse(self) -> None:
+        """Compile and capture, as a worker does before its first caller."""
+        if self.host.runner.graphs is not None:
+            rehearse(self.host, self.host.runner.graphs)
 
     def start_job(self) -> str:
         """A LoRA of rank 16 on all linears that trains until it is stopped."""
@@ -211,9 +214,10 @@ def engine_settings(setting: Setting, tpot_ms: float) -> EngineSettings:
         "device": "cuda:0" if setting.device.type == "cuda" else "cpu",
         "dtype": str(setting.dtype).removeprefix("torch."),
         "kv_cache_bytes": (64 << 20) if setting.is_tiny else (42 << 30),
-        "max_num_sequences": 64 if setting.is_tiny else 256,
+        "max_num_sequences": 64 if setting.is_tiny else 128,
         "training_memory_bytes": (32 << 20) if setting.is_tiny else (18 << 30),
         "max_jobs": 1,
+        "max_rank": RANK,
         "adapter_slots": 8,
         "max_rank": RANK,  # captured steps of larger ones would never run
         "tpot_ms": tpot_ms,

@@ -17,11 +17,11 @@ from benchmarks.gpu.setting import Setting, linear_parameters
 from workers.model import DecoderConfig, fused_linears
 
 FAMILIES = {
-    "attention": r"_attend|_join|_delta|_column_sums|_grad_(queries|keys)|flash|fmha|attention",
-    "adapters": r"_contract|_expand|_accumulate|_turn|_middle",
-    "sampling": r"_sample|_truncat|softmax|sort|topk",
+    "adapters": r"_contract|_expand|_accumulate|_middles",
+    "attention": r"_attend|_join|_log_sums|_column_sums|_grad_(queries|keys)|flash|fmha|attention",
+    "sampling": r"_sample|softmax|sort|topk",
     "products": r"gemm|gemv|nvjet|cutlass|xmma|splitk|wgmma|::(add)?mm$|linear",
-    "rows": r"_forward|_backward|_rotate|_store|_norm|_gate|_silu|elementwise|copy|index",
+    "rows": r"_forward|_backward|_rotate|_store|elementwise|copy|index",
 }
 # Of a backward pass, in multiples of the forward: frozen weights get no gradient.
 BACKWARD = {"products": 1.0, "attention": 2.5, "adapters": 2.0, "rows": 1.5, "sampling": 0.0}

@@ -37,12 +37,12 @@ PARTS = {
     "prefill": Part("prefill:measure", 15),
     "contexts": Part("contexts:measure", 50),
     "peft": Part("peers:training", 20),
-    "memory": Part("memory:measure", 40),
+    "memory": Part("memory:measure", 38),
     "kernel_times": Part("kernel_times:measure", 25),
-    "transformers": Part("peers:serving", 30),
-    "service": Part("service:measure", 40),
+    "transformers": Part("peers:serving", 25),
+    "service": Part("service:measure", 38),
     "attention_peers": Part("attention_peers:measure", 15),
-    "tuning": Part("tuning:measure", 30),
+    "tuning": Part("tuning:measure", 28),
 }
 
 

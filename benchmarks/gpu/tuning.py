@@ -45,6 +45,7 @@ CHUNK: tuple[Knob, ...] = (
     LaunchOption("_attend", "num_stages", STAGES),
 )
 BACKWARD: tuple[Knob, ...] = (
+    Constant(TILES, "GRAD_KEYS", (64, 128)),
     LaunchOption("_grad_keys", "num_warps", (4, 8)),
     LaunchOption("_grad_keys", "num_stages", STAGES),
     LaunchOption("_grad_queries", "num_warps", (4, 8)),
@@ -58,10 +59,11 @@ ADAPTERS: tuple[Knob, ...] = (
     LaunchOption("_expand", "num_warps", WARPS),
 )
 ROWS: dict[str, tuple[Knob, ...]] = {
+    "heads": (Constant(f"{TRITON}.qkv", "NUMBERS_PER_WARP", (128, 256, 512)),),
     "rms_norm": (Constant(f"{TRITON}.norm", "VALUES_PER_WARP", (256, 512, 1024)),),
     "silu_mul": (Constant(f"{TRITON}.gate", "BLOCK", (512, 1024, 2048)),),
 }
-SWEEP_S = 22.0
+SWEEP_S = 19.0
 EACH_S = 0.03  # a value is timed for so long
 
 

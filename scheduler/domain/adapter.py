@@ -50,6 +50,11 @@ class AdapterManifest(BaseModel):
     step: int = Field(ge=0, default=0)
     metrics: dict[str, float] = Field(default_factory=dict)
     init_seed: int | None = Field(None, description="Seed that drew the initial value, if known.")
+    weight_format: str = Field(
+        "none",
+        description="How the base's weights were held when it was trained.",
+        exclude_if=lambda name: name == "none",  # which versions before this field would refuse
+    )
 
 
 def content_digest(files: dict[str, str]) -> str:

@@ -192,6 +192,15 @@ class BaseModelInfo(Report):
     vocab_size: int
     num_parameters: int
     dtype: str
+    weight_format: str = Field(
+        "none", description="How the weights of its linears are held; `none`: in the dtype."
+    )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights change, or how they are held."""
+        held_as = "" if self.weight_format == "none" else f"_{self.weight_format}"
+        return f"fp_{self.digest[:12]}{held_as}"
 
 
 class WorkerCapabilities(Report):

@@ -18,7 +18,6 @@ from workers.flight import Flight
 from workers.model import MODULE_PATHS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from scheduler.domain.messages import Generate, ToEngine, TokenFrame
@@ -211,7 +210,9 @@ def test_a_card_is_waited_for_only_where_tokens_are_read(
 
 
 @pytest.mark.gpu
-def test_units_of_training_are_issued_without_waiting(tmp_path: Path) -> None:
+def test_units_of_training_are_issued_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = TinyEngine(tmp_path, device="cuda:0")
     script = Script(
         [
@@ -222,18 +223,17 @@ def test_units_of_training_are_issued_without_waiting(tmp_path: Path) -> None:
     loop = engine.start(script)
     trainer = loop.hosts[BASE].trainer
 
-    def strictly(run: Callable[[ActiveJob, Unit], None]) -> Callable[[ActiveJob, Unit], None]:
-        def run_unit(active: ActiveJob, unit: Unit) -> None:
-            is_warm = len(script.steps("job")) > 2
-            torch.cuda.set_sync_debug_mode("error" if is_warm else "default")
-            try:
-                run(active, unit)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+    run = trainer.units.run
 
-        return run_unit
+    def run_strictly(active: ActiveJob, unit: Unit) -> None:
+        is_warm = len(script.steps("job")) > 2
+        torch.cuda.set_sync_debug_mode("error" if is_warm else "default")
+        try:
+            run(active, unit)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
-    trainer._run = {direction: strictly(run) for direction, run in trainer._run.items()}
+    monkeypatch.setattr(trainer.units, "run", run_strictly)
 
     engine.finish(loop, script)
 

@@ -48,6 +48,15 @@ def test_models_that_need_more_than_the_memory_are_refused_with_the_numbers() ->
 
 
 @pytest.mark.usefixtures("two_gpus")
+def test_quantized_models_are_counted_in_their_format() -> None:
+    check_fit("cuda:1", "auto", [_model(800 * 10**6)], "int8")
+    check_fit("cuda:1", "auto", [_model(1500 * 10**6)], "int4")
+
+    with pytest.raises(InvalidInput, match="cuda:1"):
+        check_fit("cuda:1", "auto", [_model(1500 * 10**6)], "int8")
+
+
+@pytest.mark.usefixtures("two_gpus")
 def test_models_share_one_device_only_when_they_fit_together() -> None:
     # 1,000 MiB x 0.8 = 800 MiB; a bfloat16 parameter takes 2 bytes: room for 419 million.
     check_fit("cuda:1", "auto", [_model(400 * 10**6)])

@@ -2,6 +2,7 @@
 #include "adapters.h"
 #include "attention.h"
 #include "attention_backward.h"
+#include "codes.h"
 #include "compression.h"
 #include "gemm.h"
 #include "layer.h"
@@ -90,4 +91,14 @@ LINEAR(float, bf16, f32_bf16)
 #if defined(__AVX512BF16__)
 KERNELS(bf16, bf16)
 LINEAR(bf16, bf16, bf16_bf16)
+
+#define CODES(CODES, NAME) \
+    extern "C" void multiply_##NAME(const CodedMatrix* w, const bf16* x, int64_t rows, bool is_transposed, bf16* panels, \
+                                    bf16* y, int threads) { \
+        on_team(threads, [&](Member member) { multiply_codes<CODES>(member, *w, x, rows, is_transposed, panels, y); }); \
+    }
+
+CODES(Int8Codes, int8)
+CODES(Int4Codes, int4)
+CODES(Fp8Codes, fp8)
 #endif

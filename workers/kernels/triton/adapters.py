@@ -186,7 +186,7 @@ def _contract(
             mask=(column < width)[:, None] & is_feature[None, :],
             other=0.0,
         )
-        sums = tl.dot(left, tl.trans(right), sums, input_precision="ieee", out_dtype=WIDE)
+        sums = tl.dot(left, tl.trans(right), sums, "ieee", out_dtype=WIDE)
     target = result + split * split_stride + row[:, None] * row_stride
     target = target + part * width + column[None, :]
     tl.store(target, sums, mask=is_row[:, None] & (column < width)[None, :])
@@ -261,7 +261,7 @@ def _expand(
             other=0.0,
         )
         sums = tl.zeros((ROWS, BLOCK_F), WIDE)
-        sums = tl.dot(left.to(right.dtype), right, sums, input_precision="ieee", out_dtype=WIDE)
+        sums = tl.dot(left.to(right.dtype), right, sums, "ieee", out_dtype=WIDE)
         target = y + row[:, None] * y_stride + begin + feature[None, :]
         inside = is_row[:, None] & is_feature[None, :]
         sums += tl.load(target, mask=inside, other=0.0).to(WIDE)
@@ -300,9 +300,7 @@ def _accumulate(
             mask=is_row[:, None] & is_feature[None, :],
             other=0.0,
         )
-        sums = tl.dot(
-            tl.trans(factor.to(values.dtype)), values, sums, input_precision="ieee", out_dtype=WIDE
-        )
+        sums = tl.dot(tl.trans(factor.to(values.dtype)), values, sums, "ieee", out_dtype=WIDE)
     target = total + column[:, None].to(tl.int64) * total_stride + feature[None, :]
     inside = is_column[:, None] & is_feature[None, :]
     sums += tl.load(target, mask=inside, other=0.0)

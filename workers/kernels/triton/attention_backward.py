@@ -115,7 +115,7 @@ def _walk_keys(
         key = tl.load(keys + first + offset, mask=inside, other=0.0)
         value = tl.load(values + first + offset, mask=inside, other=0.0)
         scores = tl.zeros((query_rows.shape[0], BLOCK_N), WIDE)
-        scores = tl.dot(query_rows, tl.trans(key), scores, input_precision="ieee")
+        scores = tl.dot(query_rows, tl.trans(key), scores, "ieee", out_dtype=WIDE)
         weights = tl.exp2(scores * (scale * LOG2_E) - log_sums[:, None])
         if MASKED:
             visible = slot[None, :] < limit[:, None]
@@ -123,9 +123,9 @@ def _walk_keys(
                 visible = visible & (slot[None, :] >= limit[:, None] - window)
             weights = tl.where(visible, weights, 0.0)
         grad_weights = tl.zeros((query_rows.shape[0], BLOCK_N), WIDE)
-        grad_weights = tl.dot(grad_rows, tl.trans(value), grad_weights, input_precision="ieee")
+        grad_weights = tl.dot(grad_rows, tl.trans(value), grad_weights, "ieee", out_dtype=WIDE)
         grad_scores = weights * (grad_weights - deltas[:, None])
-        sums = tl.dot(grad_scores.to(key.dtype), key, sums, input_precision="ieee")
+        sums = tl.dot(grad_scores.to(key.dtype), key, sums, "ieee", out_dtype=WIDE)
     return sums
 
 
@@ -275,7 +275,7 @@ def _walk_queries(
         log_sums = tl.load(lse + corner + line, mask=is_query, other=0.0) * LOG2_E
         deltas = tl.load(delta + corner + line, mask=is_query, other=0.0)
         scores = tl.zeros((BLOCK_N, BLOCK_M), WIDE)
-        scores = tl.dot(key, tl.trans(query_rows), scores, input_precision="ieee")
+        scores = tl.dot(key, tl.trans(query_rows), scores, "ieee", out_dtype=WIDE)
         weights = tl.exp2(scores * (scale * LOG2_E) - log_sums[None, :])
         if MASKED:
             last = ahead + query  # the last key of the tile that each query sees
@@ -283,12 +283,12 @@ def _walk_queries(
             if WINDOWED:
                 visible = visible & (slot[:, None] > last[None, :] - window)
             weights = tl.where(visible, weights, 0.0)
-        sums_v = tl.dot(weights.to(grad_rows.dtype), grad_rows, sums_v, input_precision="ieee")
+        sums_v = tl.dot(weights.to(grad_rows.dtype), grad_rows, sums_v, "ieee", out_dtype=WIDE)
         grad_weights = tl.zeros((BLOCK_N, BLOCK_M), WIDE)
-        grad_weights = tl.dot(value, tl.trans(grad_rows), grad_weights, input_precision="ieee")
+        grad_weights = tl.dot(value, tl.trans(grad_rows), grad_weights, "ieee", out_dtype=WIDE)
         grad_scores = weights * (grad_weights - deltas[None, :])
         sums_k = tl.dot(
-            grad_scores.to(query_rows.dtype), query_rows, sums_k, input_precision="ieee"
+            grad_scores.to(query_rows.dtype), query_rows, sums_k, "ieee", out_dtype=WIDE
         )
     return sums_k, sums_v
 

@@ -97,9 +97,7 @@ def joined(
                     source = middle + column[:, None] * width + inner[None, :]
                 is_inside = (column < width)[:, None] & (inner < width)[None, :]
                 block = tl.load(source, mask=is_inside, other=0.0)
-                sums = tl.dot(
-                    left.to(STORED), tl.trans(block), sums, input_precision="ieee", out_dtype=WIDE
-                )
+                sums = tl.dot(left.to(STORED), tl.trans(block), sums, "ieee", out_dtype=WIDE)
     return sums
 
 

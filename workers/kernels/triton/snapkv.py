@@ -98,7 +98,7 @@ def _logits(
     source = keys + slot[:, None].to(tl.int64) * token_stride + column[None, :]
     key = tl.load(source, mask=is_key[:, None] & (column < DIM)[None, :], other=0.0)
     logits = tl.zeros((BLOCK_M, BLOCK_N), WIDE)
-    logits = tl.dot(rows, tl.trans(key), logits, input_precision="ieee", out_dtype=WIDE) * scale
+    logits = tl.dot(rows, tl.trans(key), logits, "ieee", out_dtype=WIDE) * scale
     if HAS_COUNTS:
         logits += tl.load(counts + slot, mask=is_key, other=0.0)[None, :]
     visible = is_key[None, :] & (slot[None, :] <= last[:, None])

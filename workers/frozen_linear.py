@@ -73,9 +73,7 @@ class FrozenLinear:
         if self._kernels is not None and self._forward is not None:
             return self._kernels.linear(x, self._forward, self.bias, into)
         if self._quantized is not None:
-            y = self._quantized.linear(x)
-            y = y if self.bias is None else y.add_(self.bias)
-            return y if into is None else into.add_(y)
+            return self._quantized.linear(x, self.bias, into)
         assert self._weight is not None
         if into is not None and self.bias is None:
             return into.addmm_(x, self._weight.T)

@@ -19,6 +19,8 @@ from torch import Tensor
 from scheduler.domain.errors import InvalidInput
 from scheduler.domain.registry import Registry
 from workers.kernels.cpu_codes import CodedProduct
+from workers.kernels.device_kernels import gpu_kernels_for
+from workers.kernels.weight_codes import WeightCodes
 
 NO_FORMAT = "none"
 EVERYTHING = slice(None)
@@ -31,14 +33,14 @@ class QuantizedWeight(ABC):
 
     Attributes:
         dtype: of what `dequantize` returns, and of the inputs of products.
-        kernel: multiplies in place of torch; None where the machine has none for it.
+        codes: all that is kept.
     """
 
-    kernel: CodedProduct | None = None
-
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, codes: WeightCodes) -> None:
         self.shape = weight.shape
         self.dtype = weight.dtype
+        self.codes = codes
+        self._cpu_product = CodedProduct.try_of(weight, codes)
 
     @classmethod
     @abstractmethod
@@ -49,11 +51,6 @@ class QuantizedWeight(ABC):
             InvalidInput: the format has no room for its shape.
         """
 
-    @property
-    @abstractmethod
-    def held(self) -> tuple[Tensor, ...]:
-        """All tensors that are kept."""
-
     @abstractmethod
     def dequantize(self, outputs: slice = EVERYTHING, inputs: slice = EVERYTHING) -> Tensor:
         """A block of the matrix that products stand for; `inputs` begins at a BLOCK_STEP."""
@@ -61,27 +58,38 @@ class QuantizedWeight(ABC):
     @property
     def num_bytes(self) -> int:
         """Memory that is held."""
-        return sum(tensor.nbytes for tensor in self.held)
+        return sum(tensor.nbytes for tensor in self.codes.tensors)
 
-    def linear(self, x: Tensor) -> Tensor:
-        """X @ W.T: (rows, out_features)."""
-        if self.kernel is not None:
-            return self.kernel.multiply(x, is_transposed=False)
+    def linear(self, x: Tensor, bias: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+        """X @ W.T + bias: (rows, out_features); added to `into`, in place, where given.
+
+        A GPU multiplies few rows with the codes as they lie; many with blocks that are widened.
+        """
+        kernels = gpu_kernels_for(x)
+        if kernels is not None and kernels.covers_codes(self.codes, len(x)):
+            return kernels.coded_linear(x, self.codes, bias, into)
+        y = self._product(x)
+        y = y if bias is None else y.add_(bias)
+        return y if into is None else into.add_(y)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self._cpu_product is not None:
+            return self._cpu_product.multiply(x, is_transposed=False)
         outputs, inputs = self.shape
         blocks = self._blocks(outputs, inputs)
         return torch.cat([x @ self.dequantize(outputs=block).T for block in blocks], dim=1)
 
     def input_grad(self, grad: Tensor) -> Tensor:
         """Grad @ W: (rows, in_features)."""
-        if self.kernel is not None:
-            return self.kernel.multiply(grad, is_transposed=True)
+        if self._cpu_product is not None:
+            return self._cpu_product.multiply(grad, is_transposed=True)
         outputs, inputs = self.shape
         blocks = self._blocks(inputs, outputs)
         return torch.cat([grad @ self.dequantize(inputs=block) for block in blocks], dim=1)
 
     def _blocks(self, length: int, across: int) -> Iterator[slice]:
         """Parts of one dimension, so that little of the matrix is wide at a time."""
-        room = BLOCK_WEIGHTS[self.held[0].device.type] // across
+        room = BLOCK_WEIGHTS[self.codes.codes.device.type] // across
         step = max(BLOCK_STEP, room // BLOCK_STEP * BLOCK_STEP)
         for start in range(0, length, step):
             yield slice(start, min(start + step, length))

@@ -17,10 +17,11 @@ KERNELS = {
     *("_accumulate", "_attend", "_backward", "_column_sums", "_contract", "_expand", "_forward"),
     *("_grad_keys", "_grad_queries", "_join", "_join_middles", "_rotate_backward"),
     *("_log_sums", "_rotate_store", "_sample_part", "_sample_token", "_store_heads"),
+    *("_multiply_codes", "_sum_splits"),
 }
 PRODUCTS = {
     *("_accumulate", "_attend", "_column_sums", "_contract", "_expand"),
-    *("_grad_keys", "_grad_queries", "_log_sums"),
+    *("_grad_keys", "_grad_queries", "_log_sums", "_multiply_codes"),
 }
 MIDDLES = "middles"  # parts whose kernels also read matrices of rank x rank, number by number
 NARROW = {"_join", "_store_heads"}  # their tiles are smaller than a block's threads could read
@@ -70,3 +71,11 @@ def test_numbers_are_read_sixteen_bytes_at_a_time(figures: Figures) -> None:
     assert named([each for each in plain if "2" in widths(each)]) == []
     rows = [each for each in plain if each["kernel"] not in NARROW]
     assert named([each for each in rows if "16" not in widths(each)]) == []
+
+
+def test_codes_are_on_their_way_while_others_are_multiplied(figures: Figures) -> None:
+    products = [each for each in figures if each["kernel"] == "_multiply_codes"]
+
+    assert len(products) == 24  # two shapes, three kinds, two counts of rows, two widths
+    assert all({*each["copies"]} == {"8", "16"} for each in products)
+    assert {each["products"] for each in products} == {"wgmma"}

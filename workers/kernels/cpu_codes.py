@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workers.kernels.cpu_kernels import cpu_kernels_for, panel_outputs
 from workers.kernels.native import library
+from workers.kernels.weight_codes import WeightCodes
 
 WHOLE_ROW_BITS = 62  # no input is beyond the first group
 
@@ -24,45 +25,35 @@ class CodedMatrix(Structure):
 
 
 class CodedProduct:
-    """Both products with one matrix.
+    """Both products with one matrix."""
 
-    Args:
-        kind: whose codes they are, as `exports.cpp` names them.
-        shape: (out_features, in_features).
-        held: codes, scales and, where the kind has them, zero points.
-    """
-
-    def __init__(self, kind: str, shape: tuple[int, int], held: tuple[Tensor, ...]) -> None:
-        self.shape = shape
-        self._held = held
-        self._function = getattr(library(), f"multiply_{kind}")
+    def __init__(self, codes: WeightCodes) -> None:
+        self.shape = (len(codes.codes), codes.inputs)
+        self._codes = codes
+        self._function = getattr(library(), f"multiply_{codes.kind}")
         self._function.argtypes = (
             *(c_void_p, c_void_p, c_int64, c_bool),
             *(c_void_p, c_void_p, c_int),
         )
         self._function.restype = None
-        groups = held[1].shape[1]
-        group_bits = WHOLE_ROW_BITS if groups == 1 else (shape[1] // groups).bit_length() - 1
-        self._matrix = CodedMatrix(outputs=shape[0], inputs=shape[1], groups=groups)
+        outputs, groups = codes.scales_OG.shape
+        group_bits = WHOLE_ROW_BITS if groups == 1 else codes.group.bit_length() - 1
+        self._matrix = CodedMatrix(outputs=outputs, inputs=codes.inputs, groups=groups)
         self._matrix.group_bits = group_bits
-        for name, tensor in zip(("codes", "scales", "zeros"), held, strict=False):
+        for name, tensor in zip(("codes", "scales", "zeros"), codes.tensors, strict=False):
             setattr(self._matrix, name, tensor.data_ptr())
 
     @classmethod
-    def try_of(cls, kind: str, weight: Tensor, *held: Tensor) -> Self | None:
+    def try_of(cls, weight: Tensor, codes: WeightCodes) -> Self | None:
         """The products; None where the kernels do not cover the weight's device, dtype or shape.
 
-        Shapes:
-            weight: (O, I), what the codes stand for.
-            held: codes (O, ...), scales (O, groups) float32 and zeros like scales. A row that is
-                more than one group has groups of a power of two.
+        A row that is more than one group must have groups of a power of two.
         """
-        outputs, inputs = weight.shape
         if weight.dtype is not torch.bfloat16 or cpu_kernels_for(weight) is None:
             return None
-        if inputs // held[1].shape[1] % panel_outputs() or outputs % 2:
+        if codes.group % panel_outputs() or len(weight) % 2:
             return None
-        return cls(kind, (outputs, inputs), tuple(tensor.contiguous() for tensor in held))
+        return cls(codes)
 
     def multiply(self, x: Tensor, *, is_transposed: bool) -> Tensor:
         """X @ W.T, or x @ W where `is_transposed`: a row for each of `x`."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchao.quantization import MappingType, choose_qparams_affine, quantize_affine
 
 from scheduler.domain.errors import InvalidInput
-from workers.kernels.cpu_codes import CodedProduct
+from workers.kernels.weight_codes import WeightCodes
 from workers.weight_format import BLOCK_STEP, EVERYTHING, WEIGHT_FORMATS, QuantizedWeight
 
 MAX_GROUP, MIN_GROUP = 128, 16
@@ -24,13 +24,6 @@ class Int4Weight(QuantizedWeight):
     A group holds as many inputs as divide both their number and 128. In a byte the even input
     lies below the odd one.
     """
-
-    def __init__(self, weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
-        super().__init__(weight)
-        self.pairs_OP = codes[:, 1::2] << 4 | codes[:, ::2]
-        self.scales_OG = scales
-        self.zeros_OG = zeros
-        self.kernel = CodedProduct.try_of("int4", weight, self.pairs_OP, scales, zeros)
 
     @classmethod
     def of(cls, weight: Tensor) -> Self:
@@ -50,21 +43,18 @@ class Int4Weight(QuantizedWeight):
         )
         codes = quantize_affine(wide, block, scales, zeros, *limits)
         shape = (outputs, inputs // group)
-        return cls(weight, codes, scales.view(shape), zeros.view(shape))
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """See QuantizedWeight."""
-        return self.pairs_OP, self.scales_OG, self.zeros_OG
+        pairs = codes[:, 1::2] << 4 | codes[:, ::2]
+        return cls(weight, WeightCodes("int4", pairs, scales.view(shape), zeros.view(shape)))
 
     def dequantize(self, outputs: slice = EVERYTHING, inputs: slice = EVERYTHING) -> Tensor:
         """See QuantizedWeight."""
-        group = self.shape[1] // self.scales_OG.shape[1]
-        pairs = self.pairs_OP[outputs, _part(inputs, 2)]
+        held, group = self.codes, self.codes.group
+        assert held.zeros_OG is not None
+        pairs = held.codes[outputs, _part(inputs, 2)]
         groups = (outputs, _part(inputs, group))
         codes = torch.stack((pairs & MAX_CODE, pairs >> 4), dim=2).view(len(pairs), -1, group)
-        steps = codes.to(torch.int8) - self.zeros_OG[groups].to(torch.int8)[..., None]
-        return (steps * self.scales_OG[groups][..., None]).flatten(1).to(self.dtype)
+        steps = codes.to(torch.int8) - held.zeros_OG[groups].to(torch.int8)[..., None]
+        return (steps * held.scales_OG[groups][..., None]).flatten(1).to(self.dtype)
 
 
 def _part(inputs: slice, size: int) -> slice:

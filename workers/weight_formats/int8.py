@@ -8,7 +8,7 @@ from torch import Tensor
 from torchao.quantization import Int8Tensor
 from torchao.quantization.granularity import PerRow
 
-from workers.kernels.cpu_codes import CodedProduct
+from workers.kernels.weight_codes import WeightCodes
 from workers.weight_format import EVERYTHING, WEIGHT_FORMATS, QuantizedWeight
 
 
@@ -16,23 +16,13 @@ from workers.weight_format import EVERYTHING, WEIGHT_FORMATS, QuantizedWeight
 class Int8Weight(QuantizedWeight):
     """Weights round(w / scale) in [-128, 127]; an output's scale is its largest |w| / 127.5."""
 
-    def __init__(self, weight: Tensor, codes: Tensor, scales: Tensor) -> None:
-        super().__init__(weight)
-        self.codes_OI = codes
-        self.scales_O1 = scales
-        self.kernel = CodedProduct.try_of("int8", weight, codes, scales)
-
     @classmethod
     def of(cls, weight: Tensor) -> Self:
         """See QuantizedWeight."""
         quantized = Int8Tensor.from_hp(weight.float(), PerRow())
-        return cls(weight, quantized.qdata, quantized.scale)
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """See QuantizedWeight."""
-        return self.codes_OI, self.scales_O1
+        return cls(weight, WeightCodes("int8", quantized.qdata, quantized.scale))
 
     def dequantize(self, outputs: slice = EVERYTHING, inputs: slice = EVERYTHING) -> Tensor:
         """See QuantizedWeight."""
-        return (self.codes_OI[outputs, inputs] * self.scales_O1[outputs]).to(self.dtype)
+        scales = self.codes.scales_OG[outputs]
+        return (self.codes.codes[outputs, inputs] * scales).to(self.dtype)

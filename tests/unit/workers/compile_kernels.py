@@ -23,11 +23,15 @@ from workers.kernels.triton.norm import rms_norm, rms_norm_backward
 from workers.kernels.triton.pages import store_heads
 from workers.kernels.triton.qkv import place_heads, place_heads_backward
 from workers.kernels.triton.sampling import sample
+from workers.kernels.triton.weight_only import FEW_ROWS, coded_linear
+from workers.kernels.weight_codes import WeightCodes
 
 VOCABULARY = 128256
 PAGE_TOKENS = 32
 RANK = 16
 KV_HEADS = 8
+GROUP = 128
+CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,22 @@ def rotated(shape: Shape, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return heads, bf16(rows, shape.heads, shape.dim), torch.zeros(rows, shape.heads)
 
 
+def launch_codes(shape: Shape, kind: str, rows: int) -> None:
+    """A product whose inputs are split, and one whose outputs fill a card."""
+    for outputs in (shape.hidden, 4 * shape.inner):
+        matrix = coded(kind, outputs, shape.hidden)
+        coded_linear(bf16(rows, shape.hidden), matrix, bf16(outputs), bf16(rows, outputs))
+
+
+def coded(kind: str, outputs: int, inputs: int) -> WeightCodes:
+    if kind == "int4":
+        groups = torch.zeros(outputs, inputs // GROUP)
+        codes = torch.zeros(outputs, inputs // 2, dtype=CODES[kind])
+        return WeightCodes(kind, codes, groups, groups.to(torch.uint8))
+    codes = torch.zeros(outputs, inputs, dtype=CODES[kind])
+    return WeightCodes(kind, codes, torch.zeros(outputs, 1))
+
+
 def launch_all(compiler: Compiler, shape: Shape) -> None:
     compiler.begin(f"{shape.name}, rows")
     launch_rows(shape)
@@ -159,6 +179,10 @@ def launch_all(compiler: Compiler, shape: Shape) -> None:
         launch_adapters(shape, 16, 16, has_middles=has_middles)
         compiler.begin(f"{shape.name}, adapters{kind} of prompts and training")
         launch_adapters(shape, 256, 64, has_middles=has_middles)
+    for kind in CODES:
+        for rows in (16, FEW_ROWS):
+            compiler.begin(f"{shape.name}, {rows} rows times {kind}")
+            launch_codes(shape, kind, rows)
     compiler.begin(f"{shape.name}, attention of decode")
     launch_attention(shape, paged(shape), 1, 8)
     compiler.begin(f"{shape.name}, attention of compressed decode")

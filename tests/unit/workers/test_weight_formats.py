@@ -151,7 +151,7 @@ def test_nothing_wide_is_held(name: str) -> None:
     weight = random_matrix(256, 512)
     linear = FrozenLinear(held := quantized(name, weight))
 
-    memory = sum(tensor.untyped_storage().nbytes() for tensor in held.held)
+    memory = sum(tensor.untyped_storage().nbytes() for tensor in held.codes.tensors)
     assert linear.num_bytes == memory <= BYTES_PER_WEIGHT[name] * weight.numel()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.kernels.segments import ALIGNMENT, Factor, LinearPlace, RunTable
 from workers.kernels.span_tiles import HeadShape, KeyPlace, SpanTiles
-from workers.kernels.triton import attention, attention_backward, gate, norm
+from workers.kernels.triton import attention, attention_backward, gate, norm, weight_only
 from workers.kernels.triton.adapters import accumulate, contract, expand
 from workers.kernels.triton.attention_backward import AttentionSaved
 from workers.kernels.triton.middles import join
@@ -38,6 +38,8 @@ class GpuKernels:
     silu_mul_backward = staticmethod(gate.silu_mul_backward)
     store_heads = staticmethod(store_heads)
     sample = staticmethod(sample)
+    covers_codes = staticmethod(weight_only.covers)
+    coded_linear = staticmethod(weight_only.coded_linear)
     column_sums = staticmethod(column_sums)
 
     def adapted_linear(

@@ -219,7 +219,6 @@ def engine_settings(setting: Setting, tpot_ms: float) -> EngineSettings:
         "max_jobs": 1,
         "max_rank": RANK,
         "adapter_slots": 8,
-        "max_rank": RANK,  # captured steps of larger ones would never run
         "tpot_ms": tpot_ms,
         "ttft_ms": 1000.0,
     }

@@ -218,7 +218,6 @@ def engine_settings(setting: Setting, tpot_ms: float) -> EngineSettings:
         "training_memory_bytes": (32 << 20) if setting.is_tiny else (18 << 30),
         "max_jobs": 1,
         "adapter_slots": 8,
-        "max_rank": RANK,  # captured steps of larger ones would never run
         "tpot_ms": tpot_ms,
         "ttft_ms": 1000.0,
     }

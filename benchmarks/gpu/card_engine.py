@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu.random_job import lora_job, write_dataset
-from benchmarks.gpu.random_model import BASE, RANK, random_weights
+from benchmarks.gpu.random_model import BASE, random_weights
 from benchmarks.gpu.setting import Setting, llama_config
 from benchmarks.load import RequestTimes
 from benchmarks.step_record import RecordingMeter, trained_tokens

@@ -20,6 +20,7 @@ Shape suffixes: C rows of the arena, I in_features, O out_features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +53,12 @@ class Term:
     def matrices(self) -> tuple[Tensor, ...]:
         """All matrices of the term."""
         return self.shrink_CI, *self.expand_RO, *self.middle_RM
+
+    def pinned(self) -> Term:
+        """The same in memory that a card copies from while its host goes on."""
+        shrink, *rest = (matrix.pin_memory() for matrix in self.matrices())
+        count = len(self.expand_RO)
+        return Term(shrink, tuple(rest[:count]), tuple(rest[count:]))
 
     def part(self, shard: Shard, cut: int) -> Term:
         """A rank's part, where the linear's weight is cut by its outputs or its inputs."""
@@ -246,5 +253,5 @@ def empty_terms(
 
 def are_finite(terms: dict[tuple[int, int], Term]) -> bool:
     """Whether every number of the terms is finite in their dtype."""
-    peaks = [matrix.abs().amax() for term in terms.values() for matrix in term.matrices()]
-    return bool(torch.isfinite(torch.stack(peaks)).all())
+    matrices = [matrix for term in terms.values() for matrix in term.matrices()]
+    return bool(torch.isfinite(torch.stack(torch._foreach_norm(matrices, math.inf))).all())

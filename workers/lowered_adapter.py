@@ -30,7 +30,10 @@ class LoweredAdapter:
         adapter.method.lower(adapter.params, terms)
         if not are_finite(terms):
             raise InvalidInput("The adapter holds weights that are NaN, infinite or overflow.")
-        return cls(adapter.method, arena.part(terms))
+        terms = arena.part(terms)
+        if arena.device.type == "cuda":
+            terms = {place: term.pinned() for place, term in terms.items()}
+        return cls(adapter.method, terms)
 
     @property
     def num_bytes(self) -> int:
@@ -43,11 +46,11 @@ class LoweredAdapter:
         return self
 
     def copy_into(self, slot: Terms) -> None:
-        """Write the terms over those of a slot."""
+        """Write the terms over those of a slot, in stream order."""
         pairs = [
             pair
             for place, term in self.terms.items()
             for pair in zip(slot[place].matrices(), term.matrices(), strict=True)
         ]
         into, values = zip(*pairs, strict=True)
-        torch._foreach_copy_(into, values)
+        torch._foreach_copy_(into, values, non_blocking=True)

@@ -31,7 +31,7 @@ from workers.kernels.span_tiles import KeyPlace, SpanTiles
 from workers.kv_cache import NULL_BLOCK, KVCache
 from workers.newest_draw import NewestDraw
 
-USUAL_KEYS = 4096  # splits are chosen for contexts of this length
+USUAL_KEYS = 8192  # splits are chosen for contexts of this length
 NO_BLOCK = -1
 NO_ROW = 1 << 40
 UNIFORM = (0, 0, 0, 0, 0)  # in place of a compressed sequence's addresses

@@ -60,6 +60,10 @@ class QuantizedWeight(ABC):
         """Memory that is held."""
         return sum(tensor.nbytes for tensor in self.codes.tensors)
 
+    def matrix(self) -> Tensor:
+        """All of it, see `dequantize`."""
+        return self.dequantize()
+
     def linear(self, x: Tensor, bias: Tensor | None = None, into: Tensor | None = None) -> Tensor:
         """X @ W.T + bias: (rows, out_features); added to `into`, in place, where given.
 

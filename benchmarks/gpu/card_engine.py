@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu.random_job import lora_job, write_dataset
-from benchmarks.gpu.random_model import BASE, RANK, random_weights
+from benchmarks.gpu.random_model import BASE, random_weights
 from benchmarks.gpu.setting import Setting, llama_config
 from benchmarks.load import RequestTimes
 from benchmarks.step_record import RecordingMeter, trained_tokens
@@ -218,7 +218,6 @@ def engine_settings(setting: Setting, tpot_ms: float) -> EngineSettings:
         "training_memory_bytes": (32 << 20) if setting.is_tiny else (18 << 30),
         "max_jobs": 1,
         "adapter_slots": 8,
-        "max_rank": RANK,  # captured steps of larger ones would never run
         "tpot_ms": tpot_ms,
         "ttft_ms": 1000.0,
     }

@@ -73,9 +73,9 @@ class OnlineLeastSquares:
         informed = self.num_observations - len(self.weights)
         if informed > 0:  # before, the residual is the prior's, not the law's
             rate = max(ERROR_RATE, 1 / informed)
-            error = abs(y - predicted)
+            error = min(abs(y - predicted), abs(predicted))  # a stall of seconds is no usual error
             self._error_mean += rate * (error - self._error_mean)
-            relative = min(1.0, error / max(abs(predicted), 1e-9))
+            relative = error / max(abs(predicted), 1e-9)
             self._relative_error_mean += rate * (relative - self._relative_error_mean)
 
     def _believed(self, predicted: float, y: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import torch
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from scheduler.artefact.lora_config import PLAIN, Alphas, Ranks, at_site, read_lora_options
 from scheduler.domain.errors import InvalidInput
@@ -88,21 +89,41 @@ class Lora(PeftMethod):
 
     def lower(self, params: Params, into: Terms) -> None:
         """Stack A by projection; put scale * B^T beside it."""
-        for site in self._sites:
-            a, b = _factors(params, site.name)
-            term, rank = into[site.key], len(a)
-            shrink, expand = site.shrink(term, self.rank), term.expand_RO[site.place]
-            shrink[:rank], shrink[rank:] = a, 0.0
-            torch.mul(b.T, self.scale(site.name), out=expand[:rank])
-            expand[rank:] = 0.0
+        shrinks, expands = self._own_blocks(into)
+        factors = [_factors(params, site.name) for site in self._sites]
+        torch._foreach_copy_(shrinks, [a for a, _ in factors])
+        scaled = torch._foreach_mul([b.T for _, b in factors], self._scales)
+        torch._foreach_copy_(expands, scaled)
+        self._clear_rest(into)
 
     def pull_back(self, grads: Terms, into: Params) -> None:
         """DA is a block of d_shrink; dB is scale times the transposed d_expand."""
+        shrinks, expands = self._own_blocks(grads)
+        factors = [_factors(into, site.name) for site in self._sites]
+        torch._foreach_copy_([a for a, _ in factors], shrinks)
+        scaled = torch._foreach_mul(expands, self._scales)
+        torch._foreach_copy_([b for _, b in factors], [grad.T for grad in scaled])
+
+    @property
+    def _scales(self) -> list[float]:
+        return [self.scale(site.name) for site in self._sites]
+
+    def _own_blocks(self, terms: Terms) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows of the sites in their shrinks and expands, as many as each has ranks."""
+        shrinks, expands = [], []
         for site in self._sites:
-            a, b = _factors(into, site.name)
-            term, rank = grads[site.key], len(a)
-            a.copy_(site.shrink(term, self.rank)[:rank])
-            torch.mul(term.expand_RO[site.place][:rank].T, self.scale(site.name), out=b)
+            term, rank = terms[site.key], self._ranks[site.name]
+            shrinks.append(site.shrink(term, self.rank)[:rank])
+            expands.append(term.expand_RO[site.place][:rank])
+        return shrinks, expands
+
+    def _clear_rest(self, terms: Terms) -> None:
+        """What smaller ranks leave of their blocks."""
+        for site in self._sites:
+            term, rank = terms[site.key], self._ranks[site.name]
+            if rank < self.rank:
+                site.shrink(term, self.rank)[rank:] = 0.0
+                term.expand_RO[site.place][rank:] = 0.0
 
     def peft_config(self) -> dict[str, Any]:
         """See PeftMethod."""
@@ -131,5 +152,5 @@ class Lora(PeftMethod):
         return cls(options, model)
 
 
-def _factors(params: Params, site: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _factors(params: Params, site: str) -> tuple[Tensor, Tensor]:
     return params[f"{site}.lora_A.weight"], params[f"{site}.lora_B.weight"]

@@ -11,6 +11,7 @@ import pytest
 from scheduler.domain.job import JobStatus
 from scheduler.store.board import JobTally, OutboxBacklog
 from service.board_metrics import BoardReport
+from service.live_requests import LiveRequests
 from service.worker_metrics import WorkerCollector
 from tests.unit.kubernetes.rendered import of_kind
 from workers.settings import WorkerSettings
@@ -29,7 +30,7 @@ TRIGGERS = {trigger["name"]: trigger["metadata"] for trigger in SPEC["triggers"]
 def _exported() -> set[str]:
     """Names of the series that gateways export of engines and of the board."""
     roster = SimpleNamespace(workers=[], service_classes={})
-    pool = SimpleNamespace(roster=roster, num_waiting=0, num_gaps=0, num_moves={})
+    pool = SimpleNamespace(roster=roster, live=LiveRequests(), num_gaps=0, num_moves={})
     board = BoardReport(
         usage=[],
         running=[],

@@ -25,6 +25,7 @@ PRODUCTS = {
 }
 MIDDLES = "middles"  # parts whose kernels also read matrices of rank x rank, number by number
 NARROW = {"_join", "_store_heads"}  # their tiles are smaller than a block's threads could read
+SHAPES = ("8B", "1B")
 SHARED_BYTES = 227 << 10  # what a block may have
 Figures = list[dict[str, Any]]
 
@@ -34,10 +35,21 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     cache = str(tmp_path_factory.mktemp("triton"))
     environment |= {"TRITON_CACHE_DIR": cache, "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, PROGRAM, "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: Figures = json.loads(done.stdout)
+    running = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, "--json", shape],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for shape in SHAPES
+    ]
+    found: Figures = []
+    for process in running:
+        printed, complaints = process.communicate()
+        assert process.returncode == 0, complaints[-2000:]
+        found += json.loads(printed)
     return found
 
 

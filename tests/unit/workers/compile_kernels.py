@@ -1,7 +1,7 @@
 """What the compiler makes of every Triton kernel for a Hopper card, at the shapes of two Llamas.
 
-Run as a program, without TRITON_INTERPRET: prints a table, or with `--json` all figures. No card is
-needed.
+Run as a program, without TRITON_INTERPRET: prints a table, or with `--json` all figures, of the
+shapes that are named or of all. No card is needed.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def table(figures: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     compiler = Compiler()
     compiler.install()
-    for shape in SHAPES:
+    for shape in [each for each in SHAPES if each.name in sys.argv] or SHAPES:
         launch_all(compiler, shape)
     figures = [figures_of(*found) for found in compiler.kernels]
     sys.stdout.write(json.dumps(figures) if "--json" in sys.argv else table(figures))

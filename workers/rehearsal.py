@@ -30,6 +30,7 @@ from workers.trainer import Trainer
 NAME = "rehearsal"
 RANK = 16
 SHORT_PROMPT = 32
+LEAST_TOKENS = 2  # one to read, one to predict
 MANY_UNITS = 1 << 20
 
 log = structlog.get_logger()
@@ -70,20 +71,27 @@ def _serve(host: ModelHost, num_tokens: int, columns: AdapterColumns | None) -> 
 
 def _train(host: ModelHost, rank: int) -> None:
     """The first pack of a job, forward and back; the job is dropped before its first step."""
-    trainer = host.trainer
-    with tempfile.TemporaryDirectory() as folder, _job(trainer, Path(folder), rank):
+    trainer, num_tokens = host.trainer, _longest(host.trainer)
+    if num_tokens < LEAST_TOKENS:
+        return  # there is no memory to train in
+    with tempfile.TemporaryDirectory() as folder, _job(trainer, Path(folder), rank, num_tokens):
         if trainer.demands(host.scheduler.pool.num_free):
             with trainer.side.device.turn():
                 for _ in trainer.run_units(LaneUnits(NAME, MANY_UNITS), lambda: True):
                     pass
 
 
-@contextmanager
-def _job(trainer: Trainer, folder: Path, rank: int) -> Iterator[None]:
-    """A job on one example of zeros, as long as a pack where memory holds it."""
+def _longest(trainer: Trainer) -> int:
+    """Tokens of an example: a pack, or what memory and the model hold of it."""
     num_tokens = min(trainer.limits.pack_tokens, trainer.decoder.config.max_model_len)
     while not trainer.placement.fits(num_tokens):
         num_tokens //= 2
+    return num_tokens
+
+
+@contextmanager
+def _job(trainer: Trainer, folder: Path, rank: int, num_tokens: int) -> Iterator[None]:
+    """A job on one example of zeros."""
     offsets, weights = np.array([0, num_tokens]), np.ones(num_tokens, np.float32)
     weights[0] = 0
     write(folder / "data", EncodedDataset(offsets, np.zeros(num_tokens, np.int32), weights))

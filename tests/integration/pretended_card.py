@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from workers import cpu_attention
 from workers.cpu_backward import CpuBackward
@@ -17,7 +18,7 @@ from workers.padded_step import PaddedStep
 from workers.step_graphs import CapturedStep, StepGraphs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from workers.decoder import Decoder
     from workers.kv_cache import KVCache
@@ -44,10 +45,14 @@ def graphs(decoder: Decoder, cache: KVCache, newest_draw: NewestDraw) -> StepGra
 
 
 @pytest.fixture
-def pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines that start within run as on a card."""
+def pretended_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Engines that start within run as on a card; on one thread: the interpreter knows no more."""
     monkeypatch.setitem(KERNELS, "cpu", gpu_kernels)
     monkeypatch.setattr(StepGraphs, "try_of", graphs)
     for kind in (CpuDecoder, CpuBackward):
         monkeypatch.setattr(kind, "try_of", lambda *_: None)
     monkeypatch.setattr(cpu_attention, "supported", lambda *_: None)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

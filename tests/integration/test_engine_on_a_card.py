@@ -29,7 +29,7 @@ __all__ = ["pretended_card"]
 NAMES = ("plain", "adapted", "sampled", "compressed")
 
 
-def tiny_engine(folder: Path) -> TinyEngine:
+def tiny_engine(folder: Path, training_memory_bytes: int = 1 << 16) -> TinyEngine:
     return TinyEngine(
         folder,
         family="llama",
@@ -37,7 +37,7 @@ def tiny_engine(folder: Path) -> TinyEngine:
         max_batched_tokens=32,
         kv_cache_tokens=1024,
         max_jobs=1,
-        training_memory_bytes=1 << 16,
+        training_memory_bytes=training_memory_bytes,
         max_rank=16,
     )
 
@@ -95,3 +95,12 @@ def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert {(shape.bucket, shape.rank) for shape in captured} == {
         (bucket, rank) for bucket in (1, 2) for rank in (0, 16)
     }
+
+
+@pytest.mark.usefixtures("pretended_card")
+def test_where_nothing_can_train_only_serving_is_rehearsed(tmp_path: Path) -> None:
+    engine = tiny_engine(tmp_path, training_memory_bytes=1)
+
+    loop = engine.start(Script([]))
+
+    assert_nothing_is_held(loop.hosts[BASE])

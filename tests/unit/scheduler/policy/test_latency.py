@@ -101,6 +101,17 @@ def test_a_repeated_observation_never_blows_the_law_up() -> None:
     assert 0.5 * COSTS.at(200) <= law.forward_ms(prefill) < 300
 
 
+def test_a_stall_of_seconds_leaves_the_margin_to_usual_errors() -> None:
+    law = LatencyLaw(COSTS, num_layers=4)
+    decode = ForwardShape(num_rows=4, num_spans=4, context_tokens=400, score_pairs=0)
+    for _ in range(200):
+        law.observe_forward(decode, 6.0)
+
+    law.observe_forward(decode, 2000.0)
+
+    assert law.margin_ms(decode) < 0.2
+
+
 def test_the_law_of_a_forward_converges_on_synthetic_costs() -> None:
     random = Random(3)
     law = LatencyLaw(COSTS, num_layers=4)
